@@ -1,0 +1,1 @@
+"""Source text in, facts out: no IPython, no live objects."""

@@ -1,0 +1,1 @@
+"""Live objects in, short names out."""

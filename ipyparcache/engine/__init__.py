@@ -1,0 +1,1 @@
+"""Run tasks on workers; knows nothing of cells or caches."""

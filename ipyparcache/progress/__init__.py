@@ -1,0 +1,1 @@
+"""Counts in, something to look at out."""

@@ -1,0 +1,1 @@
+"""String keys and bytes; knows nothing of cells or digests."""
