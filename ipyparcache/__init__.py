@@ -1,5 +1,72 @@
-"""Cached cells, parallel loops and a joblib-shaped API; every public name is resolved on first use."""
+"""Cached cells, parallel loops and a joblib-shaped API; every public name is resolved on first use.
+
+Each worker process imports `ipyparcache.engine.worker` and so runs this file first: nothing heavier than
+`importlib` may be imported here, or every worker pays for it at its start.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
 __version__ = "0.1.0"
+
+# Where each public name lives: its one home, imported when the name is first asked for.
+_HOMES = {
+    "Logger": "ipyparcache.logger",
+    "MemorizedResult": "ipyparcache.memory",
+    "Memory": "ipyparcache.memory",
+    "Parallel": "ipyparcache.parallel.front",
+    "ParallelBackendBase": "ipyparcache.engine.backends.base",
+    "PrintTime": "ipyparcache.logger",
+    "StoreBackendBase": "ipyparcache.storage.store",
+    "cpu_count": "ipyparcache.engine.cpus",
+    "delayed": "ipyparcache.parallel.front",
+    "dump": "ipyparcache.storage.fileformat",
+    "effective_n_jobs": "ipyparcache.parallel.front",
+    "expires_after": "ipyparcache.memory",
+    "has_shareable_memory": "ipyparcache.pool",
+    "hash": "ipyparcache.digest.joblibhash",
+    "last_run": "ipyparcache.cells.cached",
+    "load": "ipyparcache.storage.fileformat",
+    "parallel_backend": "ipyparcache.parallel.front",
+    "parallel_config": "ipyparcache.parallel.front",
+    "register_compressor": "ipyparcache.storage.compression",
+    "register_joblib": "ipyparcache.parallel.front",
+    "register_parallel_backend": "ipyparcache.engine.backends.base",
+    "register_store_backend": "ipyparcache.storage.store",
+    "shutdown_workers": "ipyparcache.engine.pool",
+    "wrap_non_picklable_objects": "ipyparcache.pickling",
+}
+
+__all__ = [*_HOMES, "load_ipython_extension", "unload_ipython_extension"]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # later look-ups find it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics with an IPython shell; called by `%load_ext ipyparcache`."""
+    from ipyparcache.magics import load_ipython_extension as load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take everything back that `load_ipython_extension` put into the shell; called by `%unload_ext`."""
+    from ipyparcache.magics import unload_ipython_extension as unload
+
+    unload(shell)
