@@ -1,0 +1,393 @@
+"""A store in a directory: a file a blob, written aside and renamed, never changed in place.
+
+    <folder>/blobs/ab/<name>      one blob; `ab` spreads the names over 256 folders
+    <folder>/aside/<name>         damaged blobs, kept a week for whoever wants to look
+    <folder>/temporary/           what is being written; leftovers of dead processes are swept
+    <folder>/locks/
+
+Nothing is ever truncated or rewritten in place: a reader that mapped the file would see it, or die of SIGBUS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import mmap
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ipyparcache.errors import StoreUnavailable
+from ipyparcache.storage.locks import Locks
+from ipyparcache.storage.store import Blob, Buffer, Item, Signature, Store, checked_name
+
+MAPPED = 1 << 20
+"""Bytes from which a buffer is mapped rather than read: below, a page fault a page costs more than a copy."""
+
+ASIDE_SECONDS = 7 * 86400.0
+STALE_SECONDS = 86400.0
+"""Age at which a temporary file of another machine counts as left behind."""
+
+NETWORK_FILE_SYSTEMS = (
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
+    "ocfs", "orangefs", "pvfs", "smb", "vboxsf", "wekafs",
+)  # fmt: skip
+"""Beginnings of the names of file systems whose files another machine may change or take away while
+mapped."""
+
+_counter = itertools.count()
+
+
+class LocalBlob(Blob):
+    """A file, open for reading."""
+
+    def __init__(self, handle: int, *, may_map: bool):
+        status = os.fstat(handle)
+        self.size = status.st_size
+        self.modified = status.st_mtime
+        self.signature = signature_of(status) if may_map else None
+        self._handle = handle
+        self._may_map = may_map
+
+    def read(self, offset: int, length: int) -> Buffer:
+        """These bytes; fewer if the file ends before."""
+        return _read_at(self._handle, offset, length)
+
+    def writable(self, offset: int, length: int) -> memoryview:
+        """These bytes, mapped copy-on-write if they are many and the file system is local."""
+        if offset + length > self.size:
+            raise EOFError(f"{offset + length - self.size} bytes are missing")
+        if length < MAPPED:
+            memory = memoryview(bytearray(length))
+        elif self._may_map:
+            start = offset - offset % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(self._handle, offset + length - start, access=mmap.ACCESS_COPY, offset=start)
+            return memoryview(mapped)[offset - start :]
+        else:
+            # Fresh anonymous pages: a bytearray of this size would be filled with zeros first.
+            memory = memoryview(mmap.mmap(-1, length))
+        _read_into(self._handle, memory, offset)
+        return memory
+
+    def close(self) -> None:
+        """Close the file; mappings of it stay."""
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class LocalStore(Store):
+    """Blobs in a folder of this machine, or of a server that this machine mounts."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.location = str(self.folder)
+        self._blobs = self.folder / "blobs"
+        self._temporary = self.folder / "temporary"
+        self._locks = Locks(self.folder / "locks")
+        self._may_map: bool | None = None  # asked once the folder exists
+        self._swept = False
+
+    def open(self, name: str) -> LocalBlob | None:
+        """The file of this name, open."""
+        try:
+            handle = os.open(
+                self._path(name), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            )
+        except OSError:
+            return None
+        if self._may_map is None:
+            self._may_map = not is_on_network(self._blobs)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                return None
+            return LocalBlob(handle, may_map=self._may_map)
+        except BaseException:
+            os.close(handle)
+            raise
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> int:
+        """Write the file aside and rename it."""
+        path = self._path(name)
+        try:
+            self._prepare()
+            # The partial file lies in the same folder tree, since renaming is atomic only within a file
+            # system.
+            temporary = self._temporary / f"{writer_name()}-{next(_counter)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            handle = os.open(
+                temporary, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o600
+            )
+        except OSError as error:
+            raise StoreUnavailable(self.location, _reason(error)) from error
+        try:
+            try:
+                written = _write_all(handle, parts)
+            finally:
+                os.close(handle)  # a full NFS server may say so only here
+            try:
+                os.replace(temporary, path)
+            except FileNotFoundError:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise StoreUnavailable(self.location, _reason(error)) from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return written
+
+    def delete(self, name: str) -> bool:
+        """Unlink the file."""
+        try:
+            os.unlink(self._path(name))
+        except OSError:
+            return False
+        return True
+
+    def set_aside(self, name: str) -> None:
+        """Rename the file into `aside`; unlink it if that cannot be done."""
+        aside = self.folder / "aside"
+        with contextlib.suppress(OSError):
+            aside.mkdir(mode=0o700, exist_ok=True)
+            os.replace(self._path(name), aside / name)
+            return
+        self.delete(name)
+
+    def group(self, group: str) -> list[Item]:
+        """The files of one group, which lie in one folder."""
+        return [
+            item
+            for item in _listed(self._path(checked_name(group)).parent)
+            if item.name == group or item.name.startswith(f"{group}.")
+        ]
+
+    def items(self) -> Iterator[Item]:
+        """All files, folder by folder."""
+        try:
+            shards = sorted(os.listdir(self._blobs))
+        except OSError:
+            return
+        for shard in shards:
+            yield from _listed(self._blobs / shard)
+
+    def lock(self, name: str, timeout: float | None = None) -> AbstractContextManager[bool]:
+        """Hold the lock `name`; see `Store.lock`."""
+        return self._locks.hold(name, timeout)
+
+    def capacity(self) -> int | None:
+        """Bytes of the disk below the folder."""
+        folder = self.folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            return os.statvfs(folder).f_frsize * os.statvfs(folder).f_blocks
+        except (OSError, AttributeError):
+            return None
+
+    def sweep(self) -> None:
+        """Unlink temporary files of dead writers, and what was set aside long ago."""
+        now = time.time()
+        me = writer_name()
+        for item in _listed(self._temporary):
+            host, pid, start = _parse_writer(item.name)
+            if item.name.startswith(me):
+                continue
+            here = host == _host()
+            if (here and not is_running(pid, start)) or (not here and now - item.modified > STALE_SECONDS):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary / item.name)
+        for item in _listed(self.folder / "aside"):
+            if now - item.modified > ASIDE_SECONDS:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.folder / "aside" / item.name)
+
+    def close(self) -> None:
+        """Close what is open; the store may be used again."""
+        self._locks.close()
+
+    def _prepare(self) -> None:
+        """Make the folders; the first time also sweep."""
+        if self._swept and self._temporary.is_dir():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._blobs.mkdir(exist_ok=True, mode=0o700)
+        self._temporary.mkdir(exist_ok=True, mode=0o700)
+        if not self._swept:
+            self._swept = True
+            self.sweep()
+
+    def _path(self, name: str) -> Path:
+        # The last two characters of the group, since groups may share their beginning.
+        return self._blobs / _shard(checked_name(name)) / name
+
+
+def signature_of(status: os.stat_result) -> Signature:
+    """What changes whenever somebody writes to the file."""
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def is_on_network(folder: Path) -> bool:
+    """Whether files below `folder` lie on another machine, or on a file system that is not known to be
+    local."""
+    if sys.platform != "linux":
+        return str(folder).startswith("\\\\")
+    try:
+        device = os.stat(folder).st_dev
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                major, _, minor = left.split()[2].partition(":")
+                if os.makedev(int(major), int(minor)) == device:
+                    return right.startswith(NETWORK_FILE_SYSTEMS)
+    except OSError:
+        return True
+    # Some file systems (btrfs subvolumes) show another device than their mount line; those are local.
+    return False
+
+
+def writer_name() -> str:
+    """Names this process on this machine: host, pid and the time at which the process began."""
+    pid = os.getpid()
+    return f"{_host()}-{pid}-{_start_of(pid)}"
+
+
+def is_running(pid: int, start: str) -> bool:
+    """Whether the process of this machine with that pid and start time still lives."""
+    if sys.platform == "linux":
+        return _start_of(pid) == start
+    try:
+        os.kill(pid, 0) if sys.platform != "win32" else None
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _host() -> str:
+    # The machine's own id tells two containers of one host name apart.
+    global _host_id
+    if _host_id is None:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                boot = file.read()
+            own = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
+        except OSError:
+            boot = own = ""
+        _host_id = hashlib.blake2b(f"{socket.gethostname()}{boot}{own}".encode(), digest_size=8).hexdigest()
+    return _host_id
+
+
+_host_id: str | None = None
+
+
+def _start_of(pid: int) -> str:
+    """Clock ticks since boot at which the process began; empty where that is not known or it is no more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+def _parse_writer(name: str) -> tuple[str, int, str]:
+    host, pid, start = [*name.split("-"), "", "", ""][:3]
+    return host, int(pid) if pid.isdigit() else 0, start
+
+
+def _shard(name: str) -> str:
+    return name.partition(".")[0][-2:].lower()
+
+
+def _listed(folder: Path) -> Iterator[Item]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        yield Item(entry.name, status.st_size, status.st_mtime)
+    except OSError:
+        return
+
+
+def _read_at(handle: int, offset: int, length: int) -> Buffer:
+    if hasattr(os, "pread"):
+        data = os.pread(handle, length, offset)
+        if len(data) == length or not data:
+            return data
+    memory = bytearray(length)
+    return memory[: _read_into(handle, memoryview(memory), offset, short_ok=True)]
+
+
+def _read_into(handle: int, memory: memoryview, offset: int, *, short_ok: bool = False) -> int:
+    done = 0
+    while done < len(memory):
+        if hasattr(os, "preadv"):
+            count = os.preadv(handle, [memory[done:]], offset + done)
+        else:
+            os.lseek(handle, offset + done, os.SEEK_SET)
+            data = os.read(handle, min(len(memory) - done, 1 << 24))
+            count = len(data)
+            memory[done : done + count] = data
+        if count == 0:
+            if short_ok:
+                return done
+            raise EOFError(f"{len(memory) - done} bytes are missing")
+        done += count
+    return done
+
+
+def _write_all(handle: int, parts: Sequence[Buffer]) -> int:
+    """Write the parts, joining small ones: one system call each would dominate."""
+    written = 0
+    small: list[Buffer] = []
+    waiting = 0
+    for part in parts:
+        flat = memoryview(part).cast("B")
+        if len(flat) >= 1 << 18:
+            written += _write(handle, b"".join(small)) + _write(handle, flat)
+            small, waiting = [], 0
+        else:
+            small.append(flat)
+            waiting += len(flat)
+            if waiting >= 1 << 20:
+                written += _write(handle, b"".join(small))
+                small, waiting = [], 0
+    return written + _write(handle, b"".join(small))
+
+
+def _write(handle: int, data: Buffer) -> int:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        # Linux writes at most 2 GiB a call, Windows takes an int.
+        done += os.write(handle, view[done : done + (1 << 30)])
+    return done
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the disk is full"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "it is read-only"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "it is no folder"
+    if error.errno == errno.EDQUOT:
+        return "the disk quota is used up"
+    return error.strerror or str(error)

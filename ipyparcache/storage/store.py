@@ -1,0 +1,131 @@
+"""What a store is: named blobs that are written whole, read in parts, and locked by name.
+
+Everything above (`storage.entry`) speaks only to `Store`; everything below is one implementation a file,
+and each of them passes `tests/contracts/store.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Signature: TypeAlias = tuple[int, int, int, int]
+"""Size, inode, mtime_ns and ctime_ns of a file: equal only if nobody wrote to it in between."""
+
+_NAME = re.compile(r"[0-9A-Za-z_-]{2,200}(\.[0-9A-Za-z_-]{1,100})?")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One blob as a listing shows it; `modified` is in seconds since the epoch."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class Blob(ABC):
+    """One stored blob, open for reading; what it hands out stays valid after `close` and after a `delete`."""
+
+    size: int
+    modified: float
+    signature: Signature | None
+    """None where the system cannot tell a rewritten file, so that its content must be checked each time."""
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> Buffer:
+        """These bytes; fewer if the blob ends before."""
+
+    @abstractmethod
+    def writable(self, offset: int, length: int) -> memoryview:
+        """These bytes as private writable memory, mapped copy-on-write where that is safe.
+
+        Raises
+        ------
+        EOFError
+            If the blob ends before.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what reading needed."""
+
+    def __enter__(self) -> Blob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Store(ABC):
+    """Named blobs in one place, shared with other threads, processes and perhaps machines.
+
+    Readers see a blob whole or not at all. A name is letters, digits, `_` and `-`, with at most one dot that
+    parts a group from what tells its members apart; listing one group is quick.
+    """
+
+    location: str
+
+    @abstractmethod
+    def open(self, name: str) -> Blob | None:
+        """The blob of this name, or None where there is none or it cannot be read."""
+
+    @abstractmethod
+    def put(self, name: str, parts: Sequence[Buffer]) -> int:
+        """Write the parts one after another as the blob `name`, in place of an older one; bytes written.
+
+        Raises
+        ------
+        StoreUnavailable
+            If it cannot be written; nothing of it is left then.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> bool:
+        """Take a blob away; whether there was one. Who has it open reads on."""
+
+    @abstractmethod
+    def set_aside(self, name: str) -> None:
+        """Take a damaged blob out of the way, where a person can still look at it."""
+
+    @abstractmethod
+    def group(self, group: str) -> list[Item]:
+        """The blobs whose name is `group` or begins with `group.`, in no order."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All blobs, in no order."""
+
+    @abstractmethod
+    def lock(self, name: str, timeout: float | None = None) -> AbstractContextManager[bool]:
+        """Hold the lock of this name; it need not be the name of a blob.
+
+        Yields False if others hold it for longer than `timeout` seconds (None waits on), or where locks
+        cannot be had: then go on without. The thread that holds a lock may take it again. Locks of the dead
+        are free.
+        """
+
+    @abstractmethod
+    def capacity(self) -> int | None:
+        """Bytes of the disk that the store lies on, or None if that cannot be told."""
+
+
+def checked_name(name: str) -> str:
+    """`name`, if every store can take it.
+
+    Raises
+    ------
+    ValueError
+        If it holds other characters, or is too long or too short.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a blob of a store")
+    return name
