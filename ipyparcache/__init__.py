@@ -30,7 +30,7 @@ _HOMES = {
     "expires_after": "ipyparcache.memory",
     "has_shareable_memory": "ipyparcache.pool",
     "hash": "ipyparcache.digest.joblibhash",
-    "last_run": "ipyparcache.cells.cached",
+    "last_run": "ipyparcache.cells.runs",
     "load": "ipyparcache.storage.fileformat",
     "parallel_backend": "ipyparcache.parallel.front",
     "parallel_config": "ipyparcache.parallel.front",

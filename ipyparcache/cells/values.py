@@ -1,0 +1,363 @@
+"""What a cell left behind, as bytes and back: one pickle for all, in which objects that were there before are references.
+
+The pickler's memo is filled beforehand with what exists on both sides — the namespace, the cell's own definitions,
+every mutable object of its inputs, in an order that both sides derive alike — and so is the unpickler's. An output
+that holds an input then refers to the live object, at the speed of the C pickler and without a call per object.
+Functions and instances of the notebook are taken apart by type, `__dict__`, slots and content, never by their own
+pickling methods, so that putting them together runs no user code and finds the live class.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ipyparcache.errors import ParcacheError
+
+OUT_OF_BAND_BYTES = 64 * 1024  # smaller buffers stay inside the pickle
+
+Reduction = tuple[Any, ...]
+
+
+class NotStorable(ParcacheError):
+    """Something a cell left behind cannot be stored, or would not come back as it is."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class _Packer(pickle.Pickler):
+    """Pickles outputs over objects that are known on both sides."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        known: Sequence[object],
+        buffers: list[pickle.PickleBuffer],
+        namespace: dict[str, object],
+        is_ours: Callable[[type], bool],
+        owners: ArrayOwners,
+    ):
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            if buffer.raw().nbytes < OUT_OF_BAND_BYTES:
+                return True
+            buffers.append(buffer)
+            return False
+
+        super().__init__(file, protocol=5, buffer_callback=keep)
+        self.namespace = namespace
+        self.is_ours = is_ours
+        self.owners = owners
+        self.memo = {id(thing): (number, thing) for number, thing in enumerate(known)}
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return self._function(obj)
+        if kind is types.ModuleType:
+            return importlib.import_module, (obj.__name__,)
+        if kind is types.CellType:
+            return self._cell(obj)
+        if isinstance(obj, type):
+            return self._class(obj)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind is numpy.ndarray:
+            return self.owners.reduce(obj)
+        if isinstance(obj, enum.Enum):
+            return NotImplemented
+        if self.is_ours(kind):
+            return _reduce_instance(obj)
+        return NotImplemented
+
+    def _function(self, function: types.FunctionType) -> Any:
+        if function.__globals__ is not self.namespace and _is_importable(function):
+            return NotImplemented
+        if function.__globals__ is not self.namespace:
+            raise NotStorable(
+                f"the function `{function.__qualname__}` belongs to no module that can be imported"
+            )
+        code = function.__code__
+        cells = function.__closure__ or ()
+        state = (
+            function.__defaults__,
+            function.__kwdefaults__,
+            dict(function.__dict__),
+            function.__qualname__,
+            function.__module__,
+            function.__doc__,
+            function.__annotations__,
+        )
+        import marshal
+
+        made = (marshal.dumps(code), self.namespace, function.__name__, cells)
+        return _make_function, made, state, None, None, _set_function_state
+
+    def _cell(self, cell: Any) -> Reduction:
+        try:
+            content: tuple[object, ...] = (cell.cell_contents,)
+        except ValueError:
+            content = ()
+        return types.CellType, (), content, None, None, _fill_cell
+
+    def _class(self, cls: type) -> Any:
+        if cls.__module__ != "__main__":
+            return NotImplemented
+        if lookup(self.namespace, cls.__qualname__) is cls:
+            return lookup, (self.namespace, cls.__qualname__)
+        raise NotStorable(
+            f"the class `{cls.__qualname__}` is not the one that the notebook holds under this name"
+        )
+
+
+class ArrayOwners:
+    """Which arrays share memory, so that a buffer is stored once and views stay views.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        All arrays among the outputs.
+    inputs : sequence of ndarray
+        All arrays among the inputs, which are known on both sides.
+    """
+
+    def __init__(self, arrays: Sequence[Any], inputs: Sequence[Any]):
+        counts: dict[int, int] = {}
+        self._owners: dict[int, Any] = {}
+        for array in arrays:
+            owner = owner_of(array)
+            self._owners[id(owner)] = owner
+            counts[id(owner)] = counts.get(id(owner), 0) + 1
+        self._shared = {number for number, count in counts.items() if count > 1}
+        self._inputs = [(*memory_range(array), array) for array in inputs if array.nbytes]
+
+    def reduce(self, array: Any) -> Any:
+        """How to pickle one plain array: NotImplemented for numpy's own way, else as a view."""
+        if array.nbytes == 0 or array.dtype.hasobject:
+            return NotImplemented
+        low, high = memory_range(array)
+        for input_low, input_high, source in self._inputs:
+            if source is not array and input_low <= low and high <= input_high:
+                return self._view(array, source)
+            if source is not array and low < input_high and input_low < high:
+                raise NotStorable("an array shares part of its memory with an input")
+        owner = owner_of(array)
+        if owner is array:
+            return NotImplemented
+        if id(owner) in self._shared or not (array.flags.c_contiguous or array.flags.f_contiguous):
+            return self._view(array, owner)
+        return NotImplemented
+
+    def _view(self, array: Any, source: Any) -> Reduction:
+        if not (source.flags.c_contiguous or source.flags.f_contiguous):
+            raise NotStorable("an array is a view of memory that is not contiguous")
+        offset = array.__array_interface__["data"][0] - source.__array_interface__["data"][0]
+        made = (source, offset, array.shape, array.strides, array.dtype, array.flags.writeable)
+        return _make_view, made
+
+
+def owner_of(array: Any) -> Any:
+    """The array that owns the memory of this one, itself if none does."""
+    numpy = sys.modules["numpy"]
+    while type(array.base) is numpy.ndarray:
+        array = array.base
+    return array
+
+
+def memory_range(array: Any) -> tuple[int, int]:
+    """First address of the array's data and the one after its last."""
+    numpy = sys.modules["numpy"]
+    bounds = getattr(numpy.lib, "array_utils", numpy).byte_bounds(array)
+    return int(bounds[0]), int(bounds[1])
+
+
+def pack(
+    outputs: object,
+    known: Sequence[object],
+    namespace: dict[str, object],
+    is_ours: Callable[[type], bool],
+    owners: ArrayOwners,
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle what a cell left behind.
+
+    Parameters
+    ----------
+    outputs : object
+        Everything, as one object, so that what shares an object still does.
+    known : sequence of object
+        What exists on both sides, in the same order at `unpack`.
+    namespace : dict
+        The notebook's namespace, which functions keep as their globals; the first of `known`.
+    is_ours : callable
+        Whether a class is defined in the notebook or a local module.
+    owners : ArrayOwners
+
+    Returns
+    -------
+    bytes, list of PickleBuffer
+        The pickle and the buffers that lie outside of it.
+
+    Raises
+    ------
+    NotStorable
+        Naming what cannot be pickled.
+    """
+    file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+    try:
+        _Packer(file, known, buffers, namespace, is_ours, owners).dump(outputs)
+    except NotStorable:
+        raise
+    except RecursionError:
+        raise NotStorable("it is nested too deeply to be pickled") from None
+    except Exception as error:
+        raise NotStorable(f"{type(error).__name__}: {error}") from error
+    return file.getvalue(), buffers
+
+
+def unpack(pickled: Any, buffers: Sequence[Any], known: Sequence[object]) -> Any:
+    """Put together what `pack` took apart, over the live objects in `known`."""
+    unpickler: Any = pickle.Unpickler(io.BytesIO(pickled), buffers=buffers)
+    unpickler.memo = dict(enumerate(known))
+    return unpickler.load()
+
+
+def lookup(namespace: Mapping[str, object], qualname: str) -> object:
+    """What a dotted name stands for in the namespace, None if nothing."""
+    first, *rest = qualname.split(".")
+    found = namespace.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    return found
+
+
+def _is_importable(function: types.FunctionType) -> bool:
+    module = sys.modules.get(function.__module__ or "")
+    return module is not None and lookup(vars(module), function.__qualname__) is function
+
+
+def _make_function(code: bytes, namespace: dict[str, Any], name: str, cells: tuple[Any, ...]) -> Any:
+    import marshal
+
+    return types.FunctionType(marshal.loads(code), namespace, name, None, cells)
+
+
+def _set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> None:
+    defaults, keyword_defaults, attributes, qualname, module, doc, annotations = state
+    function.__defaults__ = defaults
+    function.__kwdefaults__ = keyword_defaults
+    function.__dict__.update(attributes)
+    function.__qualname__ = qualname
+    function.__module__ = module
+    function.__doc__ = doc
+    function.__annotations__ = annotations
+
+
+def _fill_cell(cell: Any, content: tuple[Any, ...]) -> None:
+    if content:
+        cell.cell_contents = content[0]
+
+
+def _make_view(
+    source: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, writeable: bool
+) -> Any:
+    numpy = sys.modules["numpy"]
+    flat = source if source.flags.c_contiguous else source.T
+    # the first element may lie behind the start of the source: negative strides run backwards from it
+    view = numpy.ndarray(shape, dtype, buffer=flat, offset=offset, strides=strides)
+    view.flags.writeable = writeable
+    return view
+
+
+_IMMUTABLE_BASES = (str, bytes, int, float, complex, tuple, frozenset)
+_MUTABLE_BASES = (list, dict, set, bytearray)
+
+
+def _reduce_instance(obj: Any) -> Any:
+    """An instance of a notebook or local class, whatever its pickling methods say."""
+    cls = type(obj)
+    base = next((base for base in cls.__mro__ if base.__module__ == "builtins"), object)
+    foreign = [kind for kind in cls.__mro__ if kind.__module__ != "builtins" and _has_native_state(kind)]
+    if foreign:
+        return NotImplemented  # state lies in a library's C structure: its own reduction knows it
+    if issubclass(cls, BaseException):
+        rest = (obj.__cause__, obj.__context__, obj.__suppress_context__)
+        return _new_exception, (cls, obj.args), (_fields(obj), rest), None, None, _set_exception_state
+    if base in _IMMUTABLE_BASES:
+        return _new_with_value, (cls, base, base(obj)), _fields(obj), None, None, _set_fields
+    if base in _MUTABLE_BASES:
+        return _new_container, (cls, base), (_fields(obj), base(obj)), None, None, _set_container_state
+    if base is not object:
+        return NotImplemented
+    return _new_plain, (cls,), _fields(obj), None, None, _set_fields
+
+
+def _has_native_state(kind: type) -> bool:
+    """Whether a class outside of builtins is made by C code: then it brings its own `__new__`."""
+    return isinstance(vars(kind).get("__new__"), types.BuiltinFunctionType)
+
+
+def _fields(obj: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    slots: dict[str, Any] = {}
+    for kind in type(obj).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType) and name not in ("__dict__", "__weakref__"):
+                try:
+                    slots[f"{kind.__qualname__}.{name}"] = member.__get__(obj, type(obj))
+                except AttributeError:
+                    continue
+    return dict(getattr(obj, "__dict__", {})), slots
+
+
+def _set_fields(obj: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    attributes, slots = state
+    if attributes:
+        obj.__dict__.update(attributes)
+    for kind in type(obj).__mro__:
+        for name, member in vars(kind).items():
+            key = f"{kind.__qualname__}.{name}"
+            if key in slots and isinstance(member, types.MemberDescriptorType):
+                member.__set__(obj, slots[key])
+
+
+def _new_plain(cls: type) -> Any:
+    return object.__new__(cls)
+
+
+def _new_with_value(cls: type, base: Any, value: Any) -> Any:
+    return base.__new__(cls, value)
+
+
+def _new_container(cls: type, base: Any) -> Any:
+    return base.__new__(cls)
+
+
+def _set_container_state(obj: Any, state: tuple[Any, Any]) -> None:
+    fields, content = state
+    _set_fields(obj, fields)
+    if isinstance(content, list):
+        list.extend(obj, content)
+    elif isinstance(content, dict):
+        dict.update(obj, content)
+    elif isinstance(content, set):
+        set.update(obj, content)
+    else:
+        bytearray.extend(obj, content)
+
+
+def _new_exception(cls: type[BaseException], args: tuple[Any, ...]) -> Any:
+    return cls.__new__(cls, *args)
+
+
+def _set_exception_state(obj: BaseException, state: tuple[Any, Any]) -> None:
+    fields, (cause, context, suppress) = state
+    _set_fields(obj, fields)
+    obj.__cause__, obj.__context__, obj.__suppress_context__ = cause, context, suppress

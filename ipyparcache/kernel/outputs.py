@@ -1,0 +1,367 @@
+"""Record what a cell prints and shows, in order and while it streams; replay it.
+
+The record is made by wrapping `write` of the stream objects (which sees output through older references, and in a
+kernel also what C code and child processes write to descriptors 1 and 2, since ipykernel pumps those into the same
+method), `publish` and `clear_output` of the display publisher, and two steps of the display hook. Nothing is held
+back: every wrapper passes on first and notes afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+OWN = "ipyparcache"  # metadata key of everything that we show ourselves
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+DRAIN_SECONDS = 2.0  # how long to wait for the kernel's pump of descriptors 1 and 2
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Text written to stdout or stderr."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Display:
+    """A display or, with `update`, the replacement of an earlier one with the same display id."""
+
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    transient: dict[str, Any]
+    update: bool
+
+
+@dataclass(frozen=True)
+class Clear:
+    """A call of clear_output."""
+
+    wait: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value shown by the display hook; the value itself is `values[index]` of the record."""
+
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    index: int
+
+
+OutputEvent: TypeAlias = Stream | Display | Clear | Result
+
+
+class Record:
+    """The outputs of one run, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._events: list[OutputEvent] = []
+        self.values: list[object] = []  # of the results shown
+        self.asked_for_input = False
+
+    def add(self, event: OutputEvent) -> None:
+        """Append an event."""
+        self._events.append(event)
+
+    def events(self) -> tuple[OutputEvent, ...]:
+        """What is to be replayed: neighbouring texts of a stream joined, our own notes left out."""
+        joined: list[OutputEvent] = []
+        texts: list[str] = []
+
+        def end_stream(name: str | None) -> None:
+            if texts and name is not None:
+                joined.append(Stream(name, "".join(texts)))
+                texts.clear()
+
+        current: str | None = None
+        for event in self._events:
+            if isinstance(event, Stream):
+                if event.name != current:
+                    end_stream(current)
+                    current = event.name
+                texts.append(event.text)
+                continue
+            end_stream(current)
+            current = None
+            joined.append(event)
+        end_stream(current)
+        return tuple(joined)
+
+
+class _StreamTap:
+    """Sees all text that one stream object is given, while it is attached."""
+
+    def __init__(self, name: str, stream: Any, record: Record) -> None:
+        self.name = name
+        self.stream = stream
+        self.record = record
+        self.marker = f"\x1b[0;0;{os.getpid()};{id(self)}m"  # invisible in a terminal
+        self.drained = threading.Event()
+        self.draining = False
+        self.held = ""
+        self.write: Callable[[str], Any] = stream.write
+
+    def attach(self) -> None:
+        def write(text: str) -> Any:
+            if self.draining and threading.current_thread() is self._pump():
+                return self._write_while_draining(text)
+            written = self.write(text)
+            if isinstance(text, str) and text:
+                self.record.add(Stream(self.name, text))
+            return written
+
+        self.stream.write = write
+
+    def _pump(self) -> threading.Thread | None:
+        thread = getattr(self.stream, "watch_fd_thread", None)
+        return thread if isinstance(thread, threading.Thread) else None
+
+    def _write_while_draining(self, text: str) -> int:
+        """Pass on what the pump brings, without our marker, which may come in pieces."""
+        self.held += text
+        found = self.held.find(self.marker)
+        keep = 0
+        if found >= 0:
+            self.held = self.held[:found] + self.held[found + len(self.marker) :]
+            self.drained.set()
+        else:
+            keep = next(
+                (n for n in range(len(self.marker) - 1, 0, -1) if self.held.endswith(self.marker[:n])), 0
+            )
+        ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        if ready:
+            self.write(ready)
+            self.record.add(Stream(self.name, ready))
+        return len(text)
+
+    def start_drain(self) -> bool:
+        """Send a marker through the kernel's pump; everything written to the descriptor before it comes first."""
+        descriptor = {"stdout": 1, "stderr": 2}[self.name]
+        pump = self._pump()
+        if pump is None or not pump.is_alive():
+            return False
+        self.draining = True
+        try:
+            os.write(descriptor, self.marker.encode())
+        except OSError:
+            self.draining = False
+            return False
+        return True
+
+    def end_drain(self, deadline: float) -> None:
+        self.drained.wait(max(0.0, deadline - time.monotonic()))
+        if self.held:
+            self.write(self.held)
+            self.record.add(Stream(self.name, self.held))
+            self.held = ""
+        self.draining = False
+
+    def detach(self) -> None:
+        self.stream.__dict__.pop("write", None)
+
+
+class _Tee:
+    """Stands for a stream whose `write` cannot be replaced (a plain text file): passes on and notes."""
+
+    def __init__(self, name: str, stream: Any, record: Record) -> None:
+        self._name, self._stream, self._record = name, stream, record
+
+    def write(self, text: str) -> int:
+        written: int = self._stream.write(text)
+        if text:
+            self._record.add(Stream(self._name, text))
+        return written
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._stream, attribute)
+
+
+@contextmanager
+def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
+    """Record everything that the block prints and shows, live.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+    record : Record
+    silenced : bool
+        Whether the cell ends with `;`, so that its last value is not shown.
+    """
+    taps: list[_StreamTap] = []
+    replaced: list[tuple[str, Any, _Tee]] = []
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        tap = _StreamTap(name, stream, record)
+        try:
+            tap.attach()
+        except AttributeError:  # a C object: its attributes are fixed
+            tee = _Tee(name, stream, record)
+            setattr(sys, name, tee)
+            replaced.append((name, stream, tee))
+        else:
+            taps.append(tap)
+    undo = [*_tap_display(shell, record), *_tap_display_hook(shell.displayhook, record, silenced)]
+    undo.append(_tap_input(record))
+    try:
+        yield
+    finally:
+        flush_figures(shell)
+        _flush_c_streams()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        draining = [tap for tap in taps if tap.start_drain()]
+        for tap in draining:
+            tap.end_drain(deadline)
+        for tap in taps:
+            tap.detach()
+        for name, stream, tee in replaced:
+            if getattr(sys, name) is tee:
+                setattr(sys, name, stream)
+        for step in reversed(undo):
+            step()
+
+
+def _tap_display(shell: Any, record: Record) -> list[Callable[[], None]]:
+    publisher = shell.display_pub
+    publish, clear = publisher.publish, publisher.clear_output
+
+    def tapped_publish(data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> Any:
+        done = publish(data, metadata, *args, **kwargs)
+        if OWN not in (metadata or {}):
+            transient = dict(kwargs.get("transient") or {})
+            shown = Display(dict(data), dict(metadata or {}), transient, bool(kwargs.get("update", False)))
+            record.add(shown)
+        return done
+
+    def tapped_clear(wait: bool = False) -> Any:
+        done = clear(wait)
+        record.add(Clear(bool(wait)))
+        return done
+
+    publisher.publish, publisher.clear_output = tapped_publish, tapped_clear
+
+    def undo() -> None:
+        for name in ("publish", "clear_output"):
+            publisher.__dict__.pop(name, None)
+
+    return [undo]
+
+
+def _tap_display_hook(hook: Any, record: Record, silenced: bool) -> list[Callable[[], None]]:
+    write_format_data, update_user_ns = hook.write_format_data, hook.update_user_ns
+    shown: list[object] = []
+
+    def tapped_write(format_dict: Any, md_dict: Any = None) -> Any:
+        done = write_format_data(format_dict, md_dict)
+        record.values.append(shown[-1] if shown else None)
+        record.add(Result(dict(format_dict), dict(md_dict or {}), len(record.values) - 1))
+        return done
+
+    def tapped_update(result: object) -> Any:
+        shown.append(result)
+        return update_user_ns(result)
+
+    hook.write_format_data, hook.update_user_ns = tapped_write, tapped_update
+    hook.quiet = lambda: silenced
+
+    def undo() -> None:
+        for name in ("write_format_data", "update_user_ns", "quiet"):
+            hook.__dict__.pop(name, None)
+
+    return [undo]
+
+
+def _tap_input(record: Record) -> Callable[[], None]:
+    """Note when the cell asks the user something."""
+    import builtins
+    import getpass
+
+    originals: list[tuple[Any, str, Any]] = [(builtins, "input", builtins.input), (getpass, "getpass", getpass.getpass)]
+
+    def asking(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def tapped(*args: Any, **kwargs: Any) -> Any:
+            record.asked_for_input = True
+            return ask(*args, **kwargs)
+
+        return tapped
+
+    for owner, name, function in originals:
+        setattr(owner, name, asking(function))
+
+    def undo() -> None:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+
+    return undo
+
+
+def flush_figures(shell: Any) -> None:
+    """Show figures that were drawn but not shown, as the inline backend does after a cell."""
+    for callback in shell.events.callbacks.get("post_execute", []):
+        if getattr(callback, "__name__", "") == "flush_figures":
+            callback()
+
+
+def _flush_c_streams() -> None:
+    """Bring out what C code has printed but not flushed."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    ctypes = sys.modules.get("ctypes")  # only a process that uses C libraries has text waiting there
+    if ctypes is not None and sys.platform != "win32":
+        ctypes.CDLL(None).fflush(None)
+
+
+def replay(shell: Any, events: Sequence[OutputEvent], values: Sequence[object]) -> None:
+    """Show a record again: the same texts, displays and results in the same order."""
+    for event in events:
+        if isinstance(event, Stream):
+            getattr(sys, event.name).write(event.text)
+        elif isinstance(event, Display):
+            shell.display_pub.publish(
+                data=_static(event.data),
+                metadata=event.metadata,
+                transient=event.transient,
+                update=event.update,
+            )
+        elif isinstance(event, Clear):
+            shell.display_pub.clear_output(event.wait)
+        else:
+            _show_result(shell.displayhook, event, values[event.index])
+
+
+def _static(data: dict[str, Any]) -> dict[str, Any]:
+    """A display without the view of a widget, whose model lived in another kernel."""
+    if WIDGET_VIEW not in data:
+        return data
+    return {kind: content for kind, content in data.items() if kind != WIDGET_VIEW}
+
+
+def _show_result(hook: Any, event: Result, value: object) -> None:
+    """What the display hook does with a value, without formatting it again."""
+    hook.check_for_underscore()
+    hook.start_displayhook()
+    hook.write_output_prompt()
+    hook.update_user_ns(value)
+    hook.fill_exec_result(value)
+    if event.data:
+        hook.write_format_data(event.data, event.metadata)
+        hook.log_output(event.data)
+    hook.finish_displayhook()
+
+
+def show_note(shell: Any, html: str, text: str, **facts: Any) -> None:
+    """Show something of our own below the cell, marked so that tools can tell it from the user's output."""
+    shell.display_pub.publish(
+        data={"text/html": html, "text/plain": text}, metadata={OWN: facts or {"kind": "note"}}
+    )

@@ -1,0 +1,147 @@
+"""Run the body of a cell as the shell itself would have run it: same transformers, same traceback, same result."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Body:
+    """The body of a cell below its magic lines, parsed and ready to run."""
+
+    source: str  # as the user wrote it, without the magic lines
+    transformed: str  # IPython's own syntax turned into Python, line numbers as in the cell
+    tree: ast.Module
+    file_name: str
+    silenced: bool  # the last expression ends with `;`
+
+
+def parse_body(shell: Any, source: str, lines_above: int) -> Body:
+    """Turn the body into Python with the shell's transformers.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+    source : str
+        What stands below the magic lines.
+    lines_above : int
+        How many lines of the cell stand above it, so that tracebacks show the cell's own line numbers.
+
+    Raises
+    ------
+    SyntaxError
+        As the shell would raise it.
+    """
+    # `transform_cell` removes leading blank lines, so they are counted here and given back
+    stripped = source.lstrip("\n")
+    above = lines_above + len(source) - len(stripped)
+    transformed = "\n" * above + shell.transform_cell(source)
+    number = shell.execution_count - 1
+    file_name = _cache_source(shell, transformed, number)
+    tree = shell.transform_ast(shell.compile.ast_parse(transformed, filename=file_name))
+    return Body(source, transformed, tree, file_name, _ends_with_semicolon(transformed))
+
+
+def _cache_source(shell: Any, transformed: str, number: int) -> str:
+    """Make the source known to tracebacks under the number of the running cell."""
+    try:
+        return str(shell.compile.cache(transformed, number, raw_code=transformed))
+    except TypeError:  # IPython 7 knows no raw_code
+        return str(shell.compile.cache(transformed, number))
+
+
+def _ends_with_semicolon(source: str) -> bool:
+    import io
+    import tokenize
+
+    skipped = {
+        tokenize.ENDMARKER,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.COMMENT,
+        tokenize.DEDENT,
+        tokenize.INDENT,
+    }
+    try:
+        tokens = [
+            token
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type not in skipped
+        ]
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    return bool(tokens) and tokens[-1].type == tokenize.OP and tokens[-1].string == ";"
+
+
+async def run_statements(
+    shell: Any, body: Body, statements: list[ast.stmt], *, last: bool = True
+) -> BaseException | None:
+    """Run statements of the body in the notebook's namespace and return what they raised, already shown.
+
+    `last` says whether the last of them is the cell's last statement, whose value is displayed.
+    """
+    from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
+
+    result = ExecutionResult(_execution_info(ExecutionInfo, body))
+    interactivity = shell.ast_node_interactivity if last else "none"
+    # a copy: with "last_expr_or_assign" the shell appends to the list it is given
+    failed = await shell.run_ast_nodes(
+        list(statements), body.file_name, interactivity=interactivity, compiler=shell.compile, result=result
+    )
+    if not failed:
+        return None
+    error = result.error_before_exec or result.error_in_exec
+    return error if isinstance(error, BaseException) else RuntimeError("the cell failed without an exception")
+
+
+def _execution_info(kind: Any, body: Body) -> Any:
+    try:
+        return kind(body.source, False, False, True, None)
+    except TypeError:  # IPython before 8 has no cell id
+        return kind(body.source, False, False, True)
+
+
+def run_to_completion(coroutine: Any) -> Any:
+    """Drive a coroutine that never really waits, as the shell does with cells without `await`."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    coroutine.close()
+    raise RuntimeError("a cell without top-level await tried to wait")
+
+
+@contextmanager
+def error_already_shown(shell: Any) -> Iterator[None]:
+    """Let the exception that leaves the block end the cell without a second traceback.
+
+    The inner run has shown it, with the cell's own frames. Raising it again makes the outer cell fail, so that Run
+    All stops; the shell's next showtraceback is swallowed, once.
+    """
+    try:
+        yield
+    except BaseException:
+        _swallow_next_traceback(shell)
+        raise
+
+
+def _swallow_next_traceback(shell: Any) -> None:
+    kept = shell._last_traceback if hasattr(shell, "_last_traceback") else None
+
+    def showtraceback(*_args: Any, **_kwargs: Any) -> None:
+        restore()
+        if kept is not None:
+            shell._last_traceback = kept
+
+    def restore(*_args: Any) -> None:
+        if shell.__dict__.get("showtraceback") is showtraceback:
+            del shell.__dict__["showtraceback"]
+        if restore in shell.events.callbacks.get("post_run_cell", []):
+            shell.events.unregister("post_run_cell", restore)
+
+    shell.__dict__["showtraceback"] = showtraceback
+    shell.events.register("post_run_cell", restore)
