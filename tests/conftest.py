@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Threads of libraries that live as long as the process.
 KEPT_THREADS = {
     "IPythonHistorySavingThread": "IPython's, one a process",
+    "asyncio_": "the executor of an event loop that a library keeps, such as Playwright's",
 }
 
 # Descriptors that libraries open once and keep.
@@ -90,6 +91,13 @@ def end_workers() -> None:
         pool.shutdown_workers()
 
 
+def close_stores() -> None:
+    """Close what the stores of the test keep open from one call to the next."""
+    entry = sys.modules.get("ipyparcache.storage.entry")
+    if entry is not None:
+        entry.close_entries()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def session_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Folders that would cost seconds to fill anew for each test."""
@@ -110,6 +118,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     temporary = Path(tempfile.mkdtemp(prefix="t"))
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -130,6 +139,7 @@ def nothing_left_behind(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> I
     yield
 
     end_workers()
+    close_stores()
     left = []
 
     started = {*here.children(recursive=True), *marked_processes(marker)} - processes
