@@ -157,6 +157,7 @@ _lock = threading.Lock()
 _changed: dict[str, object] = {}
 _cached: tuple[tuple[str | None, ...], Settings] | None = None
 _VARIABLES = [f"IPYPARCACHE_{name.upper()}" for name in ROWS]
+_PLACES = ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]  # what the defaults are made of
 
 
 def settings_file() -> Path:
@@ -173,14 +174,14 @@ def current() -> Settings:
         If the environment or the saved file holds a value that cannot be read.
     """
     global _cached
-    environment = tuple(map(os.environ.get, _VARIABLES))
+    environment = tuple(map(os.environ.get, [*_VARIABLES, *_PLACES]))
     cached = _cached
     if cached is not None and cached[0] == environment:
         return cached[1]
     with _lock:
         saved = _read_saved()
         values: dict[str, object] = {}
-        for (name, row), variable in zip(ROWS.items(), environment, strict=True):
+        for (name, row), variable in zip(ROWS.items(), environment, strict=False):
             if name in _changed:
                 values[name] = _changed[name]
             elif variable:

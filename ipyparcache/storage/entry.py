@@ -183,10 +183,9 @@ class Entries:
             If it cannot be noted.
         """
         group = f"i-{identity}"
-        older = sorted(self.store.group(group), key=lambda item: item.modified)
-        for item in older[: max(0, len(older) - _REMEMBERED + 1)]:
-            if item.name != f"{group}.{key}":
-                self.store.delete(item.name)
+        older = [item for item in self.store.group(group) if item.name != f"{group}.{key}"]
+        older.sort(key=lambda item: item.modified)
+        self.store.remove([item.name for item in older[: max(0, len(older) - _REMEMBERED + 1)]])
         self.store.put(f"{group}.{key}", [b"-"])
 
     def recent(self, identity: str) -> list[Manifest]:
@@ -224,7 +223,7 @@ class Entries:
 
     def remove(self, names: Iterable[str]) -> int:
         """Take blobs away by name; how many were still there."""
-        gone = {name for name in names if self.store.delete(name)}
+        gone = self.store.remove(names)
         self.ledger.forget(gone)
         self._total = None
         return len(gone)
@@ -266,7 +265,7 @@ class Entries:
         """What was wrong with entries met since the last call, one line each, for the caller to show."""
         with self._lock:
             complaints, self._complaints = self._complaints, []
-        return complaints
+        return self.store.take_complaints() + complaints
 
     def budget(self) -> int:
         """Bytes that the store may take."""
@@ -427,3 +426,13 @@ def open_entries(location: str | os.PathLike[str] | None = None) -> Entries:
             entries = Entries(LocalStore(root), key, ledger, budget=now.max_size)
             _opened[folder, key, state, now.max_size] = entries
     return entries
+
+
+def close_entries() -> None:
+    """Close the files that opened stores keep; each is opened again when it is needed."""
+    with _opened_lock:
+        opened = list(_opened.values())
+        _opened.clear()
+    for entries in opened:
+        entries.ledger.flush()
+        entries.store.close()

@@ -141,10 +141,11 @@ class Ledger:
             size, inode, modified, changed = map(int, fields[3].split())
             self._checked[fields[1]] = size, inode, modified, changed
         elif fields[0] == "u":
+            last, hits, saved = float(fields[2]), int(fields[3]), float(fields[4])
             use = self._uses.setdefault(fields[1], Use())
-            use.last = max(use.last, float(fields[2]))
-            use.hits += int(fields[3])
-            use.saved += float(fields[4])
+            use.last = max(use.last, last)
+            use.hits += hits
+            use.saved += saved
 
     def _rewrite(self) -> None:
         lines = [

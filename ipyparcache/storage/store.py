@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -92,6 +92,10 @@ class Store(ABC):
     def delete(self, name: str) -> bool:
         """Take a blob away; whether there was one. Who has it open reads on."""
 
+    def remove(self, names: Iterable[str]) -> set[str]:
+        """Take several blobs away; the names of those that were there."""
+        return {name for name in names if self.delete(name)}
+
     @abstractmethod
     def set_aside(self, name: str) -> None:
         """Take a damaged blob out of the way, where a person can still look at it."""
@@ -112,6 +116,14 @@ class Store(ABC):
         cannot be had: then go on without. The thread that holds a lock may take it again. Locks of the dead
         are free.
         """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is kept open between calls; the store may be used again."""
+
+    def take_complaints(self) -> list[str]:
+        """What was found damaged below the level of blobs since the last call, one line each."""
+        return []
 
     @abstractmethod
     def capacity(self) -> int | None:

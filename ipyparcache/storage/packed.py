@@ -1,0 +1,388 @@
+"""Small blobs, packed into append-only logs: one log a machine, one write a blob, no file and no rename each.
+
+    record   magic, kind, lengths, time; checksum of all this and the name; checksum of the payload; name;
+    payload
+
+Who appends uses O_APPEND and a single write, so records of several processes of a machine do not mix, and
+machines have logs of their own. A torn record (killed writer, full disk) is passed over: what follows it is
+found by its magic and checksum. Nothing is changed in place; `compact` writes what lives into a new log and
+unlinks the old ones, which who has them open notices by their link count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from ipyparcache.storage.store import Item
+
+ROTATE_BYTES = 64 << 20
+STALE_SECONDS = 86400.0
+"""A log of another machine that was not written for so long may be compacted by anybody."""
+
+TORN_SECONDS = 10.0
+"""A record that is still incomplete after so long is not being written any more."""
+
+_MAGIC = b"\xf5rec"
+_PUT, _DELETE = 1, 2
+_HEADER = struct.Struct("<4sBxHId")  # magic, kind, bytes of the name, bytes of the payload, time
+_CHECKSUMS = struct.Struct("<QQ")  # xxh3-64 of header and name, and of the payload
+_FRONT = _HEADER.size + _CHECKSUMS.size
+
+
+class Place(NamedTuple):
+    """Where a packed blob lies; `record` and `start` are offsets of its record and of its payload."""
+
+    log: Log
+    record: int
+    start: int
+    length: int
+    time: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole record."""
+        return self.start + self.length - self.record
+
+
+class Record(NamedTuple):
+    """A whole record as `scan` finds it; `at` and `start` are offsets of the record and of its payload."""
+
+    kind: int
+    name: str
+    at: int
+    start: int
+    length: int
+    time: float
+
+
+@dataclass(eq=False)
+class Log:
+    """One log as far as it was read."""
+
+    path: Path
+    handle: int
+    read: int = 0
+    """Bytes that were looked at; what is whole before them is in the index."""
+
+    bad: int = 0
+    """Bytes before `read` that belong to no whole record."""
+
+    live: int = 0
+    """Bytes before `read` that belong to records in the index."""
+
+    def close(self) -> None:
+        """Close the file."""
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass
+class PackedLogs:
+    """The logs of one folder; `writer` names this machine. Safe to use from several threads and processes."""
+
+    folder: Path
+    writer: str
+    complaints: list[str] = field(default_factory=list)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _logs: dict[str, Log] = field(default_factory=dict)
+    _groups: dict[str, dict[str, Place]] = field(default_factory=dict)
+    _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
+    _listed: int = -1  # mtime_ns of the folder as it was listed, or -1
+    _writing: Log | None = None
+    _owner: int = field(default_factory=os.getpid)
+
+    def get(self, name: str) -> tuple[bytes, float] | None:
+        """The payload of this name and when it was written."""
+        with self._lock:
+            self._refresh()
+            place = self._groups.get(name.partition(".")[0], {}).get(name)
+            if place is None:
+                return None
+            return _read_at(place.log.handle, place.start, place.length), place.time
+
+    def group(self, group: str) -> list[Item]:
+        """The blobs whose name is `group` or begins with `group.`."""
+        with self._lock:
+            self._refresh()
+            return [Item(name, p.length, p.time) for name, p in self._groups.get(group, {}).items()]
+
+    def items(self) -> Iterator[Item]:
+        """All blobs."""
+        with self._lock:
+            self._refresh()
+            found = [
+                Item(name, place.size, place.time)
+                for places in self._groups.values()
+                for name, place in places.items()
+            ]
+        return iter(found)
+
+    def put(self, name: str, payload: bytes) -> None:
+        """Append a blob; an error of the system if it cannot be written whole."""
+        self._append(_record(_PUT, name, payload, time.time()))
+
+    def remove(self, names: Iterable[str]) -> set[str]:
+        """Delete these blobs; the names that were there."""
+        with self._lock:
+            self._refresh()
+            found = {name for name in names if name in self._groups.get(name.partition(".")[0], ())}
+            if found:
+                now = time.time()
+                self._append(b"".join(_record(_DELETE, name, b"", now) for name in found))
+        return found
+
+    def is_wasteful(self) -> bool:
+        """Whether compacting would give back more than it keeps, or mend a damaged log."""
+        with self._lock:
+            self._refresh()
+            mine = [log for log in self._logs.values() if self._may_compact(log)]
+            dead = sum(log.read - log.live for log in mine)
+            return any(log.bad for log in mine) or (dead > sum(log.live for log in mine) and dead > 1 << 16)
+
+    def compact(self, temporary: Path, retire: Callable[[Path, bool], None]) -> None:
+        """Write what lives in this machine's logs into a new one.
+
+        `temporary` is where the new log is written; `retire` takes an old one out of the way, and is told
+        whether it was damaged. The caller sees to it that nobody else compacts.
+        """
+        with self._lock:
+            self._refresh()
+            old = [log for log in self._logs.values() if self._may_compact(log)]
+            parts = []
+            for places in self._groups.values():
+                for place in places.values():
+                    if place.log in old:
+                        parts.append(_read_at(place.log.handle, place.record, place.size))
+            if len(old) < len(self._logs):
+                # What was deleted here may lie in a log of another machine.
+                parts += [_record(_DELETE, name, b"", when) for name, when in self._dead.items()]
+            with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.writelines(parts)
+            target = self._next_path()
+            os.replace(temporary, target)
+            marks = [(log, log.read) for log in old]
+            for log in old:
+                retire(log.path, log.bad > 0)
+            self._writing = None
+            # What others appended since it was read; who appends after the unlink sees it and appends again.
+            late = b"".join(_read_at(log.handle, read, 1 << 30) for log, read in marks)
+            self._forget()
+            if late:
+                self._append(late)
+
+    def close(self) -> None:
+        """Close the logs; they are opened again when they are needed."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs, self._groups, self._dead = {}, {}, {}
+        self._listed, self._writing = -1, None
+
+    def _may_compact(self, log: Log) -> bool:
+        if log.path.name.startswith(f"{self.writer}-"):
+            return True
+        with contextlib.suppress(OSError):
+            return time.time() - os.fstat(log.handle).st_mtime > STALE_SECONDS
+        return False
+
+    def _next_path(self) -> Path:
+        numbers = [
+            int(name.rpartition("-")[2]) for name in os.listdir(self.folder) if name.startswith(self.writer)
+        ]
+        return self.folder / f"{self.writer}-{max(numbers, default=0) + 1}"
+
+    def _append(self, records: bytes) -> None:
+        with self._lock:
+            while True:
+                log = self._open_for_writing()
+                written = os.write(log.handle, records)
+                if written < len(records):
+                    # What is there of it is passed over by readers; the rest did not fit.
+                    os.write(log.handle, records[written:])
+                    raise OSError(28, "No space left on device")
+                # A log that was compacted meanwhile is read by nobody any more.
+                if os.fstat(log.handle).st_nlink:
+                    return
+                self._forget()
+
+    def _open_for_writing(self) -> Log:
+        self._refresh()
+        log = self._writing
+        if log is not None and log.read < ROTATE_BYTES and os.fstat(log.handle).st_nlink:
+            return log
+        own = [log for log in self._logs.values() if log.path.name.startswith(f"{self.writer}-")]
+        own = [log for log in own if log.read < ROTATE_BYTES and not log.bad]
+        if own:
+            self._writing = own[0]
+            return own[0]
+        self.folder.mkdir(exist_ok=True, mode=0o700)
+        path = self._next_path()
+        handle = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+        log = self._logs[path.name] = self._writing = Log(path, handle)
+        return log
+
+    def _refresh(self) -> None:
+        """Read what was appended or added since the last call."""
+        if self._owner != os.getpid():
+            # The handles of the parent share their position with it.
+            self._forget()
+            self._owner = os.getpid()
+        try:
+            modified = os.stat(self.folder).st_mtime_ns
+        except OSError:
+            if self._logs:
+                self._forget()
+            return
+        if modified != self._listed:
+            self._list(modified)
+        for log in self._logs.values():
+            status = os.fstat(log.handle)
+            if status.st_size < log.read or not status.st_nlink:
+                # Compacted, cleared or damaged by others: begin anew.
+                self._forget()
+                self._list(modified)
+                for again in self._logs.values():
+                    self._read_on(again, os.fstat(again.handle))
+                return
+            if status.st_size > log.read:
+                self._read_on(log, status)
+
+    def _list(self, modified: int) -> None:
+        names: set[str] = set()
+        with contextlib.suppress(OSError):
+            names = set(os.listdir(self.folder))
+        for name in names - self._logs.keys():
+            with contextlib.suppress(OSError):
+                try:
+                    handle = os.open(self.folder / name, _FLAGS)
+                except OSError:  # another user's, or on a read-only file system
+                    handle = os.open(self.folder / name, os.O_RDONLY | _EXTRA_FLAGS)
+                self._logs[name] = Log(self.folder / name, handle)
+        # Within the grain of the clock another log may come without another time.
+        self._listed = modified if time.time_ns() - modified > 1_000_000_000 else -1
+
+    def _read_on(self, log: Log, status: os.stat_result) -> None:
+        data = _read_at(log.handle, log.read, status.st_size - log.read)
+        records, seen, bad = scan(data, settled=time.time() - status.st_mtime > TORN_SECONDS)
+        for record in records:
+            self._take(log, record, log.read)
+        log.read += seen
+        if bad and not log.bad:
+            self.complaints.append(
+                f"a log of small cache entries was damaged; only its whole ones count: {log.path.name}"
+            )
+        log.bad += bad
+
+    def _take(self, log: Log, record: Record, base: int) -> None:
+        places = self._groups.setdefault(record.name.partition(".")[0], {})
+        old = places.get(record.name)
+        # Within one log the later record counts; between logs the later time.
+        if old is not None and old.log is not log and old.time > record.time:
+            return
+        if record.kind == _DELETE:
+            self._dead[record.name] = max(record.time, self._dead.get(record.name, 0.0))
+        elif self._dead.get(record.name, 0.0) > record.time:
+            return
+        if old is not None:
+            old.log.live -= old.size
+            del places[record.name]
+        if record.kind == _PUT:
+            place = Place(log, base + record.at, base + record.start, record.length, record.time)
+            places[record.name] = place
+            log.live += place.size
+
+
+_EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDWR | os.O_APPEND | _EXTRA_FLAGS
+
+
+def scan(data: bytes, *, settled: bool) -> tuple[list[Record], int, int]:
+    """The whole records in a piece of a log, how many bytes were looked at, and how many belong to none.
+
+    An incomplete record at the end is left to the next look, unless the log is `settled`: not written any
+    more.
+    """
+    records = []
+    at = bad = 0
+    while at < len(data):
+        record = _parsed(data, at)
+        if record is not None:
+            records.append(record)
+            at = record.start + record.length
+            continue
+        following = data.find(_MAGIC, at + 1)
+        while following >= 0 and _parsed(data, following) is None:
+            following = data.find(_MAGIC, following + 1)
+        if following < 0:
+            if not settled and _may_be_cut(data, at):
+                break
+            following = len(data)
+        bad += following - at
+        at = following
+    return records, at, bad
+
+
+def _parsed(data: bytes, at: int) -> Record | None:
+    """The record at this offset, if it is whole and right."""
+    if len(data) - at < _FRONT:
+        return None
+    magic, kind, name_length, length, when = _HEADER.unpack_from(data, at)
+    if magic != _MAGIC:
+        return None
+    head, tail = _CHECKSUMS.unpack_from(data, at + _HEADER.size)
+    name_at = at + _FRONT
+    start = name_at + name_length
+    if start + length > len(data):
+        return None
+    name = data[name_at:start]
+    if xxhash.xxh3_64_intdigest(data[at : at + _HEADER.size] + name) != head:
+        return None
+    if xxhash.xxh3_64_intdigest(memoryview(data)[start : start + length]) != tail:
+        return None
+    return Record(kind, name.decode("ascii"), at, start, length, when)
+
+
+def _may_be_cut(data: bytes, at: int) -> bool:
+    """Whether a record may begin here whose end is not there yet."""
+    if len(data) - at < _FRONT:
+        return True
+    magic, _, name_length, length, _ = _HEADER.unpack_from(data, at)
+    return bool(magic == _MAGIC and at + _FRONT + name_length + length > len(data))
+
+
+def _record(kind: int, name: str, payload: bytes, when: float) -> bytes:
+    encoded = name.encode("ascii")
+    header = _HEADER.pack(_MAGIC, kind, len(encoded), len(payload), when)
+    sums = _CHECKSUMS.pack(xxhash.xxh3_64_intdigest(header + encoded), xxhash.xxh3_64_intdigest(payload))
+    return b"".join((header, sums, encoded, payload))
+
+
+def _read_at(handle: int, offset: int, length: int) -> bytes:
+    if hasattr(os, "pread"):
+        data = os.pread(handle, length, offset)
+        if len(data) == length:
+            return data
+        parts = [data]
+        while parts[-1]:
+            done = sum(map(len, parts))
+            parts.append(os.pread(handle, length - done, offset + done))
+        return b"".join(parts)
+    os.lseek(handle, offset, os.SEEK_SET)
+    return os.read(handle, length)
