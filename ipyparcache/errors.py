@@ -60,3 +60,135 @@ class DamagedEntry(ParcacheError):
 
     def __str__(self) -> str:
         return f"cache entry {self.name} is damaged ({self.reason})"
+
+
+class Undigestible(ParcacheError):
+    """A value that has no stable digest: a generator, a lock, an open connection."""
+
+    def __init__(self, path: str, type_name: str, reason: str):
+        super().__init__(path, type_name, reason)
+        self.path = path
+        self.type_name = type_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"`{self.path}` ({self.type_name}) cannot be an input: {self.reason}"
+
+
+class Unrestorable(ParcacheError):
+    """An object whose own state cannot be put back in place."""
+
+    def __init__(self, type_name: str, reason: str):
+        super().__init__(type_name, reason)
+        self.type_name = type_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"an object of type {self.type_name} that was changed in place cannot be restored: {self.reason}"
+
+
+class EngineError(ParcacheError, RuntimeError):
+    """The workers cannot do what was asked, for a reason that lies outside the tasks."""
+
+
+class WorkersNotStarted(EngineError):
+    """Worker processes end before they are ready; `reason` is what they last wrote."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the worker processes end before they are ready:\n{self.reason}\n"
+            "Check that a new Python started from here can import what sitecustomize and PYTHONSTARTUP name; "
+            "backend='threads' needs no processes."
+        )
+
+
+class WorkerDied(EngineError):
+    """The worker process of a task ended in the middle of it: killed, crashed, or out of memory."""
+
+    def __init__(self, index: int, signal: int | None, exit_code: int | None, max_rss: int):
+        super().__init__(index, signal, exit_code, max_rss)
+        self.index = index
+        self.signal = signal
+        self.exit_code = exit_code
+        self.max_rss = max_rss
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            import signal
+
+            try:
+                name = signal.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            how = f"was killed by {name}"
+            advice = " Out of memory is the usual reason: run fewer tasks at once." if self.signal == 9 else ""
+        else:
+            how = f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
+            advice = ""
+        memory = f" Its memory had reached {self.max_rss / 1e6:,.0f} MB." if self.max_rss else ""
+        return f"the worker of task {self.index} {how} while the task ran.{memory}{advice}"
+
+
+class TaskTimeout(EngineError, TimeoutError):
+    """A task that ran longer than its limit; its worker was replaced."""
+
+    def __init__(self, index: int, seconds: float):
+        super().__init__(index, seconds)
+        self.index = index
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"task {self.index} ran longer than its limit of {self.seconds:g} s, and was ended"
+
+
+class TaskCancelled(EngineError):
+    """A task that was ended, or never begun, because its call was cancelled."""
+
+    def __init__(self, index: int):
+        super().__init__(index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"task {self.index} was cancelled"
+
+
+class TaskExit(EngineError):
+    """A task raised SystemExit, KeyboardInterrupt or their like, which must not end the process that called it."""
+
+    def __init__(self, name: str, text: str):
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"a task raised {self.name}({self.text}); only its own work was ended"
+
+
+class NotSendable(EngineError):
+    """A result that does not pickle, or an argument that does not unpickle on the worker."""
+
+    def __init__(self, what: str, reason: str):
+        super().__init__(what, reason)
+        self.what = what
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot travel between processes: {self.reason}"
+
+
+class CodecMissing(ParcacheError, ValueError):
+    """A codec that needs a package which is not installed, or that this process does not know."""
+
+    def __init__(self, codec: str, package: str | None):
+        super().__init__(codec, package)
+        self.codec = codec
+        self.package = package
+
+    def __str__(self) -> str:
+        if self.package is None:
+            return f"the codec {self.codec} is not known here; register it with register_compressor"
+        return f"the codec {self.codec} is not installed: pip install {self.package}"

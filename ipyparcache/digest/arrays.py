@@ -1,0 +1,344 @@
+"""Digests of NumPy arrays, scalars, dtypes and random generators.
+
+A contiguous array is hashed where it lies. What counts: dtype with byte order, shape, whether the memory is in C order,
+Fortran order or neither, whether it is writable, and the values, where one NaN is as good as another. A memory-mapped
+array counts like one in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from ipyparcache.digest.objects import (
+    FAMILIES,
+    KINDS,
+    NAMED,
+    InstanceKind,
+    Kind,
+    ReducedKind,
+    Walk,
+    is_pure,
+    without_nan,
+)
+from ipyparcache.errors import Unrestorable
+
+Array = np.ndarray[Any, Any]
+
+_INLINE = 4096
+_MANY = 1 << 20
+_PADDED_FLOAT = np.finfo(np.longdouble).nmant == 63  # x87: 10 bytes of number, then padding of any content
+
+
+def dtype_facts(dtype: Any) -> tuple[object, ...]:
+    """What tells a dtype from others, as nested tuples of primitives."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return ("sub", dtype_facts(base), tuple(shape))
+    if dtype.fields is not None:
+        rows = tuple(
+            (
+                name,
+                *(dtype.fields[name][2:] or (None,)),
+                int(dtype.fields[name][1]),
+                dtype_facts(dtype.fields[name][0]),
+            )
+            for name in dtype.names or ()
+        )
+        return ("fields", dtype.type.__name__, dtype.itemsize, dtype.isalignedstruct, rows)
+    if dtype.kind == "T":  # variable-width strings: the missing value counts, too
+        return ("T", repr(dtype))
+    return (dtype.str,)
+
+
+def layout_of(array: Array) -> str:
+    """`C`, `F` or `other`, as a copy of the array would keep it; with the axes that repeat one element."""
+    if array.flags.c_contiguous:
+        return "C"
+    if array.flags.f_contiguous:
+        return "F"
+    repeated = [
+        str(axis) for axis, stride in enumerate(array.strides) if stride == 0 and array.shape[axis] > 1
+    ]
+    return "other" + ",".join(repeated)
+
+
+def content_digest(array: Array) -> bytes:
+    """Digest of the values of an array without objects, in the order of its layout."""
+    hasher = blake3(max_threads=blake3.AUTO if array.nbytes >= _MANY else 1)
+    for piece in _pieces(array):
+        hasher.update(piece)
+    return hasher.digest()
+
+
+def _pieces(array: Array) -> Iterator[Any]:
+    """The bytes of an array in runs, without padding and with every NaN made canonical."""
+    if array.size == 0:
+        return
+    dtype = array.dtype
+    if dtype.fields is not None:
+        for name in dtype.names or ():
+            yield from _pieces(array[name])
+        return
+    if array.flags.c_contiguous:
+        yield from _flat_pieces(array.reshape(-1))
+        return
+    if array.flags.f_contiguous:
+        yield from _flat_pieces(array.T.reshape(-1))
+        return
+    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)
+    array = array[once]
+    rows = max(1, (64 << 20) // max(1, array.nbytes // array.shape[0]))
+    for start in range(0, array.shape[0], rows):
+        yield from _flat_pieces(np.ascontiguousarray(array[start : start + rows]).reshape(-1))
+
+
+def _flat_pieces(flat: Array) -> Iterator[Any]:
+    kind = flat.dtype.kind
+    if kind == "c":
+        flat = flat.view(flat.dtype.type(0).real.dtype.newbyteorder(flat.dtype.byteorder))
+        kind = "f"
+    if kind == "f":
+        with np.errstate(all="ignore"):
+            clean = not np.isnan(np.minimum.reduce(flat))
+        if _PADDED_FLOAT and flat.dtype.itemsize > 10 and flat.dtype.type is np.longdouble:
+            for start in range(0, flat.size, 1 << 16):
+                yield _without_padding(flat[start : start + (1 << 16)])
+            return
+        if not clean:
+            for start in range(0, flat.size, 1 << 17):
+                piece = flat[start : start + (1 << 17)].copy()
+                piece[np.isnan(piece)] = np.nan
+                yield piece.view(np.uint8)
+            return
+    if kind == "T":
+        yield repr(flat.tolist()).encode("utf-8", "surrogatepass")
+        return
+    if flat.dtype.itemsize:
+        yield flat.view(np.uint8)
+
+
+def _without_padding(piece: Array) -> Array:
+    piece = piece.copy()
+    piece[np.isnan(piece)] = np.nan
+    return np.ascontiguousarray(piece.view(np.uint8).reshape(piece.size, -1)[:, :10]).reshape(-1)
+
+
+def as_plain(obj: Any) -> Array:
+    """The array as an `ndarray` proper, over the same memory."""
+    plain: Array = np.ndarray.view(obj, np.ndarray)
+    return plain
+
+
+class ArrayKind(Kind):
+    """`ndarray`, and what its subclasses inherit from it."""
+
+    tag = b"array"
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        plain = as_plain(obj)
+        walk.token(self.tag, *self._header(plain))
+        if plain.dtype.hasobject:
+            items = plain.reshape(-1, order="C").tolist()
+            walk.keep(items)
+            if is_pure(items):
+                walk.pure(without_nan(items))
+            else:
+                walk.push(items)
+        elif plain.nbytes <= _INLINE:
+            for piece in _pieces(plain):
+                walk.out += bytes(piece)
+        else:
+            walk.out += self._digest(walk, obj, plain)
+        if not walk.isolated and plain.size:
+            self._note_memory(walk, obj, plain)
+
+    def _header(self, plain: Array) -> tuple[object, ...]:
+        return dtype_facts(plain.dtype), plain.shape, layout_of(plain), plain.flags.writeable
+
+    def _digest(self, walk: Walk, obj: Any, plain: Array) -> bytes:
+        known = walk.traversal.frozen.get(id(obj))
+        if known is None:
+            known = walk.traversal.frozen[id(obj)] = content_digest(plain)
+            walk.keep(obj)
+        return known
+
+    def _note_memory(self, walk: Walk, obj: Any, plain: Array) -> None:
+        number = walk.number_of(obj)
+        if number is not None and walk.traversal.number_of(obj) == (walk.root, number):
+            start, end = _bounds(plain)
+            walk.traversal.arrays.append((walk.root, number, start, end))
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        plain = as_plain(obj)
+        if plain.dtype.hasobject:
+            return repr(self._header(plain)), plain.reshape(-1, order="C").tolist()
+        content = content_digest(plain) if plain.nbytes <= _INLINE else self._digest(walk, obj, plain)
+        return repr(self._header(plain)), content
+
+    def state(self, obj: Any) -> object:
+        plain = as_plain(obj)
+        return {"array": plain, "writeable": plain.flags.writeable}
+
+    def put(self, obj: Any, state: Any) -> None:
+        wanted = state["array"]
+        plain = as_plain(obj)
+        if plain.dtype != wanted.dtype:
+            raise Unrestorable("ndarray", "its dtype changed in place")
+        if plain.shape != wanted.shape:
+            try:
+                np.ndarray.resize(obj, wanted.shape, refcheck=False)
+            except ValueError as error:
+                raise Unrestorable("ndarray", f"its shape changed in place ({error})") from None
+            plain = as_plain(obj)
+        locked = not plain.flags.writeable
+        if locked:
+            obj.flags.writeable = True
+            plain = as_plain(obj)
+        np.copyto(plain, wanted, casting="no")
+        if obj.flags.writeable != state["writeable"]:
+            obj.flags.writeable = state["writeable"]
+
+
+def _bounds(array: Array) -> tuple[int, int]:
+    start = end = array.__array_interface__["data"][0]
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            start += (length - 1) * stride
+        else:
+            end += (length - 1) * stride
+    return start, end + array.itemsize
+
+
+class SubarrayKind(ArrayKind):
+    """Arrays of classes that libraries derive from `ndarray`, such as `matrix` and `recarray`."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"subarray")
+        walk.definition(type(obj))
+        own = getattr(obj, "__dict__", None)
+        walk.stack.append(dict(own) if own else None)
+        walk.keep(walk.stack[-1])
+        super().write(walk, obj)
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return super().mark(walk, obj), dict(getattr(obj, "__dict__", None) or {})
+
+
+class MaskedKind(Kind):
+    """Masked arrays: data, mask, fill value (the default one counts like one that was set so)."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        parts = self._parts(obj)
+        walk.keep(parts)
+        walk.token(b"masked", bool(obj.hardmask))
+        walk.definition(type(obj))
+        walk.push(parts)
+
+    def _parts(self, obj: Any) -> list[object]:
+        fill = obj._fill_value
+        if fill is None:
+            fill = np.ma.default_fill_value(obj.dtype)
+        fill = np.asarray(fill, dtype=None if obj.dtype.hasobject else obj.dtype)
+        mask = obj._mask
+        return [as_plain(obj.data), None if mask is np.ma.nomask else np.asarray(mask), fill]
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return walk.apart().run(obj)
+
+    def state(self, obj: Any) -> object:
+        return {"data": as_plain(obj.data), "mask": obj._mask, "fill": obj._fill_value, "hard": obj.hardmask}
+
+    def put(self, obj: Any, state: Any) -> None:
+        ArrayKind().put(as_plain(obj.data), {"array": state["data"], "writeable": True})
+        np.ma.MaskedArray.soften_mask(obj)
+        obj.mask = state["mask"]
+        obj._fill_value = state["fill"]
+        if state["hard"]:
+            np.ma.MaskedArray.harden_mask(obj)
+
+
+class ScalarKind(Kind):
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        value = np.asarray(obj)
+        walk.token(b"scalar", dtype_facts(value.dtype))
+        if value.dtype.hasobject:
+            walk.stack.append(obj.item())
+            walk.keep(walk.stack[-1])
+            return
+        for piece in _pieces(value):
+            walk.out += bytes(piece)
+
+
+class DtypeKind(Kind):
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"dtype", dtype_facts(obj))
+
+
+class GeneratorKind(ReducedKind):
+    """Random generators: digested by their reduce value, restored in place."""
+
+    def __init__(self) -> None:
+        super().__init__(mutable=True)
+
+    def state(self, obj: Any) -> object:
+        bits = getattr(obj, "bit_generator", obj)
+        seeds = getattr(bits, "seed_seq", None)
+        return {"state": bits.state, "spawned": getattr(seeds, "n_children_spawned", None)}
+
+    def put(self, obj: Any, state: Any) -> None:
+        bits = getattr(obj, "bit_generator", obj)
+        seeds = getattr(bits, "seed_seq", None)
+        if getattr(seeds, "n_children_spawned", None) != state["spawned"]:
+            raise Unrestorable(type(obj).__name__, "it spawned children, and that count cannot be set")
+        bits.state = state["state"]
+
+
+class LegacyGeneratorKind(ReducedKind):
+    def __init__(self) -> None:
+        super().__init__(mutable=True)
+
+    def state(self, obj: Any) -> object:
+        return obj.get_state(legacy=False)
+
+    def put(self, obj: Any, state: Any) -> None:
+        obj.set_state(state)
+
+
+class SparseKind(InstanceKind):
+    """SciPy's sparse arrays: what they found out about themselves does not count."""
+
+    def __init__(self, cls: type):
+        super().__init__(cls, None)
+
+    def _own(self, obj: Any) -> dict[str, object]:
+        own = super()._own(obj)
+        return {name: value for name, value in own.items() if name.lstrip("_") not in _SPARSE_CACHES}
+
+
+_SPARSE_CACHES = frozenset({"has_sorted_indices", "has_canonical_format"})
+
+KINDS.update({np.ndarray: ArrayKind(), np.memmap: ArrayKind(), np.ma.MaskedArray: MaskedKind()})
+FAMILIES.update(
+    {
+        np.ndarray: SubarrayKind(),
+        np.ma.MaskedArray: MaskedKind(),
+        np.generic: ScalarKind(),
+        np.dtype: DtypeKind(),
+    }
+)
+NAMED.update(
+    {
+        "numpy.random._generator.Generator": lambda cls: GeneratorKind(),
+        "numpy.random.bit_generator.BitGenerator": lambda cls: GeneratorKind(),
+        "numpy.random.mtrand.RandomState": lambda cls: LegacyGeneratorKind(),
+        "scipy.sparse._base._spbase": SparseKind,
+    }
+)

@@ -1,0 +1,491 @@
+"""Digests of functions, classes and modules: what they do, and what they look up while they do it.
+
+A function is its bytecode with constants and names, never its file or its lines, so that comments, blank lines and
+its place count for nothing; then defaults, closure cells, attributes and annotations. The global names that its code
+reads are reported to the traversal, which makes roots of them. A class is its bases and its live attributes.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import gc
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import EnumMeta
+from typing import Any
+
+from blake3 import blake3
+
+from ipyparcache.digest import modules
+from ipyparcache.digest.objects import (
+    KINDS,
+    PRIMITIVES,
+    Kind,
+    PartsKind,
+    Traversal,
+    Walk,
+    class_dict,
+    dumps,
+    resolves_to,
+    without_nan,
+)
+from ipyparcache.errors import Unrestorable
+
+_OPCODES = dis.opmap
+_NAMED_GLOBAL = _OPCODES["LOAD_GLOBAL"]
+_NAMED_PLAIN = {
+    _OPCODES[name]
+    for name in ("LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
+    if name in _OPCODES
+}
+_WRITES = {_OPCODES["STORE_GLOBAL"], _OPCODES["DELETE_GLOBAL"]}
+_ATTRIBUTE = {_OPCODES[name] for name in ("LOAD_ATTR", "LOAD_METHOD") if name in _OPCODES}
+_IGNORED = {
+    _OPCODES[name] for name in ("CACHE", "EXTENDED_ARG", "NOP", "PUSH_NULL", "PRECALL") if name in _OPCODES
+}
+_IMPORT = _OPCODES["IMPORT_NAME"]
+_IMPORT_FROM = _OPCODES["IMPORT_FROM"]
+_SHIFTED_ATTRIBUTE = sys.version_info >= (3, 12)  # the low bit of LOAD_ATTR tells a method call
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """What a code object, with those nested in it, does and looks up."""
+
+    digest: bytes
+    reads: Mapping[str, frozenset[str] | None]  # global names, and which attributes; None: the object itself
+    writes: frozenset[str]  # global names that it binds or deletes
+    imports: tuple[tuple[str, int, tuple[str, ...]], ...]  # module, dots before it, names taken from it
+
+
+_facts: dict[int, tuple[types.CodeType, CodeFacts]] = {}
+_FACTS_KEPT = 20_000
+
+
+def facts_of(code: types.CodeType) -> CodeFacts:
+    """Facts on a code object, worked out once."""
+    known = _facts.get(id(code))
+    if known is not None:
+        return known[1]
+    facts = _find_facts(code)
+    if len(_facts) >= _FACTS_KEPT:
+        _facts.clear()
+    _facts[id(code)] = (code, facts)  # holding the code keeps its id its own
+    return facts
+
+
+def _find_facts(code: types.CodeType) -> CodeFacts:
+    reads: dict[str, set[str] | None] = {}
+    writes: set[str] = set()
+    imports: list[tuple[str, int, tuple[str, ...]]] = []
+    for name, attribute, is_write in _global_uses(code):
+        if is_write:
+            writes.add(name)
+            continue
+        known = reads.setdefault(name, set())
+        if attribute is None:
+            reads[name] = None
+        elif known is not None:
+            known.add(attribute)
+    imports += _imports(code)
+    constants = []
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = facts_of(constant)
+            constants.append(b"code" + inner.digest)
+            writes |= inner.writes
+            imports += inner.imports
+            for name, attributes in inner.reads.items():
+                known = reads.setdefault(name, set())
+                if attributes is None or known is None:
+                    reads[name] = None
+                else:
+                    known |= attributes
+        else:
+            constants.append(_constant(constant))
+    own = (
+        code.co_code,
+        code.co_exceptiontable,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_flags,
+        code.co_name,
+        tuple(constants),
+    )
+    return CodeFacts(
+        blake3(dumps(own, 2)).digest(),
+        {name: None if found is None else frozenset(found) for name, found in sorted(reads.items())},
+        frozenset(writes),
+        tuple(imports),
+    )
+
+
+def _constant(value: Any) -> bytes:
+    """A constant by type and value: 1, True and 1.0 are equal and must not be taken for one another."""
+    if type(value) in PRIMITIVES:
+        return b"p" + dumps(without_nan([value]), 2)
+    if isinstance(value, tuple):
+        return b"t" + dumps([_constant(item) for item in value], 2)
+    if isinstance(value, frozenset):
+        return b"s" + dumps(sorted(_constant(item) for item in value), 2)
+    if isinstance(value, slice):
+        return b"l" + dumps([_constant(item) for item in (value.start, value.stop, value.step)], 2)
+    return b"o" + type(value).__name__.encode()
+
+
+def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
+    raw = code.co_code
+    extended = 0
+    for at in range(0, len(raw), 2):
+        opcode, argument = raw[at], raw[at + 1] | extended
+        if opcode == _OPCODES["EXTENDED_ARG"]:
+            extended = argument << 8
+            continue
+        extended = 0
+        if opcode not in _IGNORED:
+            yield opcode, argument
+
+
+def _global_uses(code: types.CodeType) -> Iterator[tuple[str, str | None, bool]]:
+    """Each use of a global name: the name, the attribute taken from it if that is all, whether it is written."""
+    names = code.co_names
+    pending: str | None = None
+    for opcode, argument in _instructions(code):
+        if pending is not None:
+            if opcode in _ATTRIBUTE:
+                shifted = _SHIFTED_ATTRIBUTE and opcode == _OPCODES["LOAD_ATTR"]
+                yield pending, names[argument >> 1 if shifted else argument], False
+            else:
+                yield pending, None, False
+            pending = None
+        if opcode == _NAMED_GLOBAL:
+            pending = names[argument >> 1]
+        elif opcode in _NAMED_PLAIN:
+            if opcode in _WRITES:
+                yield names[argument], None, True
+            else:
+                pending = names[argument]
+    if pending is not None:
+        yield pending, None, False
+
+
+def _imports(code: types.CodeType) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Imports of a code object: the level and the names were loaded as constants just before."""
+    found = []
+    before: list[tuple[int, int]] = []
+    load = _OPCODES["LOAD_CONST"]
+    small = _OPCODES.get("LOAD_SMALL_INT", -1)
+    for opcode, argument in _instructions(code):
+        if opcode == _IMPORT:
+            level: Any = 0
+            taken: Any = None
+            if len(before) >= 2:
+                first, second = before[-2:]
+                level = first[1] if first[0] == small else code.co_consts[first[1]] if first[0] == load else 0
+                taken = code.co_consts[second[1]] if second[0] == load else None
+            names = tuple(name for name in taken or () if isinstance(name, str))
+            found.append((code.co_names[argument], level if isinstance(level, int) else 0, names))
+        before = [*before[-1:], (opcode, argument)]
+    return found
+
+
+# ---- functions
+
+
+def note_lookups(traversal: Traversal, facts: CodeFacts, namespace: Mapping[str, object], owner: str) -> None:
+    """Report to the traversal what code looks up in its globals and what it imports."""
+    for name, attributes in facts.reads.items():
+        traversal.note_read(owner, name, namespace, attributes)
+    package = namespace.get("__package__")
+    for module, level, taken in facts.imports:
+        full = modules.absolute_name(module, level, package if isinstance(package, str) else "")
+        for part in modules.parents_of(full):
+            traversal.note_module(part)
+        for name in taken:
+            inner = f"{full}.{name}"
+            if (
+                name != "*"
+                and modules.origin_of(full.partition(".")[0]) == "local"
+                and modules.is_module(inner)
+            ):
+                traversal.note_module(inner)
+
+
+class FunctionKind(Kind):
+    """Functions written in Python."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        traversal = walk.traversal
+        namespace = obj.__globals__
+        owner = owner_of(namespace, traversal)
+        if owner is not None and not modules.is_user_code(owner):
+            if resolves_to(obj, obj.__module__, obj.__qualname__) and not modules.is_user_code(
+                obj.__module__
+            ):
+                walk.token(b"F", obj.__module__, obj.__qualname__)
+                if not walk.isolated:
+                    traversal.note_module(obj.__module__)
+                return
+        facts = facts_of(obj.__code__)
+        name = obj.__name__ if obj.__name__ != obj.__code__.co_name else None
+        walk.token(
+            b"function", owner, obj.__module__, name, obj.__qualname__, facts.digest, _text(obj.__doc__)
+        )
+        parts: list[object] = []
+        if owner is None:  # globals that belong to no module are part of the function
+            own = {name: namespace[name] for name in facts.reads if name in namespace}
+            parts += [len(own), *own, *own.values()]
+        elif modules.is_user_code(owner):
+            if not walk.isolated:
+                if owner not in modules.NOTEBOOK_MODULES:
+                    traversal.note_module(owner)
+                note_lookups(
+                    traversal, facts, namespace, "__main__" if namespace is traversal.main else owner
+                )
+        elif not walk.isolated:
+            traversal.note_module(owner)
+        for own_mapping in (obj.__kwdefaults__, obj.__annotations__, obj.__dict__):
+            if own_mapping:
+                parts += [len(own_mapping), *own_mapping, *own_mapping.values()]
+            else:
+                parts.append(0)
+        closure = obj.__closure__ or ()
+        if _is_dispatcher(obj):
+            parts.append(dict(obj.registry))
+            walk.keep(parts)
+            closure = ()
+        parts += [obj.__defaults__, *closure, *(getattr(obj, "__type_params__", None) or ())]
+        walk.push(parts)
+
+    def state(self, obj: Any) -> object:
+        return {
+            "code": obj.__code__,
+            "defaults": obj.__defaults__,
+            "kwdefaults": obj.__kwdefaults__ and dict(obj.__kwdefaults__),
+            "dict": dict(obj.__dict__),
+            "doc": obj.__doc__,
+        }
+
+    def put(self, obj: Any, state: Any) -> None:
+        obj.__code__ = state["code"]
+        obj.__defaults__ = state["defaults"]
+        obj.__kwdefaults__ = state["kwdefaults"]
+        obj.__doc__ = state["doc"]
+        obj.__dict__.clear()
+        obj.__dict__.update(state["dict"])
+
+
+def owner_of(namespace: Mapping[str, Any], traversal: Traversal) -> str | None:
+    """Module whose globals these are; None if they are nobody's."""
+    if namespace is traversal.main:
+        return "__main__"
+    name = namespace.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    return name if module is not None and vars(module) is namespace else None
+
+
+def _text(value: object) -> str | None:
+    return value if type(value) is str else None
+
+
+def _is_dispatcher(function: Any) -> bool:
+    """Whether this is the wrapper that `functools.singledispatch` makes: its dispatch memo is no content."""
+    code = function.__code__
+    return code.co_filename == functools.__file__ and "dispatch_cache" in code.co_freevars
+
+
+class CodeKind(Kind):
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"code", facts_of(obj).digest)
+
+
+class BuiltinKind(Kind):
+    """Functions written in C, and methods of builtin objects bound to them."""
+
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        bound = obj.__self__
+        if bound is None or isinstance(bound, types.ModuleType):
+            module = obj.__module__ or (bound.__name__ if bound is not None else "builtins")
+            walk.token(b"B", module, obj.__qualname__)
+            if not walk.isolated and isinstance(module, str):
+                walk.traversal.note_module(module)
+        else:
+            walk.token(b"bound", obj.__name__)
+            walk.stack.append(bound)
+
+
+class DescriptorKind(Kind):
+    """Methods and attributes of classes written in C."""
+
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"descriptor", type(obj).__name__, obj.__name__)
+        walk.stack.append(obj.__objclass__)
+
+
+class MemoKind(Kind):
+    """`functools.lru_cache`: the function, the parameters, and what it remembers.
+
+    What it remembers is an input: a file that was read through a memo is not opened again. The memo is not shown in
+    Python; the garbage collector names what the wrapper refers to, the links of the memo (type, key, result) first.
+    """
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        parameters = obj.cache_parameters()
+        walk.token(b"memo", parameters["maxsize"], parameters["typed"])
+        remembered = self._remembered(obj)
+        own = dict(obj.__dict__)
+        own.pop("cache_parameters", None)
+        parts = [obj.__wrapped__, len(remembered), *(part for pair in remembered for part in pair), own]
+        walk.keep(parts)
+        walk.push(parts)
+
+    def _remembered(self, obj: Any) -> list[tuple[object, object]]:
+        found = gc.get_referents(obj)
+        at = next((n for n, one in enumerate(found) if one is type(obj)), len(found))
+        links = [(found[n + 1], found[n + 2]) for n in range(0, at - 2, 3)]
+        memo = found[at + 1] if at + 1 < len(found) and type(found[at + 1]) is dict else {}
+        pairs = links if links else list(memo.items())
+        return [(_memo_key(key), result) for key, result in pairs]
+
+    def state(self, obj: Any) -> object:
+        return {"remembered": self._remembered(obj), "dict": dict(obj.__dict__)}
+
+    def put(self, obj: Any, state: Any) -> None:
+        if self._remembered(obj) != state["remembered"]:
+            raise Unrestorable(
+                type(obj).__name__, "what a memo remembers can only be added by calling its function"
+            )
+        obj.__dict__.update(state["dict"])
+
+
+def _memo_key(key: object) -> object:
+    """The arguments that make a memo's key; between positional and named ones stands a bare `object()`."""
+    if isinstance(key, list):  # functools._HashedSeq
+        return tuple("*" if type(part) is object else part for part in key)
+    return key
+
+
+def _cached_property_parts(obj: Any) -> tuple[object, ...]:
+    return obj.func, obj.attrname, obj.__doc__
+
+
+# ---- classes
+
+
+_SKIPPED = frozenset(
+    {
+        "__dict__",
+        "__weakref__",
+        "__slotnames__",  # written by copyreg when an instance is first pickled
+        "__abstractmethods__",
+        "_abc_impl",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__annotations_cache__",
+        "_value2member_map_",  # of an enum: follows from its members, and grows when flags are combined
+    }
+)
+
+
+class ClassKind(Kind):
+    """Classes: by name, or as roots of their own by content."""
+
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.definition(obj)
+
+    def write_content(self, walk: Walk, cls: type) -> None:
+        """Write a class by what it is made of."""
+        own = self._own(cls)
+        walk.token(b"class", cls.__module__, cls.__qualname__, len(cls.__bases__), len(own))
+        if modules.origin_of(cls.__module__) == "local" and not walk.isolated:
+            walk.traversal.note_module(cls.__module__)
+        registered = _registered(cls)
+        if registered:
+            walk.unordered(b"registered", registered)
+        walk.push([type(cls), *cls.__bases__, *own, *own.values()])
+
+    def _own(self, cls: type) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in class_dict(cls).items()
+            if name not in _SKIPPED and not (name == "__annotations__" and not value)
+        }
+
+    def state(self, obj: Any) -> object:
+        return {"bases": obj.__bases__, "dict": self._own(obj)}
+
+    def put(self, obj: Any, state: Any) -> None:
+        if obj.__bases__ != state["bases"]:
+            raise Unrestorable(f"class {obj.__qualname__}", "its bases changed")
+        now = self._own(obj)
+        for name in now.keys() - state["dict"].keys():
+            type.__delattr__(obj, name)
+        for name, value in state["dict"].items():
+            if name not in now or now[name] is not value:
+                type.__setattr__(obj, name, value)
+
+
+def _registered(cls: type) -> list[type]:
+    """Classes registered as virtual subclasses."""
+    if "_abc_impl" not in class_dict(cls):
+        return []
+    import _abc  # type: ignore[import-not-found]
+
+    found: Iterable[Any] = _abc._get_dump(cls)[0]
+    return [registered for reference in found if (registered := reference()) is not None]
+
+
+# ---- modules
+
+
+class ModuleKind(Kind):
+    """Modules: by name; their source or version is a root of its own."""
+
+    mutable = False
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"M", obj.__name__)
+        if not walk.isolated:
+            walk.traversal.reach_module(obj, None)
+
+
+KINDS.update(
+    {
+        types.FunctionType: FunctionKind(),
+        types.CodeType: CodeKind(),
+        types.BuiltinFunctionType: BuiltinKind(),
+        types.WrapperDescriptorType: DescriptorKind(),
+        types.MethodDescriptorType: DescriptorKind(),
+        types.ClassMethodDescriptorType: DescriptorKind(),
+        types.GetSetDescriptorType: DescriptorKind(),
+        types.MemberDescriptorType: DescriptorKind(),
+        types.MethodWrapperType: PartsKind(b"method-wrapper", lambda obj: (obj.__self__, obj.__name__)),
+        type(functools.lru_cache(print)): MemoKind(),
+        property: PartsKind(b"property", lambda obj: (obj.fget, obj.fset, obj.fdel, obj.__doc__)),
+        staticmethod: PartsKind(b"staticmethod", lambda obj: (obj.__func__,)),
+        classmethod: PartsKind(b"classmethod", lambda obj: (obj.__func__,)),
+        functools.cached_property: PartsKind(b"cached_property", _cached_property_parts),
+        functools.singledispatchmethod: PartsKind(
+            b"singledispatchmethod", lambda obj: (obj.dispatcher, obj.func)
+        ),
+        types.ModuleType: ModuleKind(),
+        type: ClassKind(),
+        EnumMeta: ClassKind(),
+    }
+)
