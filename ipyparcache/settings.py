@@ -44,6 +44,7 @@ class Settings:
     max_size: int | None
     check_store: bool
     transport: str
+    quiet: bool
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ ROWS: Mapping[str, Row] = {
     "transport": Row(
         _one_of("auto", "portable"), lambda: "auto", "how arrays travel to workers", "auto or portable"
     ),
+    "quiet": Row(_parse_bool, lambda: False, "no status lines below cells; warnings stay", "on or off"),
 }
 
 _lock = threading.Lock()

@@ -23,50 +23,13 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 # Context managers known not to swallow exceptions: what their block binds is bound after it. Last part of the
 # called name; any other manager might be `contextlib.suppress`, so its block may have been left half-way.
 TRANSPARENT_MANAGERS = frozenset(
-    [
-        "open",
-        "ZipFile",
-        "TarFile",
-        "GzipFile",
-        "BZ2File",
-        "LZMAFile",
-        "catch_warnings",
-        "errstate",
-        "option_context",
-        "printoptions",
-        "localcontext",
-        "rc_context",
-        "context",
-        "style",
-        "no_grad",
-        "inference_mode",
-        "threadpool_limits",
-        "parallel_config",
-        "parallel_backend",
-        "Pool",
-        "Parallel",
-        "ThreadPoolExecutor",
-        "ProcessPoolExecutor",
-        "closing",
-        "nullcontext",
-        "redirect_stdout",
-        "redirect_stderr",
-        "chdir",
-        "connect",
-        "TemporaryDirectory",
-        "NamedTemporaryFile",
-        "TemporaryFile",
-        "SpooledTemporaryFile",
-        "ExcelWriter",
-        "HDFStore",
-        "File",
-        "Lock",
-        "RLock",
-        "config_context",
-        "urlopen",
-        "Session",
-        "scandir",
-    ]
+    """
+    open ZipFile TarFile GzipFile BZ2File LZMAFile catch_warnings errstate option_context printoptions
+    localcontext rc_context context style no_grad inference_mode threadpool_limits parallel_config
+    parallel_backend Pool Parallel ThreadPoolExecutor ProcessPoolExecutor closing nullcontext redirect_stdout
+    redirect_stderr chdir connect TemporaryDirectory NamedTemporaryFile TemporaryFile SpooledTemporaryFile
+    ExcelWriter HDFStore File Lock RLock config_context urlopen Session scandir
+    """.split()  # noqa: SIM905 (a list of a hundred quoted words is not easier to read)
 )
 
 # What reads or writes the namespace in ways that no analysis of names can follow.
@@ -102,6 +65,7 @@ class Definition:
 
     index: int  # of the statement in the cell
     names: tuple[str, ...]
+    reads: frozenset[str] = frozenset()  # names that executing it again reads
 
 
 def identity_text(tree: ast.Module) -> str:
@@ -244,8 +208,13 @@ def re_executable_definitions(tree: ast.Module) -> list[Definition]:
                 name for name in reads if name in binders and name not in safe and name != statement.name
             }
             if not rebound and _is_quiet_definition(statement):
-                found.append(Definition(index, (statement.name,)))
+                found.append(Definition(index, (statement.name,), frozenset(reads)))
                 safe.add(statement.name)
+        elif made := _class_made_by(statement):
+            reads = names_of([statement]).read
+            if binders[made] == 1 and not any(name in binders and name not in safe for name in reads):
+                found.append(Definition(index, (made,), frozenset(reads)))
+                safe.add(made)
     return found
 
 
@@ -309,47 +278,31 @@ def _has_call(node: ast.AST) -> bool:
     )
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Decorators and class-body calls that are known to have no effect but on what they are given.
-QUIET_CALLS = frozenset(
-    [
-        "dataclass",
-        "dataclasses.dataclass",
-        "field",
-        "dataclasses.field",
-        "property",
-        "staticmethod",
-        "classmethod",
-        "functools.wraps",
-        "wraps",
-        "functools.cached_property",
-        "cached_property",
-        "total_ordering",
-        "functools.total_ordering",
-        "abstractmethod",
-        "abc.abstractmethod",
-        "overload",
-        "typing.overload",
-        "auto",
-        "enum.auto",
-        "unique",
-        "enum.unique",
-        "contextmanager",
-        "contextlib.contextmanager",
-        "asynccontextmanager",
-        "contextlib.asynccontextmanager",
-        "final",
-        "typing.final",
-        "override",
-        "typing.override",
-        "njit",
-        "numba.njit",
-        "jit",
-        "numba.jit",
-        "TypeVar",
-        "typing.TypeVar",
-        "namedtuple",
-        "collections.namedtuple",
-    ]
+QUIET_CALLS = _words(
+    """
+    dataclass dataclasses.dataclass field dataclasses.field property staticmethod classmethod functools.wraps
+    wraps functools.cached_property cached_property total_ordering functools.total_ordering abstractmethod
+    abc.abstractmethod overload typing.overload auto enum.auto unique enum.unique contextmanager
+    contextlib.contextmanager asynccontextmanager contextlib.asynccontextmanager final typing.final override
+    typing.override njit numba.njit jit numba.jit lru_cache functools.lru_cache cache functools.cache
+    singledispatch functools.singledispatch
+    list tuple dict set frozenset len sum min max sorted range zip enumerate reversed int float str bool abs
+    round any all bytes complex
+    """
+)
+
+# Calls that make a class or a type under the name they are assigned to.
+CLASS_MAKERS = _words(
+    """
+    namedtuple collections.namedtuple NamedTuple typing.NamedTuple TypedDict typing.TypedDict TypeVar typing.TypeVar
+    NewType typing.NewType Enum enum.Enum IntEnum enum.IntEnum Flag enum.Flag StrEnum enum.StrEnum make_dataclass
+    dataclasses.make_dataclass
+    """
 )
 
 
@@ -373,6 +326,19 @@ def _is_plain_decorator(node: ast.expr) -> bool:
     )
 
 
+def _class_made_by(statement: ast.stmt) -> str | None:
+    """The name of the class that `Point = namedtuple("Point", "x y")` and its like make."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return None
+    target, value = statement.targets[0], statement.value
+    if not isinstance(target, ast.Name) or not isinstance(value, ast.Call):
+        return None
+    parts = [*value.args, *[word.value for word in value.keywords]]
+    if _dotted(value.func) in CLASS_MAKERS and all(_is_plain_value(part) for part in parts):
+        return target.id
+    return None
+
+
 def _is_plain_value(node: ast.expr) -> bool:
     """A value that evaluates to the same fresh thing each time: constants, names, displays of these, quiet calls."""
     if isinstance(node, ast.Call):
@@ -381,6 +347,23 @@ def _is_plain_value(node: ast.expr) -> bool:
         )
     if isinstance(node, ast.Constant | ast.Name | ast.Attribute | ast.Lambda):
         return True
+    if isinstance(node, COMPREHENSIONS):
+        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        for generator in node.generators:
+            parts += [generator.iter, *generator.ifs]
+        return all(_is_plain_value(part) for part in parts)
+    if isinstance(node, ast.Subscript):
+        return _is_plain_value(node.value) and _is_plain_value(node.slice)
+    if isinstance(node, ast.Compare):
+        return all(_is_plain_value(part) for part in [node.left, *node.comparators])
+    if isinstance(node, ast.BoolOp):
+        return all(_is_plain_value(part) for part in node.values)
+    if isinstance(node, ast.IfExp):
+        return all(_is_plain_value(part) for part in (node.test, node.body, node.orelse))
+    if isinstance(node, ast.JoinedStr):
+        return all(_is_plain_value(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue | ast.Starred):
+        return _is_plain_value(node.value)
     if isinstance(node, ast.Tuple | ast.List | ast.Set):
         return all(_is_plain_value(part) for part in node.elts)
     if isinstance(node, ast.Dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -198,14 +199,15 @@ def _read_value(magic: str, option: Option, text: str, values: dict[str, Any]) -
 
 
 def _next_word(magic: str, text: str) -> tuple[str, str]:
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    source = io.StringIO(text)
+    lexer = shlex.shlex(source, posix=True, punctuation_chars=False)
     lexer.whitespace_split = True
     lexer.commenters = ""
     try:
         word = lexer.get_token()
     except ValueError:
         raise WrongOption(magic, f"a quotation mark is not closed in `{text}`") from None
-    return word or "", lexer.instream.read().lstrip()
+    return word or "", source.read().lstrip()
 
 
 def help_text(usage: str, summary: str, options: Sequence[Option], notes: str = "") -> str:

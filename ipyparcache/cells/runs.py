@@ -191,3 +191,8 @@ def status_html(run: Run) -> str:
     if not rows:
         return f'<div style="{style}">{line}</div>'
     return f'<details style="{style}"><summary>{line}</summary><ul>{"".join(rows)}</ul></details>'
+
+
+def warning_html(text: str) -> str:
+    """A warning of ours below the cell."""
+    return f'<div style="font-size:85%"><b>ipyparcache:</b> {html.escape(text)}</div>'

@@ -99,10 +99,11 @@ class Record:
 class _StreamTap:
     """Sees all text that one stream object is given, while it is attached."""
 
-    def __init__(self, name: str, stream: Any, record: Record) -> None:
+    def __init__(self, name: str, stream: Any, record: Record, hook: Any) -> None:
         self.name = name
         self.stream = stream
         self.record = record
+        self.hook = hook
         self.marker = f"\x1b[0;0;{os.getpid()};{id(self)}m"  # invisible in a terminal
         self.drained = threading.Event()
         self.draining = False
@@ -114,7 +115,8 @@ class _StreamTap:
             if self.draining and threading.current_thread() is self._pump():
                 return self._write_while_draining(text)
             written = self.write(text)
-            if isinstance(text, str) and text:
+            # a terminal's display hook writes results to stdout: they are recorded as results
+            if isinstance(text, str) and text and not getattr(self.hook, "_is_active", False):
                 self.record.add(Stream(self.name, text))
             return written
 
@@ -171,12 +173,12 @@ class _StreamTap:
 class _Tee:
     """Stands for a stream whose `write` cannot be replaced (a plain text file): passes on and notes."""
 
-    def __init__(self, name: str, stream: Any, record: Record) -> None:
-        self._name, self._stream, self._record = name, stream, record
+    def __init__(self, name: str, stream: Any, record: Record, hook: Any) -> None:
+        self._name, self._stream, self._record, self._hook = name, stream, record, hook
 
     def write(self, text: str) -> int:
         written: int = self._stream.write(text)
-        if text:
+        if text and not getattr(self._hook, "_is_active", False):
             self._record.add(Stream(self._name, text))
         return written
 
@@ -203,11 +205,11 @@ def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
     replaced: list[tuple[str, Any, _Tee]] = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        tap = _StreamTap(name, stream, record)
+        tap = _StreamTap(name, stream, record, shell.displayhook)
         try:
             tap.attach()
         except AttributeError:  # a C object: its attributes are fixed
-            tee = _Tee(name, stream, record)
+            tee = _Tee(name, stream, record, shell.displayhook)
             setattr(sys, name, tee)
             replaced.append((name, stream, tee))
         else:

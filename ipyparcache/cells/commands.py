@@ -1,0 +1,275 @@
+"""The subcommands of `%parcache` and of the `ipyparcache` command: one row each, the same code for both."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipyparcache import settings
+from ipyparcache.cells import auto, drawing, exchange, runs
+from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, whole
+from ipyparcache.errors import ParcacheError
+from ipyparcache.storage.entry import Entry, open_entries
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a subcommand has to say: as text, and richer as HTML where it has more to show."""
+
+    text: str
+    html: str = ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand."""
+
+    name: str
+    usage: str
+    summary: str
+    run: Callable[[Parsed], Said]
+    options: tuple[Option, ...] = ()
+    in_kernel: bool = False  # speaks of the runs of a kernel, which the command line has none of
+
+
+class NotInAKernel(ParcacheError):
+    """A subcommand that speaks of a kernel's runs was given on the command line."""
+
+    def __init__(self, command: str):
+        super().__init__(command)
+        self.command = command
+
+    def __str__(self) -> str:
+        return f"`{self.command}` speaks of the cells that a kernel has run: type %parcache {self.command} in a notebook"
+
+
+def _status(parsed: Parsed) -> Said:
+    entries = open_entries()
+    infos = entries.infos()
+    used = sum(info.size for info in infos)
+    now = settings.current()
+    lines = [
+        f"store      {now.dir}",
+        f"size       {runs.size(used)} in {len(infos)} entries, of at most {runs.size(entries.budget())}",
+        f"automatic  {'on, from ' + runs.duration(auto.min_seconds()) if auto.is_on() else 'off'}",
+    ]
+    ours = runs.runs()
+    if ours:
+        hits = [run for run in ours if run.hit]
+        saved = sum(max(0.0, run.body_seconds - run.seconds) for run in hits)
+        stored = sum(run.status == "miss" for run in ours)
+        lines.append(f"this kernel  {len(hits)} hits, {stored} stored, {runs.duration(saved)} saved")
+    return Said("\n".join(lines))
+
+
+_ORDERS: dict[str, Callable[[Entry], float]] = {
+    "size": lambda entry: -entry.size,
+    "age": lambda entry: -entry.created,
+    "saved": lambda entry: -entry.seconds,
+}
+
+
+def _list(parsed: Parsed) -> Said:
+    entries = sorted(open_entries().all(), key=_ORDERS[parsed.values["sort"]])
+    if not entries:
+        return Said("the store is empty")
+    rows = []
+    for entry in entries[: parsed.values["limit"]]:
+        first = str(entry.manifest.get("cell", entry.manifest.get("function", ""))).strip().splitlines() or [
+            ""
+        ]
+        age = runs.duration(max(0.0, time.time() - entry.created))
+        saves = runs.duration(entry.seconds)
+        rows.append(
+            f"{entry.key[:10]}  {runs.size(entry.size):>8}  {age:>12} old  saves {saves:>12}  {first[0][:60]}"
+        )
+    left = len(entries) - len(rows)
+    return Said("\n".join([*rows, *([f"and {left} more (--limit {len(entries)})"] if left > 0 else [])]))
+
+
+def _why(parsed: Parsed) -> Said:
+    run = runs.run_of(parsed.words[0] if parsed.words else "-1")
+    lines = [f"cell [{run.execution_count}]: {run.status}: {run.reason}"]
+    for change in run.changes:
+        lines.append(f"  {change}")
+        lines += [f"      {line}" for line in change.detail]
+    if run.digest_seconds:
+        lines.append(f"  {len(run.inputs)} inputs digested in {runs.duration(run.digest_seconds)}:")
+    lines += [f"    {name:<28} {digest[:12]}" for name, digest in sorted(run.inputs.items())]
+    return Said("\n".join(lines))
+
+
+def _clear(parsed: Parsed) -> Said:
+    entries = open_entries()
+    if parsed.values["all"]:
+        return Said(f"removed {entries.clear()} entries: the whole store")
+    mine = runs.runs()
+    if parsed.values["cell"]:
+        wanted = runs.run_of(parsed.words[0] if parsed.words else "-1")
+        mine = [run for run in mine if run.identity == wanted.identity]
+    names = {f"{run.key}.{run.trace}" for run in mine if run.key and run.trace}
+    return Said(f"removed {entries.remove(names)} entries that this kernel stored or hit")
+
+
+def _prune(parsed: Parsed) -> Said:
+    values = parsed.values
+    if values["max_size"] is None and values["older"] is None:
+        raise WrongOption("%parcache prune", "say how much is to stay: --max-size 10G or --older 30d")
+    gone = open_entries().prune(values["max_size"], values["older"])
+    return Said(f"removed {len(gone)} entries")
+
+
+def _verify(parsed: Parsed) -> Said:
+    right, wrong = open_entries().verify()
+    said = f"{right} entries are whole"
+    return Said(
+        said if not wrong else f"{said}, {len(wrong)} were damaged and are set aside: {', '.join(wrong[:5])}"
+    )
+
+
+def _auto(parsed: Parsed) -> Said:
+    if parsed.words not in (("on",), ("off",)):
+        raise WrongOption("%parcache auto", "write `auto on [--min 1s]` or `auto off`")
+    auto.switch(on=parsed.words == ("on",), min_seconds=parsed.values["min"])
+    return Said("")
+
+
+def _set(parsed: Parsed) -> Said:
+    if not parsed.words:
+        rows = [f"{name:<14} {value:<40} {meaning}" for name, value, meaning in settings.described()]
+        return Said("\n".join(rows))
+    names = []
+    for word in parsed.words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise WrongOption("%parcache set", f"write KEY=VALUE, as in `set {name}=…`")
+        settings.change(name, value)
+        names.append(name)
+    if parsed.values["save"]:
+        return Said(f"saved in {settings.save(names)}")
+    return Said("")
+
+
+def _export(parsed: Parsed) -> Said:
+    target = _one_word(parsed, "export", "FILE")
+    return Said(exchange.export_entries(open_entries(), target))
+
+
+def _import(parsed: Parsed) -> Said:
+    source = _one_word(parsed, "import", "FILE")
+    return Said(exchange.import_entries(open_entries(), source, trust=parsed.values["trust"]))
+
+
+def _graph(parsed: Parsed) -> Said:
+    picture = drawing.graph(runs.runs())
+    return Said(picture.text, picture.svg)
+
+
+def _one_word(parsed: Parsed, command: str, wanted: str) -> str:
+    if len(parsed.words) != 1:
+        raise WrongOption(f"%parcache {command}", f"write `{command} {wanted}`")
+    return parsed.words[0]
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("status", "status", "store, size, hits, time saved", _status),
+        Command(
+            "list",
+            "list [--sort size|age|saved]",
+            "the entries of the store",
+            _list,
+            (
+                Option("--sort", "by what", one_of(*_ORDERS), "size|age|saved", "age"),
+                Option("--limit", "how many", whole, "N", 30),
+            ),
+        ),
+        Command("why", "why [CELL|-1]", "what made a run hit or miss", _why, in_kernel=True),
+        Command(
+            "clear",
+            "clear [--cell [CELL]|--all]",
+            "remove entries: this kernel's, one cell's, or all",
+            _clear,
+            (
+                Option("--cell", "only those of one cell", None, "", False),
+                Option("--all", "the whole store", None, "", False),
+            ),
+        ),
+        Command(
+            "prune",
+            "prune [--max-size 10G] [--older 30d]",
+            "remove what is least useful",
+            _prune,
+            (
+                Option("--max-size", "what is to stay at most", settings.parse_size, "SIZE"),
+                Option("--older", "not used for so long", settings.parse_duration, "TIME"),
+            ),
+        ),
+        Command("verify", "verify", "check every entry", _verify),
+        Command(
+            "auto",
+            "auto on|off [--min 1s]",
+            "treat later cells as if they began with %%cached",
+            _auto,
+            (
+                Option(
+                    "--min",
+                    "store cells that ran at least so long",
+                    settings.parse_duration,
+                    "TIME",
+                    auto.DEFAULT_MIN_SECONDS,
+                ),
+            ),
+            in_kernel=True,
+        ),
+        Command(
+            "set",
+            "set [KEY=VALUE ...] [--save]",
+            "show or change settings",
+            _set,
+            (Option("--save", "keep them for later sessions", None, "", False),),
+        ),
+        Command("export", "export FILE", "write all entries into one file", _export),
+        Command(
+            "import",
+            "import FILE [--trust]",
+            "take entries from such a file",
+            _import,
+            (Option("--trust", "also if it was signed with another key", None, "", False),),
+        ),
+        Command("graph", "graph", "which cell feeds which", _graph, in_kernel=True),
+    )
+}
+
+
+def run(line: str, *, in_kernel: bool = True, caller: str = "%parcache") -> Said:
+    """Run a subcommand from what the user typed.
+
+    Raises
+    ------
+    WrongOption
+        If there is no such subcommand or its options are wrong.
+    """
+    name, _, rest = line.strip().partition(" ")
+    if name in ("", "--help", "-h"):
+        return Said(overview(caller))
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise WrongOption(caller, f"there is no subcommand `{name}`{hint}")
+    if command.in_kernel and not in_kernel:
+        raise NotInAKernel(name)
+    parsed = parse_line(f"{caller} {name}", rest, command.options)
+    if parsed.help_wanted:
+        return Said(help_text(f"{caller} {command.usage}", command.summary, command.options))
+    return command.run(parsed)
+
+
+def overview(caller: str = "%parcache") -> str:
+    """All subcommands, a line each."""
+    rows = [f"  {command.usage:<38} {command.summary}" for command in COMMANDS.values()]
+    return "\n".join([f"{caller} SUBCOMMAND [options]", "", *rows])

@@ -1,0 +1,113 @@
+"""Pictures of what this kernel did, as SVG that needs no style sheet and no script."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ipyparcache.cells.runs import Run, duration
+
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 44, 60, 26
+COLOURS = {
+    "hit": "#7fb3d5",
+    "miss": "#f5c26b",
+    "not stored": "#d0d0d0",
+    "parallel": "#a3d3a2",
+    "refused": "#e59f9f",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing and the same facts as text."""
+
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One cell reads what another has bound."""
+
+    source: int
+    target: int
+    names: tuple[str, ...]
+
+
+def edges_of(latest: Sequence[Run]) -> list[Edge]:
+    """Which of these cells feeds which: a name goes from the last cell above that bound it to the one that reads it."""
+    writers: dict[str, int] = {}
+    found: list[Edge] = []
+    for position, run in enumerate(latest):
+        by_source: dict[int, list[str]] = {}
+        for name in run.inputs:
+            if name in writers:
+                by_source.setdefault(writers[name], []).append(name)
+        found += [Edge(source, position, tuple(sorted(names))) for source, names in sorted(by_source.items())]
+        writers.update(dict.fromkeys(run.names, position))
+    return found
+
+
+def levels_of(count: int, edges: Sequence[Edge]) -> list[int]:
+    """The column of each cell: one to the right of the last cell that feeds it."""
+    levels = [0] * count
+    for edge in sorted(edges, key=lambda edge: edge.target):
+        levels[edge.target] = max(levels[edge.target], levels[edge.source] + 1)
+    return levels
+
+
+def graph(all_runs: Sequence[Run]) -> Picture:
+    """Draw the latest run of each cell and what flows between them."""
+    by_cell: dict[str, Run] = {}
+    for run in all_runs:
+        by_cell.pop(run.identity, None)
+        by_cell[run.identity] = run
+    latest = list(by_cell.values())
+    if not latest:
+        return Picture("", "no cell has run under %%cached in this kernel")
+    edges = edges_of(latest)
+    levels = levels_of(len(latest), edges)
+    rows: dict[int, int] = {}
+    places: list[tuple[int, int]] = []
+    for level in levels:
+        row = rows.get(level, 0)
+        rows[level] = row + 1
+        places.append((20 + level * (BOX_WIDTH + GAP_X), 20 + row * (BOX_HEIGHT + GAP_Y)))
+    width = 40 + (max(levels) + 1) * (BOX_WIDTH + GAP_X) - GAP_X
+    height = 40 + max(rows.values()) * (BOX_HEIGHT + GAP_Y) - GAP_Y
+    parts = [_arrow(places[edge.source], places[edge.target], ", ".join(edge.names)) for edge in edges]
+    parts += [_box(place, run) for place, run in zip(places, latest, strict=True)]
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
+        f'aria-label="which cell feeds which" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )
+    text = [
+        f"[{latest[edge.source].execution_count}] → [{latest[edge.target].execution_count}]: {', '.join(edge.names)}"
+        for edge in edges
+    ]
+    return Picture(svg, "\n".join(text) or "no cell reads what another has bound")
+
+
+def _box(place: tuple[int, int], run: Run) -> str:
+    x, y = place
+    first = next((line for line in run.cell.splitlines() if line.strip()), "")
+    colour = COLOURS.get(run.status, "#ffffff")
+    return (
+        f'<g><title>{html.escape(run.cell[:500])}</title><rect x="{x}" y="{y}" width="{BOX_WIDTH}" '
+        f'height="{BOX_HEIGHT}" rx="5" fill="{colour}" stroke="#555555"/>'
+        f'<text x="{x + 8}" y="{y + 17}" fill="#111111">[{run.execution_count}] {html.escape(first[:26])}</text>'
+        f'<text x="{x + 8}" y="{y + 34}" fill="#333333">{run.status} · {duration(run.body_seconds)}</text></g>'
+    )
+
+
+def _arrow(source: tuple[int, int], target: tuple[int, int], label: str) -> str:
+    x1, y1 = source[0] + BOX_WIDTH, source[1] + BOX_HEIGHT // 2
+    x2, y2 = target[0], target[1] + BOX_HEIGHT // 2
+    middle = (x1 + x2) // 2
+    return (
+        f'<g><path d="M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}" fill="none" stroke="#888888" '
+        f'stroke-width="1.5"/><circle cx="{x2}" cy="{y2}" r="3" fill="#888888"/>'
+        f'<text x="{middle}" y="{(y1 + y2) // 2 - 3}" text-anchor="middle" fill="#777777">'
+        f"{html.escape(label[:24])}</text></g>"
+    )

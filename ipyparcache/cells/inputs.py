@@ -1,0 +1,242 @@
+"""Everything a cell depends on: the key of its static inputs, and what its earlier runs were seen to ask.
+
+The static inputs — the values and code behind the names that the cell may read, modules, settings, options — are
+digested before it runs and make the first key (K1). What only a run can tell — files, the environment, listings,
+random draws — is observed while it runs and recorded as rows of a trace; an entry under K1 is a hit when all rows of
+its trace hold now.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import sys
+import time
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import blake3
+
+from ipyparcache.analysis.cell import Names, identifiers, identity_text, names_of
+from ipyparcache.cells.runs import InputChange
+from ipyparcache.digest import environment
+from ipyparcache.digest.objects import ABSENT, Traversal
+from ipyparcache.errors import ParcacheError, Undigestible
+
+FORMAT = 1  # of keys and payloads; a change orphans all entries
+
+# Calls that look up names inside their string arguments.
+NAME_LOOKUPS = frozenset(
+    {"query", "eval", "sql", "execute", "ols", "wls", "gls", "logit", "probit", "mixedlm", "glm"}
+)
+DYNAMIC_BUILTINS = frozenset({"exec", "eval", "globals"})
+
+
+class NoKey(ParcacheError):
+    """A cell has no key, so that it runs and is not stored: why, in one line."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class KeyOptions:
+    """The options of `%%cached` that change what is an input."""
+
+    ignore: frozenset[str] = frozenset()
+    files: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    key: str | None = None
+    trust_shell: bool = False
+    keep: tuple[str, ...] = ()
+
+
+@dataclass
+class Inputs:
+    """The static inputs of one run of a cell."""
+
+    identity: str
+    key: str
+    rows: dict[str, str]  # input by name → digest
+    traversal: Traversal
+    names: Names
+    seconds: float  # spent on digesting
+    summaries: dict[str, Any] = field(default_factory=dict)
+
+
+def identity_of(tree: ast.Module, silenced: bool, options: KeyOptions, variant: str = "") -> str:
+    """The name of a cell: its text as far as it matters, and the options that change what is an input."""
+    facts = (
+        FORMAT,
+        sys.version_info[:2],
+        identity_text(tree),
+        silenced,
+        sorted(options.ignore),
+        sorted(options.files),
+        sorted(options.env),
+        options.key,
+        options.trust_shell,
+        sorted(options.keep),
+        variant,
+    )
+    return blake3.blake3(repr(facts).encode("utf-8", "surrogatepass")).hexdigest(16)
+
+
+def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, identity: str) -> Inputs:
+    """Digest the static inputs of a cell.
+
+    Raises
+    ------
+    NoKey
+        If one of them has no digest; names it and what to type.
+    """
+    started = time.perf_counter()
+    names = names_of(tree.body)
+    traversal = Traversal(namespace)
+    for name in sorted((names.read | _names_looked_up(tree, namespace)) - options.ignore):
+        if name not in namespace:
+            traversal.add_absent(name)
+            continue
+        try:
+            traversal.add(name, namespace[name])
+        except Undigestible as error:
+            raise NoKey(
+                f"the input `{name}` has no digest: {error}; --ignore {name} leaves it out"
+            ) from error
+    if options.key is not None:
+        _add_key(options.key, namespace, traversal)
+    for module in imported_modules(tree):
+        traversal.add_import(module)
+    try:
+        traversal.follow(options.ignore)
+    except Undigestible as error:
+        raise NoKey(f"something that the cell calls uses an object without a digest: {error}") from error
+    _refuse_dynamic_helpers(traversal)
+    rows = {root: digest.hex() for root, digest in traversal.digests.items()}
+    extra = environment.static_rows(traversal.modules, files=options.files, variables=options.env)
+    rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
+    key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
+    key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
+    return Inputs(identity, key, rows, traversal, names, time.perf_counter() - started)
+
+
+def _add_key(expression: str, namespace: dict[str, Any], traversal: Traversal) -> None:
+    try:
+        value = eval(expression, namespace)  # the user's own expression, in the user's namespace
+    except Exception as error:
+        raise NoKey(f"--key {expression} fails: {type(error).__name__}: {error}") from error
+    try:
+        traversal.add("--key", value)
+    except Undigestible as error:
+        raise NoKey(f"the value of --key {expression} has no digest: {error}") from error
+
+
+def _refuse_dynamic_helpers(traversal: Traversal) -> None:
+    """Code that looks names up by computed strings makes the reach of the cell unknown."""
+    for read in traversal.reads:
+        if read.name in DYNAMIC_BUILTINS and not read.present:
+            raise NoKey(f"a function that it calls uses {read.name}()")
+
+
+def imported_modules(tree: ast.AST) -> list[str]:
+    """Full names of the modules that the cell's own import statements ask for."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*"]
+    return found
+
+
+def global_writes(traversal: Traversal) -> set[str]:
+    """Names of the notebook that a function among the inputs assigns or deletes through `global`."""
+    found: set[str] = set()
+    waiting = [
+        thing.__code__
+        for _, _, thing in traversal.numbered()
+        if isinstance(thing, types.FunctionType) and thing.__globals__ is traversal.main
+    ]
+    while waiting:
+        code = waiting.pop()
+        waiting += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                found.add(str(step.argval))
+    return found
+
+
+def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]:
+    """Variables named inside strings that are handed to a call which looks names up."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in NAME_LOOKUPS
+        ):
+            for part in [*node.args, *[word.value for word in node.keywords]]:
+                for inner in ast.walk(part):
+                    if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+                        found |= {name for name in identifiers(inner.value) if name in namespace}
+    return found
+
+
+def difference(
+    rows: Mapping[str, str], summaries: Mapping[str, Any], earlier: Mapping[str, Any]
+) -> tuple[InputChange, ...]:
+    """What differs between the inputs now and those of an earlier entry, most telling first."""
+    old_rows: Mapping[str, str] = earlier.get("inputs", {})
+    old_summaries: Mapping[str, Any] = earlier.get("summaries", {})
+    changes = []
+    for name in sorted(set(rows) | set(old_rows)):
+        if rows.get(name) == old_rows.get(name):
+            continue
+        before = _said(old_rows.get(name), old_summaries.get(name))
+        after = _said(rows.get(name), summaries.get(name))
+        changes.append(InputChange(name, before, after))
+    return tuple(changes)
+
+
+def _said(digest: str | None, summary: Any) -> str:
+    """A few words on an input: its value if short, else its type and size."""
+    if digest is None:
+        return "not read"
+    if digest == ABSENT.hex():
+        return "no such name"
+    if not isinstance(summary, Mapping):
+        return digest[:8]
+    if summary.get("text"):
+        return str(summary["text"])
+    return " ".join(filter(None, [str(summary.get("type", "")), str(summary.get("size", "")), digest[:6]]))
+
+
+def still_holds(
+    rows: Sequence[Sequence[Any]], namespace: Mapping[str, Any], files: Iterable[str] = ()
+) -> str | None:
+    """The first observed row that does not hold now, as text; None if all hold."""
+    for row in rows:
+        if row[0] == "binding":
+            if not _binding_holds(row[1], row[2], namespace):
+                return f"`{row[1]}` stands for something else"
+        elif not environment.still_holds(row):
+            return environment.described(row)
+    return None
+
+
+def _binding_holds(name: str, digest: str, namespace: Mapping[str, Any]) -> bool:
+    if name not in namespace:
+        return digest == "absent"
+    if digest == "absent":
+        return False
+    try:
+        return Traversal(dict(namespace)).add(name, namespace[name]).hex() == digest
+    except Undigestible:
+        return False

@@ -1,0 +1,260 @@
+"""Everything a user can type in a notebook: `%%cached`, `%%parallel`, `%parcache`, and loading the extension."""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
+
+from ipyparcache.analysis.cell import has_top_level_await
+from ipyparcache.cells import auto, cached, commands, loops
+from ipyparcache.cells.cached import CACHED_OPTIONS, CachedOptions
+from ipyparcache.cells.loops import LoopOptions
+from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, seconds, whole
+from ipyparcache.errors import ParcacheError
+from ipyparcache.kernel.outputs import show_note
+from ipyparcache.kernel.running import Body, error_already_shown, parse_body, run_statements, run_to_completion
+
+# Cell magics that run their cell and change nothing of it: below one of ours they run live around it.
+AROUND = ("time", "capture", "prun", "timeit", "mprun", "lprun", "memray_flamegraph")
+
+PARALLEL_OPTIONS = (
+    Option("--jobs", "workers; -1 is one per core", whole, "N", None, "-j"),
+    Option("--backend", "processes, threads, or a cluster's name", str, "NAME", "processes"),
+    Option("--cached", "each iteration is an entry of its own", None, "", False),
+    Option("--seed", "own random stream for each iteration", whole, "N"),
+    Option("--background", "return at once; NAME is a handle", str, "NAME"),
+    Option("--on-error", "raise, or collect the errors and go on", one_of("raise", "collect"), "HOW", "raise"),
+    Option("--timeout", "seconds an iteration may take", seconds, "S"),
+    Option("--retries", "more attempts for an iteration that fails", whole, "N", 0),
+    Option("--chunk", "iterations sent at once", lambda text: None if text == "auto" else whole(text), "auto|N"),
+    Option("--order", "print in order (kept) or as it comes (free)", one_of("kept", "free"), "HOW", "kept"),
+    Option("--inner-threads", "threads of BLAS and OpenMP in each worker", whole, "N"),
+    Option("--progress", "show the bar (--no-progress: do not)", None, "", None),
+    Option("--no-progress", "show no bar"),
+    Option("--quiet", "no summary below the cell; warnings stay", None, "", False),
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The magic lines above a body: which of ours, with their options, and who runs around them."""
+
+    cached: CachedOptions | None
+    parallel: LoopOptions | None
+    around: tuple[str, str] | None  # name and line of another magic that was found below ours
+    body: str
+    lines_above: int
+    help: str | None = None
+
+
+@magics_class
+class ParcacheMagics(Magics):
+    """The magics of ipyparcache."""
+
+    @no_var_expand
+    @line_cell_magic
+    def cached(self, line: str, cell: str | None = None) -> None:
+        """Bring a cell's effects back from disk if nothing it depends on has changed."""
+        if cell is None:
+            line, cell = _split_line_magic("%cached", line, CACHED_OPTIONS)
+        _finish(self.shell, "cached", line, cell)
+
+    @no_var_expand
+    @line_cell_magic
+    def parallel(self, line: str, cell: str | None = None) -> None:
+        """Run the loops of a cell on all cores, with the effects of the serial run."""
+        if cell is None:
+            line, cell = _split_line_magic("%parallel", line, PARALLEL_OPTIONS)
+        _finish(self.shell, "parallel", line, cell)
+
+    @line_magic
+    def parcache(self, line: str) -> None:
+        """Look at the store, the runs and the workers: `%parcache --help`."""
+        try:
+            said = commands.run(line, self.shell)
+        except WrongOption as error:
+            raise UsageError(str(error)) from None
+        if said.text:
+            show_note(self.shell, said.html or f"<pre>{html.escape(said.text)}</pre>", said.text, kind="command")
+
+    async def run_awaiting(self, magic: str, line: str, cell: str) -> None:
+        """Run a cell with top-level `await`; called by the text that `rewrite_awaiting_cell` makes."""
+        with error_already_shown(self.shell):
+            await _run(self.shell, _parse_stack(magic, line, cell))
+
+
+def _split_line_magic(magic: str, line: str, options: tuple[Option, ...]) -> tuple[str, str]:
+    """The options and the statement of a line magic."""
+    try:
+        parsed = parse_line(magic, line, options, stop_at_word=True)
+    except WrongOption as error:
+        raise UsageError(str(error)) from None
+    if parsed.help_wanted:
+        return "--help", "\n"
+    if not parsed.words:
+        raise UsageError(f"{magic}: write a statement after it, as in `{magic} x = f(y)`")
+    statement = parsed.words[0]
+    return line[: line.rindex(statement)], statement + "\n"
+
+
+def _finish(shell: Any, magic: str, line: str, cell: str) -> None:
+    """Run a cell without `await`: the magic returns when it is done."""
+    stack = _parse_stack(magic, line, cell)
+    if stack.help is not None:
+        show_note(shell, f"<pre>{html.escape(stack.help)}</pre>", stack.help, kind="help")
+        return
+    if stack.around is not None:
+        name, arguments = stack.around
+        shell.run_cell_magic(name, arguments, f"%%{magic} {line}\n{stack.body}")
+        return
+    with error_already_shown(shell):
+        run_to_completion(_run(shell, stack))
+
+
+async def _run(shell: Any, stack: Stack) -> None:
+    try:
+        body = parse_body(shell, stack.body, stack.lines_above)
+    except SyntaxError:
+        shell.showsyntaxerror()
+        raise
+    execute: Callable[[Body], Awaitable[BaseException | None]]
+    if stack.parallel is None:
+
+        async def execute(body: Body) -> BaseException | None:
+            return await run_statements(shell, body, body.tree.body)
+
+    else:
+        options = stack.parallel
+        plan = loops.plan(shell, body, options)  # refuses before anything has run
+
+        async def execute(body: Body) -> BaseException | None:
+            return loops.run(shell, body, plan, options)
+
+    if stack.cached is None:
+        error = await execute(body)
+        if error is not None:
+            raise error
+        return
+    await cached.run_cached(shell, body, stack.cached, execute, variant=stack.parallel)
+
+
+def _parse_stack(magic: str, line: str, cell: str) -> Stack:
+    """Take the magic lines at the top of a cell apart; the first has been read by IPython."""
+    options: dict[str, Any] = {"cached": None, "parallel": None}
+    above = 0
+    around: tuple[str, str] | None = None
+    while True:
+        try:
+            if magic == "cached":
+                parsed = parse_line("%%cached", line, CACHED_OPTIONS)
+                options["cached"] = cached.options_from(parsed)
+            else:
+                parsed = parse_line("%%parallel", line, PARALLEL_OPTIONS)
+                options["parallel"] = _loop_options(parsed)
+        except WrongOption as error:
+            raise UsageError(str(error)) from None
+        above += 1
+        if parsed.help_wanted:
+            return Stack(None, None, None, cell, above, _help(magic))
+        following = re.match(r"\s*%%(\w+)[ \t]*(.*)\n?", cell)
+        if following is None:
+            break
+        name = following[1]
+        rest = cell[following.end() :]
+        if name in options and options[name] is None:
+            magic, line, cell = name, following[2], rest
+            continue
+        if name in AROUND:
+            around, cell = (name, following[2]), rest
+        break
+    if not cell.strip():
+        raise UsageError(f"%%{magic}: the cell below it is empty")
+    return Stack(options["cached"], options["parallel"], around, cell, above)
+
+
+def _loop_options(parsed: Parsed) -> LoopOptions:
+    if parsed.words:
+        raise WrongOption("%%parallel", f"`{parsed.words[0]}` is no option")
+    values = dict(parsed.values)
+    if values["jobs"] == 0:
+        raise WrongOption("%%parallel", "`-j 0` leaves nobody to run the loop")
+    return LoopOptions(**values)
+
+
+def _help(magic: str) -> str:
+    if magic == "cached":
+        return help_text(
+            "%%cached [NAME ...] [options]",
+            "The cell's effects come back from disk if nothing it depends on has changed; else it runs and is stored.",
+            CACHED_OPTIONS,
+        )
+    return help_text(
+        "%%parallel [options]",
+        "The cell's top-level loops and comprehensions run on all cores and leave what the serial cell would leave.",
+        PARALLEL_OPTIONS,
+    )
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+def rewrite_awaiting_cell(lines: list[str]) -> list[str]:
+    """Turn a cell of ours that awaits into one that the shell awaits; other cells pass unchanged."""
+    first = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        return lines
+    found = re.match(r"%%(cached|parallel)\b[ \t]*(.*)", lines[first])
+    if found is None or not any("await" in line or "async" in line for line in lines[first + 1 :]):
+        return lines
+    body = "".join(lines[first + 1 :])
+    if not _awaits(re.sub(r"(?m)^%%.*$", "", body)):
+        return lines
+    call = f"await get_ipython().magics_manager.registry['ParcacheMagics'].run_awaiting({found[1]!r}, {found[2]!r}, {body!r})\n"
+    return [call]
+
+
+def _awaits(body: str) -> bool:
+    import ast
+
+    try:
+        tree = compile(body, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError:
+        return False
+    return isinstance(tree, ast.Module) and has_top_level_await(tree)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics, the transformers and the hooks of the extension."""
+    shell.register_magics(ParcacheMagics)
+    transformers = shell.input_transformers_cleanup
+    for transformer in (auto.rewrite_cell, rewrite_awaiting_cell):
+        if transformer not in transformers:
+            transformers.append(transformer)
+    cached.install(shell)
+    loops.install(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take back what `load_ipython_extension` registered."""
+    transformers = shell.input_transformers_cleanup
+    for transformer in (auto.rewrite_cell, rewrite_awaiting_cell):
+        if transformer in transformers:
+            transformers.remove(transformer)
+    for kind in ("line", "cell"):
+        for name in ("cached", "parallel", "parcache"):
+            shell.magics_manager.magics[kind].pop(name, None)
+    auto.switch(on=False)
+    cached.uninstall(shell)
+    loops.uninstall(shell)
+
+
+__all__ = ["ParcacheMagics", "load_ipython_extension", "unload_ipython_extension"]
+
+_UNUSED = (cell_magic, difflib, ParcacheError)
