@@ -1,0 +1,97 @@
+"""Several ways to do one thing, measured in turn, so that a loaded machine is as unkind to one as to the other."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+OURS = "ipyparcache"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One workload and those who do it.
+
+    Attributes
+    ----------
+    name
+        What is measured, in a few words.
+    contestants
+        By name, a function that does the work once and gives the seconds that count; ours is called `OURS`.
+    aim
+        What ours shall need at most, as a share of what joblib needs; None where nothing was promised.
+    """
+
+    name: str
+    contestants: dict[str, Callable[[], float]]
+    aim: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What one contestant needed: the median of its rounds, and the fastest, in seconds."""
+
+    median: float
+    fastest: float
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """The work as a contestant whose whole duration counts."""
+
+    def run() -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return run
+
+
+def measure(contest: Contest, rounds: int) -> dict[str, Standing]:
+    """Run everybody once without counting, then in turn; each round begins with another one."""
+    names = list(contest.contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        contest.contestants[name]()
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(contest.contestants[name]())
+    return {name: Standing(statistics.median(taken), min(taken)) for name, taken in seconds.items()}
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration with three digits that mean something."""
+    value = seconds * 1000
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def report(contest: Contest, standings: dict[str, Standing]) -> str:
+    """One line for each contestant, with its ratio to ours; below one means faster than ours."""
+    ours = standings[OURS].median
+    lines = [contest.name]
+    for name, standing in sorted(standings.items(), key=lambda item: item[1].median):
+        ratio = "" if name == OURS else f"{standing.median / ours:6.2f}x ours"
+        times = f"{milliseconds(standing.median):>11} median {milliseconds(standing.fastest):>11} fastest"
+        lines.append(f"    {name:14}{times}  {ratio}".rstrip())
+    joblib = standings.get("joblib")
+    if contest.aim is not None and joblib is not None:
+        share = ours / joblib.median
+        verdict = "reached" if share <= contest.aim else "missed"
+        lines.append(f"    aim: at most {contest.aim:.2f} of joblib's time; is {share:.2f}: {verdict}")
+    return "\n".join(lines)
+
+
+def hold(contests: list[Contest], rounds: int) -> None:
+    """Measure the contests one after the other and print each as soon as it is known."""
+    for contest in contests:
+        print(report(contest, measure(contest, rounds)), flush=True)
+
+
+def machine() -> str:
+    """On what the figures were taken, for the head of the table."""
+    load = ", ".join(f"{load:.1f}" for load in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
+    return f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load before: {load}"
