@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -47,7 +48,7 @@ def small(number: int) -> int:
     return number + 1
 
 
-def cold_start(package: str) -> Callable[[], float]:
+def cold(package: str) -> Callable[[], float]:
     """Import and first parallel call, in a process of their own."""
 
     def run() -> float:
@@ -57,9 +58,9 @@ def cold_start(package: str) -> Callable[[], float]:
     return run
 
 
-def hits(memory: object) -> Callable[[], float]:
+def hits(memory: Any) -> Callable[[], float]:
     """Seconds for one hit of a small cached call, over a thousand of them."""
-    cached = memory.cache(small)  # type: ignore[attr-defined]
+    cached = memory.cache(small)
     cached(1)
 
     def run() -> float:
@@ -71,9 +72,15 @@ def hits(memory: object) -> Callable[[], float]:
     return run
 
 
-def both(work: Callable[[object], object]) -> dict[str, Callable[[], float]]:
-    """The same work done with each of the two packages, which have the same interface."""
-    return {OURS: timed(lambda: work(ipyparcache)), "joblib": timed(lambda: work(joblib))}
+def both(
+    function: Callable[..., object], arguments: Sequence[tuple[Any, ...]]
+) -> dict[str, Callable[[], float]]:
+    """Calls of one function by either package, with `delayed(f)(i)` in the generator, as people write it."""
+
+    def calls(package: Any) -> object:
+        return package.Parallel(n_jobs=2)(package.delayed(function)(*each) for each in arguments)
+
+    return {OURS: timed(lambda: calls(ipyparcache)), "joblib": timed(lambda: calls(joblib))}
 
 
 @contextmanager
@@ -81,12 +88,6 @@ def contests() -> Iterator[list[Contest]]:
     """All of them, with the folders and workers that they need for as long as the block runs."""
     large = np.random.default_rng(0).random(400 * MEGABYTE)
     starts = range(0, 64_000, 1000)
-
-    def calls(
-        package: object, function: Callable[..., object], arguments: list[tuple[object, ...]]
-    ) -> object:
-        delayed = package.delayed(function)  # type: ignore[attr-defined]
-        return package.Parallel(n_jobs=2)(delayed(*each) for each in arguments)  # type: ignore[attr-defined]
 
     numbers = [(number,) for number in range(20_000)]
     with ExitStack() as stack:
@@ -97,29 +98,16 @@ def contests() -> Iterator[list[Contest]]:
             "joblib": joblib.Memory(folder / "joblib", verbose=0),
         }
         yield [
-            Contest("20 000 tasks that do nothing", both(lambda p: calls(p, nothing, numbers)), 0.4),
+            Contest("20 000 tasks that do nothing", both(nothing, numbers), floor=3),
+            Contest("a call of two tasks, workers warm", both(nothing, numbers[:2]), floor=40),
             Contest(
-                "a call of two tasks, workers warm", both(lambda p: calls(p, nothing, numbers[:2])), 0.05
+                "cold start: import and first call", {OURS: cold(OURS), "joblib": cold("joblib")}, floor=4
             ),
-            Contest(
-                "cold start: import and first call",
-                {OURS: cold_start(OURS), "joblib": cold_start("joblib")},
-                0.3,
-            ),
-            Contest(
-                "400 MB array to 64 tasks",
-                both(lambda p: calls(p, total, [(large, at) for at in starts])),
-                0.35,
-            ),
-            Contest(
-                "40 results of 20 MB",
-                both(lambda p: calls(p, filled, [(20, each) for each in range(40)])),
-                0.4,
-            ),
-            Contest("one hit of a cached small call", {name: hits(m) for name, m in memories.items()}, 0.25),
+            Contest("400 MB array to 64 tasks", both(total, [(large, at) for at in starts]), floor=3),
+            Contest("40 results of 20 MB", both(filled, [(20, number) for number in range(40)]), floor=2.5),
+            Contest("one hit of a cached small call", {name: hits(m) for name, m in memories.items()}),
             Contest(
                 "digest of a 400 MB array",
                 {OURS: timed(lambda: digest_of(large)), "joblib": timed(lambda: joblib.hash(large))},
-                0.3,
             ),
         ]
