@@ -223,11 +223,25 @@ def pack(
     return file.getvalue(), buffers
 
 
+class _Unpacker(pickle.Unpickler):
+    """Unpickles over known objects: a first pickle, made here, puts them into the memo one after the other.
+
+    CPython's unpickler drops a memo that is assigned as a dict, so it is filled by what fills it anyway.
+    """
+
+    def __init__(self, pickled: Any, buffers: Sequence[Any], known: Sequence[object]):
+        self._known = known
+        ask = b"".join(b"J" + number.to_bytes(4, "little") + b"Q\x940" for number in range(len(known)))
+        super().__init__(io.BytesIO(b"\x80\x05" + ask + b"N." + bytes(pickled)), buffers=buffers)
+        super().load()
+
+    def persistent_load(self, number: int) -> object:
+        return self._known[number]
+
+
 def unpack(pickled: Any, buffers: Sequence[Any], known: Sequence[object]) -> Any:
     """Put together what `pack` took apart, over the live objects in `known`."""
-    unpickler: Any = pickle.Unpickler(io.BytesIO(pickled), buffers=buffers)
-    unpickler.memo = dict(enumerate(known))
-    return unpickler.load()
+    return _Unpacker(pickled, buffers, known).load()
 
 
 def lookup(namespace: Mapping[str, object], qualname: str) -> object:
@@ -295,7 +309,7 @@ def _reduce_instance(obj: Any) -> Any:
         return _new_with_value, (cls, base, base(obj)), _fields(obj), None, None, _set_fields
     if base in _MUTABLE_BASES:
         return _new_container, (cls, base), (_fields(obj), base(obj)), None, None, _set_container_state
-    if base is not object:
+    if base is not object or not _is_made_by_object(cls):
         return NotImplemented
     return _new_plain, (cls,), _fields(obj), None, None, _set_fields
 
@@ -303,6 +317,15 @@ def _reduce_instance(obj: Any) -> Any:
 def _has_native_state(kind: type) -> bool:
     """Whether a class outside of builtins is made by C code: then it brings its own `__new__`."""
     return isinstance(vars(kind).get("__new__"), types.BuiltinFunctionType)
+
+
+def _is_made_by_object(cls: type) -> bool:
+    """Whether `object.__new__` makes instances of the class: not of one whose data lies in C structures."""
+    try:
+        object.__new__(cls)
+    except TypeError:
+        return False
+    return True
 
 
 def _fields(obj: Any) -> tuple[dict[str, Any], dict[str, Any]]:
