@@ -8,7 +8,6 @@ runs the cell once, with its output live, and whatever goes wrong in storing lea
 from __future__ import annotations
 
 import ast
-import itertools
 import json
 import sys
 import time
@@ -22,23 +21,20 @@ import blake3
 
 from ipyparcache import settings
 from ipyparcache.analysis.cell import (
-    Definition,
     dynamic_uses,
-    first_line_of,
-    re_executable_definitions,
     star_imports,
 )
-from ipyparcache.cells import auto, inputs, runs, values
+from ipyparcache.cells import auto, inputs, keeping, runs
 from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
-from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, seconds, share, words_list
+from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, share, words_list
 from ipyparcache.cells.runs import Run
-from ipyparcache.cells.values import ArrayOwners, NotStorable
+from ipyparcache.cells.values import NotStorable
 from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code
-from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
-from ipyparcache.errors import DamagedEntry, StoreUnavailable, Undigestible, Unrestorable
+from ipyparcache.digest.objects import put_state
+from ipyparcache.errors import DamagedEntry, StoreUnavailable
 from ipyparcache.kernel import outputs
-from ipyparcache.kernel.namespace import difference, interrupts_deferred, rebind, user_bindings
+from ipyparcache.kernel.namespace import interrupts_deferred, rebind, user_bindings
 from ipyparcache.kernel.outputs import Record, recording, replay
 from ipyparcache.kernel.running import Body
 from ipyparcache.storage.entry import Entries, Entry, open_entries
@@ -140,6 +136,14 @@ class _Cell:
     def namespace(self) -> dict[str, Any]:
         namespace: dict[str, Any] = self.shell.user_ns
         return namespace
+
+    def source(self) -> keeping.Source:
+        assert self.inputs is not None
+
+        def compiled(module: ast.Module) -> Any:
+            return self.shell.compile(module, self.body.file_name, "exec")
+
+        return keeping.Source(self.body.tree, self.namespace, self.inputs, compiled)
 
 
 async def run_cached(
@@ -280,47 +284,19 @@ def _summarise(found: Inputs) -> None:
 
 def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     """Everything of a hit that may fail; the namespace is not touched."""
-    assert cell.inputs is not None
-    manifest = entry.manifest
     pickled, buffers = entry.payload()
-    scratch = _execute_definitions(cell, manifest["definitions"])
-    known = _known(cell.namespace, [scratch[name] for name in sorted(scratch)], cell.inputs.traversal)
-    payload = values.unpack(pickled, buffers, known)
-    bound = {**scratch, **payload["names"]}
-    states = [
-        (cell.inputs.traversal.object_at(root, number), state) for root, number, state in payload["states"]
-    ]
+    source = cell.source()
+    payload, defined, known = keeping.unpack(source, entry.manifest["definitions"], pickled, buffers)
+    traversal = source.inputs.traversal
     return Prepared(
-        bound,
-        list(manifest["deleted"]),
-        states,
-        payload["events"],
-        payload["results"],
-        payload["process"],
-        known,
+        bound={**defined, **payload["names"]},
+        deleted=list(entry.manifest["deleted"]),
+        states=[(traversal.object_at(root, number), state) for root, number, state in payload["states"]],
+        events=payload["events"],
+        results=payload["results"],
+        process=payload["process"],
+        keep_alive=known,
     )
-
-
-def _execute_definitions(cell: _Cell, wanted: Sequence[int]) -> dict[str, Any]:
-    """Execute imports, functions and classes of the cell beside the namespace; functions see the live globals."""
-    scratch: dict[str, Any] = {}
-    for index in wanted:
-        module = ast.Module([cell.body.tree.body[index]], [])
-        code = cell.shell.compile(module, cell.body.file_name, "exec")
-        exec(code, cell.namespace, scratch)
-    return scratch
-
-
-def _known(namespace: dict[str, Any], definitions: Sequence[object], traversal: Traversal) -> list[object]:
-    """What exists on both sides, in an order that both derive alike; each object once."""
-    known: list[object] = []
-    seen: set[int] = set()
-    inner = (thing for _, _, thing in traversal.numbered())
-    for thing in itertools.chain([namespace], definitions, inner):
-        if id(thing) not in seen:
-            seen.add(id(thing))
-            known.append(thing)
-    return known
 
 
 def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
@@ -398,21 +374,11 @@ def _store(
     if record.asked_for_input:
         raise NotStorable("it asked for input")
     observed = environment.observed_rows(seen, trust_shell=cell.options.trust_shell)
-    left = _what_is_left(cell, before)
-    observed += [_binding_row(name, left.after) for name in left.unsure]
-    mutated = cell.inputs.traversal.changed()
-    definitions = _definitions_to_repeat(cell, left.bound, {root for root, _ in mutated})
-    defined = {name: left.bound[name] for definition in definitions for name in definition.names}
-    payload = {
-        "names": {name: value for name, value in left.bound.items() if name not in defined},
-        "states": [(root, number, _state(cell, root, number)) for root, number in mutated],
-        "results": record.values,
-        "events": record.events(),
-        "process": environment.process_changes(process_before),
-    }
-    known = _known(cell.namespace, [defined[name] for name in sorted(defined)], cell.inputs.traversal)
-    repeated = [definition.index for definition in definitions]
-    pickled, buffers = _pack_and_check(cell, payload, known, repeated, defined)
+    after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
+    left = keeping.what_is_left(cell.inputs, before, after, cell.options.names)
+    observed += keeping.binding_rows(left, cell.namespace)
+    process = environment.process_changes(process_before)
+    kept = keeping.keep(cell.source(), left, record.values, record.events(), process)
     _summarise(cell.inputs)
     manifest = {
         "format": FORMAT,
@@ -421,14 +387,16 @@ def _store(
         "inputs": cell.inputs.rows,
         "summaries": cell.inputs.summaries,
         "observed": observed,
-        "names": sorted(left.bound),
-        "deleted": left.deleted,
-        "definitions": repeated,
+        "names": kept.names,
+        "deleted": kept.deleted,
+        "definitions": kept.definitions,
         "seconds": body_seconds,
         "ran": time.time(),
     }
     trace = blake3.blake3(json.dumps(observed, sort_keys=True).encode()).hexdigest(8)
-    size = cell.entries.write(cell.inputs.key, trace, manifest, pickled, buffers, seconds=body_seconds)
+    size = cell.entries.write(
+        cell.inputs.key, trace, manifest, kept.pickled, kept.buffers, seconds=body_seconds
+    )
     cell.entries.remember(cell.identity, cell.inputs.key)
     return Run(
         "miss",
@@ -437,187 +405,11 @@ def _store(
         digest_seconds=cell.inputs.seconds,
         bytes=size,
         inputs=cell.inputs.rows,
-        names=tuple(sorted(left.bound)),
+        names=tuple(kept.names),
         identity=cell.identity,
         key=cell.inputs.key,
         trace=trace,
     )
-
-
-@dataclass(frozen=True)
-class _Left:
-    """What a run left in the namespace."""
-
-    after: Mapping[str, object]
-    bound: dict[str, object]  # to be bound by a hit
-    deleted: list[str]
-    unsure: list[str]  # names that the cell may bind and that stand for the same object as before it
-
-
-def _what_is_left(cell: _Cell, before: Mapping[str, object]) -> _Left:
-    assert cell.inputs is not None
-    after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
-    changed = difference(before, after)
-    names = cell.inputs.names
-    bound = {
-        name: value
-        for name, value in after.items()
-        if name in changed.bound or name in names.bound_for_certain
-    }
-    deleted = changed.deleted | {name for name in names.deleted if name not in after}
-    written = names.touched | inputs.global_writes(cell.inputs.traversal)
-    unsure = sorted(written - bound.keys() - deleted)
-    keep = cell.options.names
-    if keep:
-        missing = next((name for name in keep if name not in after), None)
-        if missing is not None:
-            raise NotStorable(f"it did not bind `{missing}`, which is to be kept")
-        bound = {name: after[name] for name in keep}
-    return _Left(after, bound, sorted(deleted), unsure)
-
-
-def _binding_row(name: str, after: Mapping[str, object]) -> list[str]:
-    """The demand that a name which the cell may bind, but did not, stands for what it stood for."""
-    if name not in after:
-        return ["binding", name, "absent"]
-    try:
-        return ["binding", name, digest_of(after[name]).hex()]
-    except Undigestible as error:
-        raise NotStorable(f"it may bind `{name}`, whose present value has no digest: {error}") from error
-
-
-def _definitions_to_repeat(cell: _Cell, bound: Mapping[str, object], mutated: set[str]) -> list[Definition]:
-    """The definitions of the cell that a hit executes again: all whose names are kept and whose inputs are whole."""
-    return [
-        definition
-        for definition in re_executable_definitions(cell.body.tree)
-        if all(name in bound for name in definition.names) and not definition.reads & mutated
-    ]
-
-
-def _state(cell: _Cell, root: str, number: int) -> object:
-    assert cell.inputs is not None
-    try:
-        return state_of(cell.inputs.traversal.object_at(root, number))
-    except Unrestorable as error:
-        raise NotStorable(f"it changes `{root}` in place: {error}") from error
-
-
-def _pack_and_check(
-    cell: _Cell,
-    payload: dict[str, Any],
-    known: Sequence[object],
-    repeated: Sequence[int],
-    defined: Mapping[str, object],
-) -> tuple[bytes, list[Any]]:
-    """Pickle the payload and see that it comes back as it is.
-
-    Raises
-    ------
-    NotStorable
-        Naming the variable that cannot be stored, and the line that binds it.
-    """
-    assert cell.inputs is not None
-    namespace = cell.namespace
-    try:
-        original = _digested(payload, namespace)
-        arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
-        old_arrays = [thing for thing in known if _is_array(thing)]
-        owners = ArrayOwners(arrays, old_arrays)
-        pickled, buffers = values.pack(payload, known, namespace, _is_ours, owners)
-    except NotStorable as error:
-        raise NotStorable(_blame(cell, payload, known, error)) from error
-    scratch = _execute_definitions(cell, repeated)
-    again_known = _known(namespace, [scratch[name] for name in sorted(scratch)], cell.inputs.traversal)
-    again = values.unpack(pickled, [buffer.raw() for buffer in buffers], again_known)
-    for name in defined:
-        if _digest_or_none(defined[name], namespace) != _digest_or_none(scratch[name], namespace):
-            raise NotStorable(f"`{name}` would not come back as it is, {_where(cell, name)}")
-    _compare(cell, original, _digested(again, namespace), known, again_known)
-    return pickled, buffers
-
-
-def _digested(payload: Mapping[str, Any], namespace: dict[str, Any]) -> Traversal:
-    """The digests of what a cell left, a root for each name."""
-    traversal = Traversal(namespace)
-    for name, value in sorted(payload["names"].items()):
-        _add_output(traversal, name, value)
-    for root, number, state in payload["states"]:
-        _add_output(traversal, f"{root} #{number}", state)
-    for index, value in enumerate(payload["results"]):
-        _add_output(traversal, f"the result shown ({index})", value)
-    return traversal
-
-
-def _add_output(traversal: Traversal, name: str, value: object) -> None:
-    try:
-        traversal.add(name, value)
-    except Undigestible as error:
-        if not _comes_back_unseen(value):
-            raise NotStorable(f"`{name}` cannot be stored: {error.reason}") from error
-
-
-def _comes_back_unseen(value: object) -> bool:
-    """Figures and axes have no digest and are stored without the trial."""
-    return type(value).__module__.partition(".")[0] == "matplotlib"
-
-
-def _compare(
-    cell: _Cell, original: Traversal, again: Traversal, known: Sequence[object], again_known: Sequence[object]
-) -> None:
-    for root, digest in original.digests.items():
-        if again.digests.get(root) != digest:
-            raise NotStorable(f"`{root}` would not come back as it is, {_where(cell, root)}")
-    if sorted(original.shared) != sorted(again.shared) or original.memory_sharing != again.memory_sharing:
-        raise NotStorable("its results share objects in a way that would not come back")
-    places = {id(thing): number for number, thing in enumerate(known)}
-    again_places = {id(thing): number for number, thing in enumerate(again_known)}
-    pairs = zip(original.numbered(), again.numbered(), strict=True)
-    for (root, _, thing), (_, _, copy) in pairs:
-        if places.get(id(thing)) != again_places.get(id(copy)):
-            raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
-
-
-def _digest_or_none(value: object, namespace: dict[str, Any]) -> bytes | None:
-    try:
-        return digest_of(value, namespace)
-    except Undigestible:
-        return None
-
-
-def _blame(cell: _Cell, payload: Mapping[str, Any], known: Sequence[object], error: NotStorable) -> str:
-    """Which variable it is that cannot be pickled, and what to type."""
-    if error.reason.startswith("`"):
-        name = error.reason.split("`")[1]
-        return f"{error.reason}{_hint(cell, name)}"
-    for name, value in payload["names"].items():
-        try:
-            values.pack(value, known, cell.namespace, _is_ours, ArrayOwners([], []))
-        except NotStorable as own:
-            kind = type(value).__name__
-            return (
-                f"`{name}` ({kind}) cannot be stored, {_where(cell, name)}: {own.reason}{_hint(cell, name)}"
-            )
-    return error.reason
-
-
-def _hint(cell: _Cell, name: str) -> str:
-    others = sorted(cell.inputs.names.bound - {name}) if cell.inputs else []
-    return f"; keep only some: %%cached {' '.join(others[:3])}" if others else ""
-
-
-def _where(cell: _Cell, name: str) -> str:
-    line = first_line_of(cell.body.tree, name)
-    return f"line {line}" if line is not None else "made by a function that it calls"
-
-
-def _is_array(thing: object) -> bool:
-    kind = type(thing)
-    return kind.__module__ == "numpy" and kind.__name__ == "ndarray"
-
-
-def _is_ours(cls: type) -> bool:
-    return is_user_code(cls.__module__)
 
 
 # -- telling -------------------------------------------------------------------------------------------------------

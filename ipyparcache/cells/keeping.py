@@ -1,0 +1,290 @@
+"""From what a cell left behind to bytes that are known to bring it back, and from such bytes to a prepared hit.
+
+Nothing is kept on trust. After packing, the payload is put together again beside the namespace and compared with the
+live objects by digest, by which objects it shares, and by which inputs it refers to; what would not come back as it
+is, is not stored.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipyparcache.analysis.cell import Definition, first_line_of, re_executable_definitions
+from ipyparcache.cells import values
+from ipyparcache.cells.inputs import Inputs, global_writes
+from ipyparcache.cells.values import ArrayOwners, NotStorable
+from ipyparcache.digest.modules import is_user_code
+from ipyparcache.digest.objects import Traversal, digest_of, state_of
+from ipyparcache.errors import Undigestible, Unrestorable
+from ipyparcache.kernel.namespace import difference
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left in the namespace."""
+
+    bound: dict[str, object]  # to be bound by a hit
+    deleted: list[str]
+    unsure: dict[str, object]  # names that the cell may bind and that stand for the same object as before it
+    unsure_absent: list[str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A payload that is known to come back, and what a manifest has to say about it."""
+
+    pickled: bytes
+    buffers: list[Any]
+    names: list[str]
+    deleted: list[str]
+    definitions: list[int]  # statements of the cell that a hit executes again
+
+
+@dataclass(frozen=True)
+class Source:
+    """The cell as far as keeping needs it: its statements, its namespace, how to execute a statement apart."""
+
+    tree: ast.Module
+    namespace: dict[str, Any]
+    inputs: Inputs
+    compile: Callable[[ast.Module], Any]
+
+    def execute_apart(self, statements: Iterable[int]) -> dict[str, Any]:
+        """Execute some statements beside the namespace; functions made there see the live globals."""
+        scratch: dict[str, Any] = {}
+        for index in statements:
+            exec(self.compile(ast.Module([self.tree.body[index]], [])), self.namespace, scratch)
+        return scratch
+
+    def known(self, defined: Mapping[str, object]) -> list[object]:
+        """What exists on both sides, in an order that both derive alike; each object once."""
+        found: list[object] = []
+        seen: set[int] = set()
+        inner = (thing for _, _, thing in self.inputs.traversal.numbered())
+        for thing in itertools.chain([self.namespace], (defined[name] for name in sorted(defined)), inner):
+            if id(thing) not in seen:
+                seen.add(id(thing))
+                found.append(thing)
+        return found
+
+
+def what_is_left(
+    inputs: Inputs, before: Mapping[str, object], after: Mapping[str, object], keep: Collection[str]
+) -> Left:
+    """Compare the bindings before and after a run.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    before, after : mapping of str to object
+        The user's bindings.
+    keep : collection of str
+        Names that the user wants to keep; all if empty.
+
+    Raises
+    ------
+    NotStorable
+        If a name to be kept was not bound.
+    """
+    changed = difference(before, after)
+    names = inputs.names
+    bound = {
+        name: value
+        for name, value in after.items()
+        if name in changed.bound or name in names.bound_for_certain
+    }
+    deleted = changed.deleted | {name for name in names.deleted if name not in after}
+    unsure = (names.touched | global_writes(inputs.traversal)) - bound.keys() - deleted
+    if keep:
+        missing = next((name for name in keep if name not in after), None)
+        if missing is not None:
+            raise NotStorable(f"it did not bind `{missing}`, which is to be kept")
+        bound = {name: after[name] for name in keep}
+    return Left(
+        bound,
+        sorted(deleted),
+        {name: after[name] for name in sorted(unsure) if name in after},
+        sorted(name for name in unsure if name not in after),
+    )
+
+
+def binding_rows(left: Left, namespace: dict[str, Any]) -> list[list[str]]:
+    """The demands that names which the cell may bind, but did not, stand for what they stood for."""
+    rows = [["binding", name, "absent"] for name in left.unsure_absent]
+    for name, value in left.unsure.items():
+        try:
+            rows.append(["binding", name, digest_of(value, namespace).hex()])
+        except Undigestible as error:
+            raise NotStorable(
+                f"it may bind `{name}`, whose present value has no digest: {error.reason}"
+            ) from error
+    return rows
+
+
+def keep(
+    source: Source, left: Left, results: Sequence[object], events: Sequence[object], process: Any
+) -> Kept:
+    """Pack what a cell left and see that it comes back.
+
+    Raises
+    ------
+    NotStorable
+        Naming the variable that cannot be stored, the line that binds it, and what to type instead.
+    """
+    mutated = source.inputs.traversal.changed()
+    definitions = _definitions_to_repeat(source.tree, left.bound, {root for root, _ in mutated})
+    defined = {name: left.bound[name] for definition in definitions for name in definition.names}
+    payload = {
+        "names": {name: value for name, value in left.bound.items() if name not in defined},
+        "states": [(root, number, _state(source.inputs.traversal, root, number)) for root, number in mutated],
+        "results": list(results),
+        "events": tuple(events),
+        "process": process,
+    }
+    repeated = [definition.index for definition in definitions]
+    known = source.known(defined)
+    original = _digested(source, payload)
+    arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
+    owners = ArrayOwners(arrays, [thing for thing in known if _is_array(thing)])
+    try:
+        pickled, buffers = values.pack(payload, known, source.namespace, is_ours, owners)
+    except NotStorable as error:
+        raise NotStorable(_blame(source, payload, known, error)) from error
+    _try_out(source, original, known, defined, repeated, pickled, buffers)
+    return Kept(pickled, buffers, sorted(left.bound), left.deleted, repeated)
+
+
+def unpack(
+    source: Source, definitions: Sequence[int], pickled: Any, buffers: Sequence[Any]
+) -> tuple[Any, Any, Any]:
+    """Put a payload together beside the namespace.
+
+    Returns
+    -------
+    payload : dict
+        "names", "states", "results", "events", "process" as `keep` packed them.
+    defined : dict
+        What the repeated definitions made.
+    known : list
+        What both sides knew; keeps identities alive.
+    """
+    defined = source.execute_apart(definitions)
+    known = source.known(defined)
+    return values.unpack(pickled, buffers, known), defined, known
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a class is defined in the notebook or a local module."""
+    return is_user_code(cls.__module__)
+
+
+def _definitions_to_repeat(
+    tree: ast.Module, bound: Mapping[str, object], mutated: set[str]
+) -> list[Definition]:
+    """Definitions that a hit executes again: all whose names are kept and whose inputs are as they were."""
+    return [
+        definition
+        for definition in re_executable_definitions(tree)
+        if all(name in bound for name in definition.names) and not definition.reads & mutated
+    ]
+
+
+def _state(traversal: Traversal, root: str, number: int) -> object:
+    try:
+        return state_of(traversal.object_at(root, number))
+    except Unrestorable as error:
+        raise NotStorable(f"it changes `{root}` in place: {error}") from error
+
+
+def _try_out(
+    source: Source,
+    original: Traversal,
+    known: Sequence[object],
+    defined: Mapping[str, object],
+    repeated: Sequence[int],
+    pickled: bytes,
+    buffers: Sequence[Any],
+) -> None:
+    """Put the payload together again, over the same buffers, and compare."""
+    again, defined_again, known_again = unpack(
+        source, repeated, pickled, [buffer.raw() for buffer in buffers]
+    )
+    for name in defined:
+        if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
+            raise NotStorable(f"`{name}` would not come back as it is, {_where(source, name)}")
+    copy = _digested(source, again)
+    for root, digest in original.digests.items():
+        if copy.digests.get(root) != digest:
+            raise NotStorable(f"`{root}` would not come back as it is, {_where(source, root)}")
+    if sorted(original.shared) != sorted(copy.shared) or original.memory_sharing != copy.memory_sharing:
+        raise NotStorable("its results share objects in a way that would not come back")
+    places = {id(thing): number for number, thing in enumerate(known)}
+    places_again = {id(thing): number for number, thing in enumerate(known_again)}
+    for (root, _, thing), (_, _, other) in zip(original.numbered(), copy.numbered(), strict=True):
+        if places.get(id(thing)) != places_again.get(id(other)):
+            raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
+
+
+def _digested(source: Source, payload: Mapping[str, Any]) -> Traversal:
+    """Digests of what a cell left, a root for each name, state and result."""
+    traversal = Traversal(source.namespace)
+    for name, value in sorted(payload["names"].items()):
+        _add_output(source, traversal, name, value)
+    for root, number, state in payload["states"]:
+        _add_output(source, traversal, f"{root} #{number}", state)
+    for index, value in enumerate(payload["results"]):
+        _add_output(source, traversal, f"the result shown ({index})", value)
+    return traversal
+
+
+def _add_output(source: Source, traversal: Traversal, name: str, value: object) -> None:
+    try:
+        traversal.add(name, value)
+    except Undigestible as error:
+        if not _comes_back_untried(value):
+            reason = (
+                f"`{name}` ({type(value).__name__}) cannot be stored, {_where(source, name)}: {error.reason}"
+            )
+            raise NotStorable(f"{reason}{_hint(source, name)}") from error
+
+
+def _comes_back_untried(value: object) -> bool:
+    """Figures and axes have no digest; matplotlib pickles them."""
+    return type(value).__module__.partition(".")[0] == "matplotlib"
+
+
+def _digest_or_none(value: object, source: Source) -> bytes | None:
+    try:
+        return digest_of(value, source.namespace)
+    except Undigestible:
+        return None
+
+
+def _blame(source: Source, payload: Mapping[str, Any], known: Sequence[object], error: NotStorable) -> str:
+    """Which variable it is that cannot be pickled, and what to type."""
+    for name, value in payload["names"].items():
+        try:
+            values.pack(value, known, source.namespace, is_ours, ArrayOwners([], []))
+        except NotStorable as own:
+            kind = type(value).__name__
+            return f"`{name}` ({kind}) cannot be stored, {_where(source, name)}: {own.reason}{_hint(source, name)}"
+    return error.reason
+
+
+def _hint(source: Source, name: str) -> str:
+    others = sorted(source.inputs.names.bound - {name})
+    return f"; keep only some: %%cached {' '.join(others[:3])}" if others else ""
+
+
+def _where(source: Source, name: str) -> str:
+    line = first_line_of(source.tree, name)
+    return f"line {line}" if line is not None else "made by a function that it calls"
+
+
+def _is_array(thing: object) -> bool:
+    kind = type(thing)
+    return kind.__module__ == "numpy" and kind.__name__ == "ndarray"
