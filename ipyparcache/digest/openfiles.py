@@ -1,0 +1,845 @@
+"""What a run asks of the file system, the environment and the console.
+
+One audit hook, added once and for ever as hooks cannot be removed, looks at the watches that are active; it never
+raises. What raises no audit event is wrapped while a watch is active: `os.stat` and its kin (told apart by who
+calls them, so that `exists` is one bit and not a modification time), `os.open` with `dir_fd`, `getcwd`, `input`.
+`os.environ` keeps its entries in a dict that reports reads by name.
+
+Who asks decides what counts: the notebook and local modules always, a distribution unless it is being imported or
+looks after its own configuration and fonts; threads that were there before the run do not count, but for those of
+executors, which the run may have given work.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import genericpath
+import getpass
+import os
+import pathlib
+import posixpath
+import stat as stat_module
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType, TracebackType
+from typing import Any
+
+from ipyparcache.digest import modules
+
+Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
+
+_stat = os.stat
+_lstat = os.lstat
+_getcwd = os.getcwd
+_open = os.open
+
+
+@dataclass
+class FileUse:
+    """What a run did with one file."""
+
+    spelled: str
+    is_read: bool = False  # its content from before the run is an input
+    is_written: bool = False
+    is_made: bool = False  # what it holds now was made by the run
+    existed: bool = False
+    before: Signature | None = None  # when it was first read; None: there was none
+    content: bytes | None = None  # digest of what it held before the run changed it
+
+
+@dataclass(frozen=True)
+class Command:
+    """A shell command or another program that the run started."""
+
+    what: str
+    program: str
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A library that asked for the frame of code of the notebook."""
+
+    module: str
+    line: int
+
+
+@dataclass
+class Seen:
+    """All that one run asked for; picklable, so that workers can send it."""
+
+    folder: str  # the present folder when the run began
+    files: dict[str, FileUse] = field(default_factory=dict)  # by absolute path
+    answers: dict[tuple[str, str], object] = field(default_factory=dict)  # (question, path as spelled)
+    listings: dict[str, tuple[tuple[str, bool], ...] | None] = field(default_factory=dict)  # name, is a folder
+    environment: dict[str, str | None] = field(default_factory=dict)  # as first read by the run
+    folders_made: set[str] = field(default_factory=set)
+    removed: list[str] = field(default_factory=list)  # files and folders that the run did not make
+    commands: list[Command] = field(default_factory=list)
+    askers: dict[Asker, None] = field(default_factory=dict)
+    asks_folder: bool = False
+    reads_stdin: bool = False
+    _set_here: set[str] = field(default_factory=set)  # environment variables that the run set itself
+
+    def made(self, path: str) -> bool:
+        """Whether the run itself made what lies at a path."""
+        use = self.files.get(path)
+        if use is not None and use.is_made:
+            return True
+        return any(path == folder or path.startswith(folder + os.sep) for folder in self.folders_made)
+
+    def spelled(self, path: str) -> str:
+        """A path as the user wrote it, unless that means another place since the run changed the folder."""
+        if os.path.isabs(path) or _getcwd() == self.folder:
+            return path
+        return os.path.join(_getcwd(), path)
+
+
+class FileWatch:
+    """Record what the calling thread, and threads started or executors used meanwhile, ask for.
+
+    >>> with FileWatch() as seen:
+    ...     text = open("notes.txt").read()
+    >>> [use.spelled for use in seen.files.values()]
+    ['notes.txt']
+    """
+
+    def __init__(self) -> None:
+        self.seen = Seen(_getcwd())
+        self._thread = 0
+        self._others: frozenset[int] = frozenset()
+
+    def __enter__(self) -> Seen:
+        _prepare()
+        self._thread = threading.get_ident()
+        self._others = frozenset(sys._current_frames()) - {self._thread}
+        with _patch_lock:
+            if not _watches:
+                _put_wrappers_in()
+            _watches.append(self)
+        return self.seen
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _patch_lock:
+            _watches.remove(self)
+            if not _watches:
+                _take_wrappers_out()
+
+    def concerns(self, thread: int) -> bool:
+        """Whether what a thread does belongs to the run."""
+        if thread == self._thread:
+            return True
+        name = _thread_name(thread)
+        if name.startswith(_INFRASTRUCTURE):
+            return False
+        return thread not in self._others or _is_executor(thread)
+
+
+def watch() -> FileWatch:
+    """A watch for a `with` statement."""
+    return FileWatch()
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """What this thread does inside is nobody's business: our own reading and writing."""
+    before = getattr(_mine, "quiet", False)
+    _mine.quiet = True
+    try:
+        yield
+    finally:
+        _mine.quiet = before
+
+
+_watches: list[FileWatch] = []
+_patch_lock = threading.RLock()
+_mine = threading.local()
+_prepared = False
+
+_INFRASTRUCTURE = ("ipyparcache", "IOPub", "Heartbeat", "Control", "subshell", "IPythonHistory", "tqdm_monitor")
+
+
+def _thread_name(thread: int) -> str:
+    active = threading._active.get(thread)  # type: ignore[attr-defined]
+    return active.name if active is not None else ""
+
+
+def _is_executor(thread: int) -> bool:
+    executors = sys.modules.get("concurrent.futures.thread")
+    active = threading._active.get(thread)  # type: ignore[attr-defined]
+    return executors is not None and active is not None and active in executors._threads_queues
+
+
+def _concerned() -> list[Seen]:
+    thread = threading.get_ident()
+    return [watching.seen for watching in list(_watches) if watching.concerns(thread)]
+
+
+# ---- who asks
+
+
+def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
+    """Who is behind a request: `user`, `library`, `import` or `ours`; and the name of a library, or what it is.
+
+    The nearest frame that is not of the standard library asks. A distribution that is being imported asks for
+    nothing that its version does not tell.
+    """
+    importing = False
+    found: tuple[str, str] | None = None
+    temporary = ""
+    while frame is not None and limit:
+        limit -= 1
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib"):
+            importing = True
+            frame = frame.f_back
+            continue
+        name = frame.f_globals.get("__name__")
+        origin = modules.origin_of(name) if isinstance(name, str) else "local"
+        if origin == "standard":
+            if name == "tempfile":
+                temporary = "tempfile"
+        elif importing and found is None:
+            return "import", ""
+        elif origin == "library":
+            top = str(name).partition(".")[0]
+            if found is None:
+                found = ("ours", top) if top == "ipyparcache" else ("library", top)
+            if code.co_name == "<module>" and top != "ipyparcache":
+                return "import", top
+        else:
+            return found or ("user", temporary)
+        frame = frame.f_back
+    return found or ("library", "import" if importing else "")
+
+
+_SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
+_LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
+
+
+def _is_ignored(path: str, asker: tuple[str, str]) -> bool:
+    """Whether a path is no business of the user's: bytecode, system tables, a library's own folders."""
+    if path.startswith(_SYSTEM_FOLDERS) or "__pycache__" in path:
+        return True
+    who, name = asker
+    if who in ("import", "ours"):
+        return True
+    if who == "user":
+        return False
+    if modules.origin_of_file(path) != "local" or path.startswith(_LIBRARY_SYSTEM_FOLDERS):
+        return True
+    home = os.path.expanduser("~") + os.sep
+    if path.startswith(home) and name:
+        parts = path[len(home) :].lower().split(os.sep)
+        own = name.lower()
+        hidden = parts[0].startswith(".")
+        return hidden and (any(own in part for part in parts) or parts[0] in (".fonts", ".ipython", ".jupyter"))
+    return path.endswith("matplotlibrc")
+
+
+# ---- the audit hook
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watches:
+        return
+    handler = _HANDLERS.get(event)
+    if handler is None or getattr(_mine, "quiet", False):
+        return
+    _mine.quiet = True
+    try:
+        for seen in _concerned():
+            handler(seen, sys._getframe(1), *arguments)
+    except Exception:  # an exception here would become one of the user's call
+        pass
+    finally:
+        _mine.quiet = False
+
+
+def _prepare() -> None:
+    global _prepared
+    if not _prepared:
+        _prepared = True
+        sys.addaudithook(_hook)
+    environment = _watched_environment()
+    if environment is not None:
+        os.environ._data = environment  # type: ignore[attr-defined]
+        if hasattr(os, "environb"):
+            os.environb._data = environment  # type: ignore[attr-defined]
+
+
+def _path_of(path: object, folder: int | None = None) -> str | None:
+    """A path as text, as spelled; None for what names no file (a descriptor, standard streams)."""
+    if isinstance(path, int) or path is None:
+        return _path_of_descriptor(path) if isinstance(path, int) and folder == -2 else None
+    try:
+        text = os.fsdecode(os.fspath(path))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    if folder is not None and folder >= 0 and not os.path.isabs(text):
+        base = _path_of_descriptor(folder)
+        return os.path.join(base, text) if base else None
+    return text
+
+
+def _path_of_descriptor(descriptor: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
+
+
+def _absolute(path: str) -> str:
+    return os.path.normpath(path if os.path.isabs(path) else os.path.join(_getcwd(), path))
+
+
+def signature_of(path: str) -> Signature | None:
+    """Size, modification and change time, inode; None where there is no such file."""
+    try:
+        facts = _stat(path)
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def _use(seen: Seen, path: str) -> FileUse:
+    full = _absolute(path)
+    use = seen.files.get(full)
+    if use is None:
+        use = seen.files[full] = FileUse(seen.spelled(path))
+        use.before = signature_of(full)
+        use.existed = use.before is not None
+        if any(full.startswith(folder + os.sep) for folder in seen.folders_made):
+            use.is_made = True
+    return use
+
+
+def _on_open(seen: Seen, frame: FrameType, path: Any, mode: Any, flags: Any, folder: int | None = None) -> None:
+    spelled = _path_of(path, folder)
+    if spelled is None:
+        return
+    full = _absolute(spelled)
+    if _is_ignored(full, _asker(frame)):
+        return
+    flags = flags if isinstance(flags, int) else 0
+    writes = flags & (os.O_WRONLY | os.O_RDWR)
+    if not writes:
+        try:
+            if stat_module.S_ISDIR(_stat(full).st_mode):
+                return
+        except OSError:
+            pass
+        use = _use(seen, spelled)
+        if not use.is_made and not use.is_written:
+            use.is_read = True
+        return
+    _on_write(seen, spelled, keeps=not flags & (os.O_TRUNC | os.O_EXCL))
+    if flags & os.O_EXCL:
+        seen.answers.setdefault(("exists", seen.spelled(spelled)), False)
+
+
+def _on_write(seen: Seen, path: str, keeps: bool) -> None:
+    """Note that a file is about to be written; with `keeps`, on top of what it holds."""
+    use = _use(seen, path)
+    if keeps and not use.is_made and not use.is_written:
+        use.is_read = True
+        use.content = file_content(_absolute(path))
+    use.is_written = True
+    use.is_made = True
+
+
+def file_content(path: str) -> bytes | None:
+    """BLAKE3 of a file's bytes; None where there is none."""
+    from blake3 import blake3
+
+    hasher = blake3(max_threads=blake3.AUTO)
+    try:
+        if _stat(path).st_size >= 1 << 20:
+            hasher.update_mmap(path)
+        else:
+            with open(path, "rb") as file:
+                hasher.update(file.read())
+    except OSError:
+        return None
+    return hasher.digest()
+
+
+def _on_listing(seen: Seen, frame: FrameType, path: Any) -> None:
+    spelled = "." if path is None else _path_of(path, -2 if isinstance(path, int) else None)
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)) or seen.made(_absolute(spelled)):
+        return
+    seen.listings.setdefault(seen.spelled(spelled), listing_of(_absolute(spelled)))
+
+
+def listing_of(path: str) -> tuple[tuple[str, bool], ...] | None:
+    """Names in a folder, sorted, with whether each is a folder itself; None where there is no folder."""
+    try:
+        with os.scandir(path) as entries:
+            return tuple(sorted((entry.name, entry.is_dir()) for entry in entries if entry.name != "__pycache__"))
+    except OSError:
+        return None
+
+
+def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
+    spelled = _path_of(database)
+    if spelled is None or spelled in ("", ":memory:"):
+        return
+    if spelled.startswith("file:"):
+        if ":memory:" in spelled or "mode=memory" in spelled:
+            return
+        spelled = spelled[len("file:") :].partition("?")[0]
+    if not _is_ignored(_absolute(spelled), _asker(frame)):
+        _on_write(seen, spelled, keeps=True)
+
+
+def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
+    spelled = _path_of(path, folder)
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+        return
+    full = _absolute(spelled)
+    use = seen.files.get(full)
+    if seen.made(full) and (use is None or not use.existed):
+        seen.files.pop(full, None)
+    elif os.path.lexists(full):
+        seen.removed.append(spelled)
+
+
+def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
+    spelled = _path_of(path, folder)
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+        return
+    full = _absolute(spelled)
+    if full in seen.folders_made:
+        seen.folders_made.discard(full)
+    elif not seen.made(full) and os.path.lexists(full):
+        seen.removed.append(spelled)
+
+
+def _on_remove_tree(seen: Seen, frame: FrameType, path: Any, folder: Any = None) -> None:
+    spelled = _path_of(path, folder)
+    if spelled is None:
+        return
+    full = _absolute(spelled)
+    if not seen.made(full):
+        if os.path.lexists(full):
+            seen.removed.append(spelled)
+        return
+    for known in [known for known in seen.files if known.startswith(full + os.sep)]:
+        del seen.files[known]
+
+
+def _on_rename(
+    seen: Seen, frame: FrameType, source: Any, target: Any, from_folder: int = -1, to_folder: int = -1
+) -> None:
+    old, new = _path_of(source, from_folder), _path_of(target, to_folder)
+    if old is None or new is None or _is_ignored(_absolute(old), _asker(frame)):
+        return
+    full, there = _absolute(old), _absolute(new)
+    use = seen.files.get(full)
+    if full in seen.folders_made:
+        seen.folders_made.discard(full)
+        seen.folders_made.add(there)
+        for known in [known for known in seen.files if known.startswith(full + os.sep)]:
+            moved = seen.files.pop(known)
+            moved.spelled = os.path.join(new, os.path.relpath(known, full))
+            seen.files[there + known[len(full) :]] = moved
+    elif seen.made(full) and (use is None or not use.existed):
+        seen.files.pop(full, None)
+        replaced = _use(seen, new)
+        replaced.is_written = replaced.is_made = True
+    else:
+        seen.removed.append(old)
+
+
+def _on_make_folder(seen: Seen, frame: FrameType, path: Any, mode: int = 0, folder: int = -1) -> None:
+    spelled = _path_of(path, folder)
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+        return
+    full = _absolute(spelled)
+    if not os.path.lexists(full):
+        seen.folders_made.add(full)
+
+
+def _on_link(seen: Seen, frame: FrameType, source: Any, target: Any, *folders: int) -> None:
+    spelled = _path_of(target, folders[-1] if folders else None)
+    if spelled is not None and not _is_ignored(_absolute(spelled), _asker(frame)):
+        _on_write(seen, spelled, keeps=False)
+
+
+def _on_truncate(seen: Seen, frame: FrameType, path: Any, length: int = 0) -> None:
+    spelled = _path_of(path)
+    if spelled is not None and not _is_ignored(_absolute(spelled), _asker(frame)):
+        _on_write(seen, spelled, keeps=length > 0)
+
+
+# Programs that libraries start to learn about the machine: their answer changes nothing that a cell computes.
+_MACHINE_PROGRAMS = frozenset({"lscpu", "fc-list", "uname", "ldconfig", "nvidia-smi", "getconf", "sysctl"})
+_ENGINES = frozenset({"joblib", "loky", "ipyparcache", "multiprocessing", "distributed", "ray"})
+
+
+def _on_command(seen: Seen, frame: FrameType, *arguments: Any) -> None:
+    who, name = _asker(frame)
+    program = _program_in(arguments)
+    if who in ("ours", "import") or (who == "library" and (name in _ENGINES or program in _MACHINE_PROGRAMS)):
+        return
+    if frame.f_globals.get("__name__", "").partition(".")[0] == "multiprocessing":
+        return  # a pool of processes: what it leaves running is looked at when the cell has ended
+    seen.commands.append(Command(_what_starts(frame), program))
+
+
+def _what_starts(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _program_in(arguments: tuple[Any, ...]) -> str:
+    first = arguments[0] if arguments else ""
+    if isinstance(first, (list, tuple)):
+        first = first[0] if first else ""
+    try:
+        text = os.fsdecode(first)
+    except TypeError:
+        text = str(first)
+    words = text.split()
+    return os.path.basename(words[0]) if words else ""
+
+
+_NAME_ASKERS = frozenset(
+    "collections enum typing warnings logging functools abc importlib dataclasses types string traceback".split()
+)
+
+
+def _on_frame(seen: Seen, frame: FrameType, asked: FrameType | None = None) -> None:
+    name = str(frame.f_globals.get("__name__", ""))
+    who = frame
+    if name == "inspect" and frame.f_back is not None:
+        who = frame.f_back
+        name = str(who.f_globals.get("__name__", ""))
+    if name.partition(".")[0] in _NAME_ASKERS or modules.origin_of(name) != "library":
+        return
+    if name.partition(".")[0] in ("ipyparcache", "IPython", "ipykernel", "zmq", "traitlets"):
+        return
+    above: FrameType | None = who
+    for _ in range(60):
+        if above is None:
+            return
+        if above.f_code.co_name == "<module>" and modules.origin_of(str(above.f_globals.get("__name__"))) == "library":
+            return
+        if above.f_globals.get("__name__") in modules.NOTEBOOK_MODULES:
+            seen.askers[Asker(name, above.f_lineno)] = None
+            return
+        above = above.f_back
+
+
+def _on_input(seen: Seen, frame: FrameType, *prompt: Any) -> None:
+    seen.reads_stdin = True
+
+
+_HANDLERS: dict[str, Callable[..., None]] = {
+    "open": _on_open,
+    "os.listdir": _on_listing,
+    "os.scandir": _on_listing,
+    "sqlite3.connect": _on_sqlite,
+    "os.remove": _on_remove,
+    "os.rmdir": _on_remove_folder,
+    "shutil.rmtree": _on_remove_tree,
+    "os.rename": _on_rename,
+    "os.mkdir": _on_make_folder,
+    "os.link": _on_link,
+    "os.symlink": _on_link,
+    "os.truncate": _on_truncate,
+    "subprocess.Popen": _on_command,
+    "os.system": _on_command,
+    "os.exec": _on_command,
+    "os.posix_spawn": _on_command,
+    "os.spawn": _on_command,
+    "os.fork": _on_command,
+    "os.forkpty": _on_command,
+    "pty.spawn": _on_command,
+    "sys._getframe": _on_frame,
+    "builtins.input": _on_input,
+}
+
+
+# ---- functions without audit events
+
+
+def _code_of(function: Any) -> CodeType | None:
+    return getattr(function, "__code__", None)
+
+
+_QUESTIONS: dict[CodeType, str] = {}
+for _function, _question in [
+    (genericpath.exists, "exists"),
+    (genericpath.isfile, "isfile"),
+    (genericpath.isdir, "isdir"),
+    (genericpath.getsize, "size"),
+    (genericpath.getmtime, "mtime"),
+    (posixpath.lexists, "lexists"),
+    (posixpath.islink, "islink"),
+    (pathlib.Path.exists, "exists"),
+    (pathlib.Path.is_file, "isfile"),
+    (pathlib.Path.is_dir, "isdir"),
+    (pathlib.Path.is_symlink, "islink"),
+]:
+    _code = _code_of(_function)
+    if _code is not None:
+        _QUESTIONS[_code] = _question
+
+_PASSED_THROUGH = {
+    code for code in (_code_of(pathlib.Path.stat), _code_of(pathlib.Path.lstat)) if code is not None
+}
+# Functions of the standard library for which asking is a step of doing, or that ask about their own business.
+_OWN_BUSINESS = frozenset(
+    "shutil tempfile linecache inspect tokenize zipfile tarfile mimetypes os glob importlib traceback zipimport "
+    "posixpath genericpath fnmatch logging doctest pkgutil site threading subprocess multiprocessing".split()
+)
+
+
+def answer_to(question: str, path: str) -> object:
+    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there."""
+    follow = question not in ("lexists", "islink", "lstat")
+    try:
+        facts = _stat(path) if follow else _lstat(path)
+    except (OSError, ValueError):
+        return None if question in ("size", "mtime", "stat", "lstat") else False
+    return _answer(question, facts)
+
+
+def _answer(question: str, facts: os.stat_result) -> object:
+    if question == "isfile":
+        return stat_module.S_ISREG(facts.st_mode)
+    if question == "isdir":
+        return stat_module.S_ISDIR(facts.st_mode)
+    if question == "islink":
+        return stat_module.S_ISLNK(facts.st_mode)
+    if question == "size":
+        return facts.st_size
+    if question == "mtime":
+        return facts.st_mtime_ns
+    if question in ("stat", "lstat"):
+        return [facts.st_mode, facts.st_size, facts.st_mtime_ns]
+    return True
+
+
+def _ask(question: str, path: Any, frame: FrameType | None) -> None:
+    """Note a question about a path, with what is true now."""
+    if getattr(_mine, "quiet", False):
+        return
+    _mine.quiet = True
+    try:
+        caller = frame
+        while caller is not None and caller.f_code in _PASSED_THROUGH:
+            caller = caller.f_back
+        if caller is not None and caller.f_code in _QUESTIONS:
+            question = _QUESTIONS[caller.f_code]
+            caller = caller.f_back
+        if caller is not None and caller.f_globals.get("__name__") in _OWN_BUSINESS:
+            return
+        spelled = _path_of(path)
+        if spelled is None:
+            return
+        full = _absolute(spelled)
+        asker = _asker(frame)
+        if _is_ignored(full, asker):
+            return
+        for seen in _concerned():
+            if not seen.made(full):
+                seen.answers.setdefault((question, seen.spelled(spelled)), answer_to(question, full))
+    except Exception:  # never to be seen by the user's call
+        pass
+    finally:
+        _mine.quiet = False
+
+
+def _wrap_stat(plain: Callable[..., Any], question: str) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def asked(path: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("dir_fd") is None and not getattr(_mine, "quiet", False):
+            kind = "lstat" if options.get("follow_symlinks") is False else question
+            _ask(kind, path, sys._getframe(1))
+        return plain(path, *arguments, **options)
+
+    return asked
+
+
+def _wrap_open(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def opened(path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
+        folder = options.get("dir_fd")
+        if folder is None or getattr(_mine, "quiet", False):
+            return plain(path, flags, *arguments, **options)
+        with unwatched():
+            for seen in _concerned():
+                _on_open(seen, sys._getframe(1), path, None, flags, folder)
+            return plain(path, flags, *arguments, **options)
+
+    return opened
+
+
+def _wrap_getcwd(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def asked() -> Any:
+        if not getattr(_mine, "quiet", False):
+            _mine.quiet = True
+            try:
+                if _asker(sys._getframe(1)) == ("user", ""):
+                    for seen in _concerned():
+                        seen.asks_folder = True
+            finally:
+                _mine.quiet = False
+        return plain()
+
+    return asked
+
+
+def _wrap_access(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def asked(path: Any, mode: int, **options: Any) -> Any:
+        answer = plain(path, mode, **options)
+        if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
+            with unwatched():
+                spelled = _path_of(path)
+                if spelled is not None and not _is_ignored(_absolute(spelled), _asker(sys._getframe(1))):
+                    for seen in _concerned():
+                        if not seen.made(_absolute(spelled)):
+                            seen.answers.setdefault((f"access {mode}", seen.spelled(spelled)), answer)
+        return answer
+
+    return asked
+
+
+def _wrap_readlink(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def asked(path: Any, **options: Any) -> Any:
+        answer = plain(path, **options)
+        if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
+            with unwatched():
+                frame = sys._getframe(1)
+                spelled = _path_of(path)
+                own = frame.f_globals.get("__name__") in _OWN_BUSINESS
+                if spelled is not None and not own and not _is_ignored(_absolute(spelled), _asker(frame)):
+                    for seen in _concerned():
+                        seen.answers.setdefault(("readlink", seen.spelled(spelled)), os.fsdecode(answer))
+        return answer
+
+    return asked
+
+
+def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def asked(*arguments: Any, **options: Any) -> Any:
+        for seen in _concerned():
+            seen.reads_stdin = True
+        return plain(*arguments, **options)
+
+    return asked
+
+
+_WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
+    (os, "stat", functools.partial(_wrap_stat, question="stat")),
+    (os, "lstat", functools.partial(_wrap_stat, question="lstat")),
+    (os, "open", _wrap_open),
+    (os, "getcwd", _wrap_getcwd),
+    (os, "access", _wrap_access),
+    (os, "readlink", _wrap_readlink),
+    (builtins, "input", _wrap_input),
+    (getpass, "getpass", _wrap_input),
+]
+# `os.stat in os.supports_fd` and the like decide which way `shutil` and `pathlib` go.
+_SUPPORTS = [
+    getattr(os, name)
+    for name in ("supports_fd", "supports_dir_fd", "supports_follow_symlinks", "supports_effective_ids")
+    if hasattr(os, name)
+]
+_replaced: list[tuple[Any, str, Any, Any]] = []
+
+
+def _put_wrappers_in() -> None:
+    for owner, name, wrap in _WRAPPERS:
+        plain = getattr(owner, name, None)
+        if plain is None:
+            continue
+        wrapped = wrap(plain)
+        for supported in _SUPPORTS:
+            if plain in supported:
+                supported.add(wrapped)
+        setattr(owner, name, wrapped)
+        _replaced.append((owner, name, plain, wrapped))
+
+
+def _take_wrappers_out() -> None:
+    while _replaced:
+        owner, name, plain, wrapped = _replaced.pop()
+        if getattr(owner, name) is wrapped:  # somebody else's wrapper around ours is left alone
+            setattr(owner, name, plain)
+        for supported in _SUPPORTS:
+            supported.discard(wrapped)
+
+
+# ---- environment variables
+
+
+class WatchedEnvironment(dict[bytes, bytes]):
+    """The entries of `os.environ`, reporting what is read by name.
+
+    A copy (`dict(os.environ)`, `.items()`) reads every key in the order of iteration: such reads count as none.
+    """
+
+    copying: dict[int, Iterator[bytes]]
+
+    def __init__(self, entries: dict[bytes, bytes]):
+        super().__init__(entries)
+        self.copying = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        if _watches:
+            self.copying[threading.get_ident()] = iter(list(super().__iter__()))
+        return super().__iter__()
+
+    def __getitem__(self, key: bytes) -> bytes:
+        if _watches and not getattr(_mine, "quiet", False):
+            expected = self.copying.get(threading.get_ident())
+            if expected is None or next(expected, None) != key:
+                self.copying.pop(threading.get_ident(), None)
+                self._note(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        if _watches:
+            for seen in _concerned():
+                seen._set_here.add(os.fsdecode(key))
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: bytes) -> None:
+        if _watches:
+            for seen in _concerned():
+                seen._set_here.add(os.fsdecode(key))
+        super().__delitem__(key)
+
+    def _note(self, key: bytes) -> None:
+        name = os.fsdecode(key)
+        if name.startswith("JPY_"):
+            return
+        _mine.quiet = True
+        try:
+            who, _ = _asker(sys._getframe(2))
+            if who in ("ours", "import"):
+                return
+            value = super().get(key)
+            for seen in _concerned():
+                if name not in seen._set_here:
+                    seen.environment.setdefault(name, None if value is None else os.fsdecode(value))
+        finally:
+            _mine.quiet = False
+
+
+def _watched_environment() -> WatchedEnvironment | None:
+    data = getattr(os.environ, "_data", None)
+    if not isinstance(data, dict) or isinstance(data, WatchedEnvironment):
+        return None
+    return WatchedEnvironment(data)
