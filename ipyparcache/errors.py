@@ -192,3 +192,15 @@ class CodecMissing(ParcacheError, ValueError):
         if self.package is None:
             return f"the codec {self.codec} is not known here; register it with register_compressor"
         return f"the codec {self.codec} is not installed: pip install {self.package}"
+
+
+class DamagedFile(ParcacheError, ValueError, EOFError):
+    """A file that `load` cannot read to its end."""
+
+    def __init__(self, filename: str, reason: str):
+        super().__init__(filename, reason)
+        self.filename = filename
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be loaded: {self.reason}"

@@ -1,0 +1,731 @@
+"""A call on the worker processes of the pool."""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import pickle
+import select
+import struct
+import sys
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ipyparcache.engine.backends.base import Crew
+from ipyparcache.engine.batches import (
+    Batch,
+    CallOptions,
+    Died,
+    Emitted,
+    NoFunction,
+    NotBegun,
+    NotRead,
+    Output,
+    Ran,
+    Report,
+)
+from ipyparcache.engine.outcome import Error, load_exception
+from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
+from ipyparcache.engine.surroundings import Surroundings
+from ipyparcache.engine.transport import (
+    BATCH,
+    CANCEL,
+    COMMITTED,
+    DOWN,
+    EVENTS,
+    INLINE,
+    LARGE,
+    LOADED,
+    LOG,
+    OUT_OF_BAND,
+    SLOT,
+    STARTED,
+    UP,
+    Message,
+    Shared,
+    layout,
+    new_memory,
+)
+from ipyparcache.engine.worker import END, ERROR, EVENT, FAR_ERROR, FAR_VALUE, SCALARS, VALUE
+
+OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
+PLAIN_BUFFER = 4 << 10  # a buffer of an argument leaves the pickle from this size on: one copy less
+CONTAINER = 10_000  # a container with so many elements is shared if several tasks get it
+CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray, str)
+SHARED_CONTAINERS = 4  # how many of them a call keeps
+_NAN = float("nan")
+
+_surroundings = Surroundings()
+_larges: Any = None
+
+
+def _the_larges() -> Any:
+    global _larges
+    if _larges is None:
+        from ipyparcache.engine.larges import Larges
+
+        _larges = Larges()
+    return _larges
+
+
+def clear_larges() -> None:
+    """Give back the memory of arrays that were shared with workers."""
+    if _larges is not None:
+        _larges.clear()
+
+
+class _SharedContainer:
+    """An object that several tasks get, pickled once."""
+
+    def __init__(self, number: int, value: Any, packet: Any, fds: Shared | None, larges: list[Any]):
+        self.number = number
+        self.value = value  # keeps its id from being given away
+        self.snapshot = value if isinstance(value, (tuple, bytes, str, frozenset)) else _copy_of(value)
+        self.packet = packet
+        self.shared = fds
+        self.larges = larges
+
+
+def _copy_of(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else value.copy()
+
+
+def _unchanged(container: _SharedContainer) -> bool:
+    """Whether a flat container still holds the very objects that it held when it was pickled."""
+    value, snapshot = container.value, container.snapshot
+    if value is snapshot:
+        return True
+    if isinstance(value, bytearray):
+        return bool(value == snapshot)
+    if len(value) != len(snapshot):
+        return False
+    if isinstance(value, dict):
+        return all(
+            one is key and other is item
+            for (one, other), (key, item) in zip(value.items(), snapshot, strict=True)
+        )
+    if isinstance(value, set):
+        return bool(value == snapshot)
+    from operator import is_
+
+    return all(map(is_, value, snapshot))
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a container holds nothing that could change without the container changing."""
+    if isinstance(value, (bytes, bytearray, str)):
+        return True
+    atoms = SCALARS | {bytes}
+    if isinstance(value, dict):
+        return set(map(type, value)) <= atoms and set(map(type, value.values())) <= atoms
+    return set(map(type, value)) <= atoms
+
+
+class ProcessCrew(Crew):
+    """Leased worker processes, and everything that one call has told them."""
+
+    def __init__(self, function: object, count: int, options: CallOptions):
+        self.pool = the_pool()
+        self.pool.start_server()
+        self.size = count
+        self.options = options
+        self._call = self.pool.next_call()
+        self._version = f"{os.getpid()}.{self._call}"
+        self._seen: dict[tuple[int, int, int], Any] = {}
+        self._pinned: dict[int, Any] = {}
+        self._sent: list[set[int]] = []  # by lane: numbers of larges and (negative) of containers it has
+        self._containers: dict[int, _SharedContainer] = {}  # by id, oldest first
+        self._met: deque[int] = deque(maxlen=16)
+        self._numbers = 0
+        self._cleared: list[int] = []
+        # The lease first: new workers start while the function is pickled.
+        self._lease = self.pool.lease(count)
+        self.lanes: list[WorkerHandle] = list(self._lease.workers)
+        self.can_take_back = all(worker.spare is not None for worker in self.lanes)
+        self.size = len(self.lanes)
+        self._sent = [set() for _ in self.lanes]
+        self._log_read: list[list[int]] = [[0, 0] for _ in self.lanes]
+        self._ring_read = [0] * self.size  # how far the outcomes of the running batch were read
+        self._count_read = [0] * self.size
+        self._poll = select.poll()
+        self._by_fd: dict[int, int] = {}
+        self._ready: list[Report] = []
+        self._next_look = 0.0
+        self._stopped = False
+        self._decoders: dict[str, Any] = {}
+        try:
+            self._function, self._function_shared, self._function_larges = self._pack_function(function)
+            self._state_version, self._state = _surroundings.take()
+            for lane in range(self.size):
+                self._begin(lane)
+        except BaseException:
+            self.pool.release(self._lease)
+            raise
+
+    # -- what a worker is told ----------------------------------------------------------------------------
+
+    def _pack_function(self, function: object) -> tuple[Any, Shared | None, list[Any]]:
+        from ipyparcache import pickling
+
+        buffers = pickling.Buffers(OUT_OF_BAND)
+        payload = pickling.dump_function(function, self._version, buffers)
+        return self._pack(payload, buffers.taken, trusted=False)
+
+    def _pack(
+        self, payload: bytes, buffers: Sequence[memoryview], trusted: bool
+    ) -> tuple[Any, Shared | None, list[Any]]:
+        """Describe a pickle for `Worker._load_packet`; the memory and the large buffers that go with it."""
+        order: list[int] = []
+        medium: list[memoryview] = []
+        larges: list[Any] = []
+        for raw in buffers:
+            if raw.nbytes >= LARGE:
+                large = self._share(raw, trusted)
+                larges.append(large)
+                order.append(-1 - large.number)
+            else:
+                order.append(len(medium))
+                medium.append(raw)
+        if not medium and len(payload) <= INLINE:
+            return (payload, None, None, tuple(-1 - at for at in order)), None, larges
+        parts, places = layout(payload, medium)
+        shared = Shared(parts)
+        return (None, shared.describe(), tuple(places), tuple(order)), shared, larges
+
+    def _share(self, raw: memoryview, trusted: bool) -> Any:
+        large = _the_larges().share(raw, self._seen, trusted)
+        self._pinned[large.number] = large
+        return large
+
+    def _begin(self, lane: int) -> None:
+        """Send a worker the state of this process and the function."""
+        worker = self.lanes[lane]
+        self._sent[lane] = set()
+        self._ring_read[lane] = self._count_read[lane] = 0
+        fd = worker.bell.fileno()
+        self._by_fd[fd] = lane
+        self._poll.register(fd, select.POLLIN)
+        self._send_larges(lane, self._function_larges)
+        options = {
+            "capture": self.options.capture,
+            "timeout": self.options.timed,
+            "inner": self.options.inner_threads,
+            "forced": self.options.inner_forced,
+        }
+        state = None if worker.state_version == self._state_version else self._state
+        passed = self._function_shared.passed() if self._function_shared is not None else []
+        if state is not None and len(state) > INLINE:
+            holder = Shared([state])
+            try:
+                self._tell(worker, ("state", holder.describe()), holder.passed())
+                if not holder.passed():
+                    self._pinned[-worker.number] = holder  # a named one must stay until it is read
+            finally:
+                if holder.passed():
+                    holder.close()
+            state = None
+        self._tell(worker, ("call", self._call, self._function, options, state), passed)
+        worker.state_version = self._state_version
+        worker.call = self._call
+
+    def _tell(self, worker: WorkerHandle, message: Message, fds: Sequence[int] = ()) -> None:
+        # A worker that is gone is noticed, and answered, when its bell is read.
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
+            worker.tasks.send(message, fds)
+
+    def _send_larges(self, lane: int, larges: Sequence[Any]) -> None:
+        for large in larges:
+            if large.number not in self._sent[lane]:
+                message = ("large", large.number, large.shared.describe())
+                self._tell(self.lanes[lane], message, large.shared.passed())
+                self._sent[lane].add(large.number)
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    def outstanding(self, lane: int) -> int:
+        """How many batches the lane holds."""
+        return len(self.lanes[lane].outstanding)
+
+    def is_open(self, lane: int) -> bool:
+        """Whether the lane takes batches now."""
+        return not self._stopped and not self.lanes[lane].gone
+
+    def send(self, lane: int, batch: Batch) -> None:
+        """Pickle the arguments of a batch and give it to a lane."""
+        while len(self._containers) > SHARED_CONTAINERS:
+            self._drop_oldest_container()
+        worker = self.lanes[lane]
+        batch.number = worker.next_batch
+        batch.slot = 1 - worker.outstanding[-1].slot if worker.outstanding else 0
+        columns: list[Any] = list(zip(*batch.rows, strict=True)) if batch.rows[0] else []
+        constants: list[tuple[int, int]] = []
+        plain = not batch.triples
+        for at, column in enumerate(columns):
+            if plain and set(map(type, column)) <= SCALARS and not self._is_long_text(column):
+                continue
+            container = self._container(column, batch.careful)
+            if container is None:
+                plain = False
+                continue
+            columns[at] = None
+            constants.append((at, container.number))
+            self._send_container(lane, container)
+        head: tuple[Any, ...] = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
+        if plain:
+            data = tuple(columns)
+            message = (*head, "m", tuple(constants), data, None, ())
+            if len(marshal.dumps(data)) <= INLINE:
+                self._commit(worker, batch, message)
+                return
+        self._send_pickled(lane, batch, head, columns, constants)
+
+    @staticmethod
+    def _is_long_text(column: tuple[Any, ...]) -> bool:
+        first = column[0]
+        return type(first) is str and len(first) >= CONTAINER
+
+    def _send_pickled(
+        self,
+        lane: int,
+        batch: Batch,
+        head: tuple[Any, ...],
+        columns: list[Any],
+        constants: list[tuple[int, int]],
+    ) -> None:
+        from ipyparcache import pickling
+
+        worker = self.lanes[lane]
+        buffers = pickling.Buffers(PLAIN_BUFFER)
+        numpy = sys.modules.get("numpy")
+        plain = SCALARS | {bytes, *((numpy.ndarray,) if numpy is not None else ())}
+        try:
+            if all(column is None or set(map(type, column)) <= plain for column in columns) and not any(
+                numpy is not None and type(value) is numpy.ndarray and value.dtype.hasobject
+                for column in columns
+                for value in column or ()
+            ):
+                payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
+            else:
+                payload = pickling.dumps(columns, self._version, buffers)
+        except Exception as error:
+            raise pickle.PicklingError(
+                f"Could not pickle the task to send to the workers: {error}"
+            ) from error
+        order: list[int] = []
+        small: list[memoryview] = []
+        larges: list[Any] = []
+        for raw in buffers.taken:
+            if raw.nbytes >= LARGE:
+                large = self._share(raw, trusted=not batch.careful)
+                larges.append(large)
+                order.append(-1 - large.number)
+            else:
+                order.append(len(small))
+                small.append(raw)
+        self._send_larges(lane, larges)
+        form = "t" if batch.triples else "p"
+        if not small and len(payload) <= INLINE:
+            message = (*head, form, tuple(constants), payload, None, tuple(order))
+        else:
+            parts, places = layout(payload, small)
+            worker.block.write(DOWN + batch.slot, 0, parts)
+            message = (*head, form, tuple(constants), None, tuple(places), tuple(order))
+        self._commit(worker, batch, message)
+
+    def _commit(self, worker: WorkerHandle, batch: Batch, message: Message) -> None:
+        worker.next_batch += 1
+        worker.outstanding.append(batch)
+        self._tell(worker, message)
+
+    def _container(self, column: tuple[Any, ...], careful: bool) -> _SharedContainer | None:
+        """The shared form of the large object that is the argument of every task of a batch, if it is one."""
+        value = column[0]
+        if type(value) not in CONTAINERS or len(value) < CONTAINER:
+            return None
+        if any(other is not value for other in column):
+            return None
+        known = self._containers.get(id(value))
+        if known is not None and (not careful or _unchanged(known)):
+            return known
+        if known is not None:
+            del self._containers[id(value)]
+        elif careful and not _is_flat(value):
+            return None  # what lies inside may change between two tasks, unseen
+        from ipyparcache import pickling
+
+        buffers = pickling.Buffers(OUT_OF_BAND)
+        try:
+            payload = (
+                pickle.dumps(value, 5) if _is_flat(value) else pickling.dumps(value, self._version, buffers)
+            )
+        except Exception as error:
+            raise pickle.PicklingError(
+                f"Could not pickle the task to send to the workers: {error}"
+            ) from error
+        self._numbers += 1
+        made = _SharedContainer(
+            self._numbers, value, *self._pack(payload, buffers.taken, trusted=not careful)
+        )
+        self._containers[id(value)] = made
+        return made
+
+    def _drop_oldest_container(self) -> None:
+        gone = self._containers.pop(next(iter(self._containers)))
+        for lane, sent in enumerate(self._sent):
+            if -gone.number in sent:
+                sent.discard(-gone.number)
+                self._tell(self.lanes[lane], ("forget", gone.number))
+
+    def _send_container(self, lane: int, container: _SharedContainer) -> None:
+        if -container.number in self._sent[lane]:
+            return
+        self._send_larges(lane, container.larges)
+        passed = container.shared.passed() if container.shared is not None else []
+        self._tell(self.lanes[lane], ("define", container.number, container.packet), passed)
+        self._sent[lane].add(-container.number)
+
+    # -- receiving ----------------------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """What the workers did; also passes on what their tasks print."""
+        if self._ready:
+            reports, self._ready = self._ready, []
+            return reports
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            wait = OUTPUT_EVERY if until is None else max(0.0, min(OUTPUT_EVERY, until - time.monotonic()))
+            events = self._poll.poll(wait * 1000)
+            reports: list[Report] = []  # type: ignore[no-redef]
+            for fd, _ in events:
+                lane = self._by_fd.get(fd)
+                if lane is not None:
+                    reports += self._read_bell(lane)
+            now = time.monotonic()
+            if now >= self._next_look:
+                self._next_look = now + OUTPUT_EVERY
+                for lane in range(self.size):
+                    self._pass_output(lane, live=True)
+            if reports or (until is not None and now >= until):
+                return reports
+
+    def _read_bell(self, lane: int) -> list[Report]:
+        worker = self.lanes[lane]
+        reports: list[Report] = []
+        while not worker.gone:
+            try:
+                received = worker.bell.receive(wait=False)
+            except EOFError:
+                return reports + self._bury(lane)
+            if received is None:
+                return reports
+            message = received[0]
+            kind = message[0]
+            if kind == "ring":
+                reports += self._rung(lane, message)
+            elif kind == "unread":
+                batch = self._take_outstanding(worker, message[1])
+                if batch is not None:
+                    reports.append(NotRead(batch, self._error(message[2], worker)))
+            elif kind == "broken":
+                batch = self._take_outstanding(worker, message[1])
+                if batch is not None and message[3]:
+                    reports.append(NoFunction(self._error(message[3], worker)))
+                elif batch is not None:
+                    reports.append(NotBegun(batch))
+            else:
+                self.pool.note(worker, message)
+        return reports
+
+    @staticmethod
+    def _take_outstanding(worker: WorkerHandle, number: int) -> Batch | None:
+        for batch in worker.outstanding:
+            if batch.number == number:
+                worker.outstanding.remove(batch)
+                return batch
+        return None
+
+    def _error(self, data: bytes, worker: WorkerHandle) -> Error:
+        exception, text = marshal.loads(data)
+        return Error(load_exception(exception), text, 0.0, worker.pid)
+
+    def _rung(self, lane: int, message: Message) -> list[Report]:
+        _, number, done, position, begun, ends, complete = message
+        worker = self.lanes[lane]
+        if not worker.outstanding or worker.outstanding[0].number != number:
+            return []  # of a call that is over
+        batch = worker.outstanding[0]
+        self._pass_output(lane, live=False, upto=done)
+        before = self._count_read[lane]
+        times = array("d", [begun])
+        times.frombytes(ends)
+        report = self._read_outcomes(lane, batch, done, position, times, complete)
+        if complete:
+            worker.outstanding.popleft()
+            self._count_read[lane] = self._ring_read[lane] = 0
+            self._log_read[lane][batch.slot] = 0
+        if done == before and not complete:
+            return []
+        return [report]
+
+    def _read_outcomes(
+        self, lane: int, batch: Batch, done: int, position: int | None, times: array[float], complete: bool
+    ) -> Ran:
+        """Read the outcomes that were committed since the last time; `position` None: up to the last
+        of them.
+        """
+        worker = self.lanes[lane]
+        before = self._count_read[lane]
+        start = worker.block.slot(batch.slot) + self._ring_read[lane]
+        end = start + SLOT if position is None else worker.block.slot(batch.slot) + position
+        raw = worker.block.memory[start:end]
+        values: list[Any] = list(marshal.loads(b"(" + struct.pack("<I", done - before) + raw))
+        failed = False
+        if tuple in set(map(type, values)):
+            for at, value in enumerate(values):
+                if type(value) is tuple:
+                    values[at] = self._unfold(worker, batch, value)
+                    failed = failed or type(values[at]) is Error
+        self._count_read[lane] = done
+        if position is not None:
+            self._ring_read[lane] = position
+        return Ran(batch, before, values, failed, times, worker.pid, complete)
+
+    def _unfold(self, worker: WorkerHandle, batch: Batch, record: tuple[Any, ...]) -> Any:
+        """A value that is no scalar, or an `Error`."""
+        form, data, places = record
+        try:
+            if form == VALUE:
+                return pickle.loads(data)
+            if form == ERROR:
+                return self._error(data, worker)
+            pieces = []
+            for start, size in places:
+                memory = new_memory(size)
+                worker.block.read_into(UP + batch.slot, start, memory)
+                pieces.append(memory)
+            if form == FAR_ERROR:
+                return self._error(bytes(pieces[0]), worker)
+            assert form == FAR_VALUE
+            return pickle.loads(pieces[0], buffers=pieces[1:])
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            error.add_note("The task ran, but its result could not be unpickled here.")
+            return Error(error, "", 0.0, worker.pid)
+
+    def _bury(self, lane: int) -> list[Report]:
+        """A worker's socket has closed: read what it had committed, name the task it died in, replace it."""
+        worker = self.lanes[lane]
+        self._poll.unregister(worker.bell.fileno())
+        self._by_fd.pop(worker.bell.fileno(), None)
+        exit_code, rss = self.pool.how_it_ended(worker)
+        words = worker.block.words
+        running = words[BATCH]
+        reports: list[Report] = []
+        for batch in list(worker.outstanding):
+            done = words[COMMITTED] if batch.number == running else 0
+            if batch.number != running:
+                reports.append(NotBegun(batch))
+                continue
+            self._pass_output(lane, live=False, upto=done)
+            if done > self._count_read[lane]:
+                times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
+                reports.append(self._read_outcomes(lane, batch, done, None, times, False))
+            if done == len(batch):
+                continue
+            if not words[LOADED] and len(batch) > 1:
+                # It died over the arguments of some task of these: each goes alone, to find which.
+                reports += [NotBegun(Batch(batch.first + at, [row], batch.triples)) for at, row in
+                            enumerate(batch.rows)]  # fmt: skip
+                continue
+            self._pass_output(lane, live=True)
+            code = exit_code if exit_code is not None and exit_code >= 0 else None
+            number = -exit_code if exit_code is not None and exit_code < 0 else None
+            reports.append(Died(batch, done, number, code, rss, worker.pid))
+            if done + 1 < len(batch):
+                reports.append(NotBegun(batch.rest(done + 1)))
+        self._pass_output(lane, live=True)
+        worker.outstanding.clear()
+        if not worker.said_hello:
+            self.pool.failed_starts += 1
+            worker.said_hello = True  # counted once
+            self.pool.check_starts(worker)
+        self.pool.forget(worker)
+        if worker in self._lease.workers:
+            self._lease.workers.remove(worker)
+        if not self._stopped:
+            self.lanes[lane] = self.pool.another(self._lease)
+            self._log_read[lane] = [0, 0]
+            self._begin(lane)
+        return reports
+
+    # -- output -------------------------------------------------------------------------------------------
+
+    def _pass_output(self, lane: int, live: bool, upto: int | None = None) -> None:
+        """Hand on what tasks of a lane have printed and emitted: up to the end of a task, or up to now."""
+        worker = self.lanes[lane]
+        if worker.gone or not worker.outstanding:
+            if not worker.gone and not self.options.capture:
+                self._forward(worker)
+            return
+        if not self.options.capture:
+            self._forward(worker)
+            if self.options.on_event is None:
+                return
+        on_event = self.options.on_event
+        if on_event is None:
+            return
+        words = worker.block.words
+        batch = worker.outstanding[0]
+        before = (words[BATCH], words[COMMITTED])
+        sizes = [os.fstat(fd).st_size for fd in worker.streams] if live and self.options.capture else None
+        after = (words[BATCH], words[COMMITTED])
+        read = self._log_read[lane]
+        if before[0] == batch.number or upto is not None:
+            end = words[EVENTS + batch.slot]
+            start = read[batch.slot]
+            if end > start:
+                log = worker.block.read(LOG + batch.slot, start, end - start)
+                at = 0
+                while at < len(log):
+                    kind, index, out, err, size = EVENT.unpack_from(log, at)
+                    at += EVENT.size
+                    index = min(index, batch.first + len(batch) - 1)
+                    if self.options.capture:
+                        self._hand_over(worker, index, (out, err))
+                    if kind != END and size:
+                        on_event(index, Emitted(log[at : at + size]))
+                    at += size
+                read[batch.slot] = end
+        if sizes is not None and before == after and before[0] == batch.number and before[1] < len(batch):
+            self._hand_over(worker, batch.first + before[1], sizes)
+
+    def _hand_over(self, worker: WorkerHandle, index: int, ends: Sequence[int]) -> None:
+        for which, name in enumerate(("stdout", "stderr")):
+            start = worker.read_to[which]
+            if ends[which] > start:
+                data = os.pread(worker.streams[which], ends[which] - start, start)
+                worker.read_to[which] = start + len(data)
+                if data and self.options.on_event is not None:
+                    self.options.on_event(index, Output(name, data))
+
+    def _forward(self, worker: WorkerHandle) -> None:
+        """Write what was printed to this process's own streams."""
+        for which, name in enumerate(("stdout", "stderr")):
+            start = worker.read_to[which]
+            size = os.lseek(worker.streams[which], 0, os.SEEK_END)
+            while start < size:
+                data = os.pread(worker.streams[which], min(size - start, 1 << 20), start)
+                if not data:
+                    break
+                start += len(data)
+                worker.read_to[which] = start
+                stream = getattr(sys, name)
+                if stream is not None:
+                    stream.write(self._text(worker, which, data))
+                    stream.flush()
+
+    def _text(self, worker: WorkerHandle, which: int, data: bytes) -> str:
+        import codecs
+
+        key = f"{worker.number}.{which}"
+        if key not in self._decoders:
+            self._decoders[key] = codecs.getincrementaldecoder("utf-8")("replace")
+        return str(self._decoders[key].decode(data))
+
+    # -- steering -----------------------------------------------------------------------------------------
+
+    def take_back(self, lane: int) -> list[Batch]:
+        """Take batches out of the socket of a worker that has not received them."""
+        worker = self.lanes[lane]
+        if worker.spare is None or len(worker.outstanding) < 2 or worker.gone:
+            return []
+        taken: list[Batch] = []
+        other: list[tuple[Message, list[int]]] = []
+        while (received := worker.spare.receive(wait=False)) is not None:
+            if received[0][0] == "batch":
+                batch = self._take_outstanding(worker, received[0][1])
+                if batch is not None:
+                    taken.append(batch)
+            else:
+                other.append(received)
+        for message, fds in other:
+            self._tell(worker, message, fds)
+            for fd in fds:
+                os.close(fd)
+        return taken
+
+    def shorten(self, lane: int) -> None:
+        """Have a worker stop behind the task that it runs."""
+        worker = self.lanes[lane]
+        if worker.outstanding and not worker.gone:
+            worker.block.words[CANCEL] = worker.outstanding[0].number
+
+    def running(self, lane: int) -> tuple[Batch, int, float] | None:
+        """The batch that the lane runs, the position of the task, and the clock as it began."""
+        worker = self.lanes[lane]
+        if worker.gone or not worker.outstanding:
+            return None
+        words = worker.block.words
+        batch = worker.outstanding[0]
+        done = words[COMMITTED]
+        if words[BATCH] != batch.number or not words[LOADED] or done >= len(batch):
+            return None
+        return batch, done, words[STARTED] / 1e9
+
+    def kill(self, lane: int) -> list[Report]:
+        """End a worker at once; another takes its lane."""
+        worker = self.lanes[lane]
+        if worker.gone:
+            return []
+        self.pool.kill(worker)
+        reports: list[Report] = []
+        until = time.monotonic() + 5
+        waiting = select.poll()
+        waiting.register(worker.bell.fileno(), select.POLLIN)
+        while self.lanes[lane] is worker and not worker.gone and time.monotonic() < until:
+            waiting.poll(100)
+            reports += self._read_bell(lane)
+        return reports
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped = True
+        for worker in self.lanes:
+            if worker.gone:
+                continue
+            worker.block.words[CANCEL] = worker.next_batch
+            with contextlib.suppress(OSError, EOFError):
+                for message, _ in self.pool.unreceived(worker):
+                    if message[0] == "batch":
+                        batch = self._take_outstanding(worker, message[1])
+                        if batch is not None:
+                            self._ready.append(NotBegun(batch))
+
+    def close(self) -> None:
+        """Give the workers back."""
+        self._stopped = True
+        for worker in self.lanes:
+            if worker.gone:
+                continue
+            if not self.options.capture:
+                self._forward(worker)
+            if not worker.outstanding:
+                size = max(os.fstat(fd).st_size for fd in worker.streams)
+                if size > KEPT_OUTPUT:
+                    for fd in worker.streams:
+                        os.ftruncate(fd, 0)
+                    worker.read_to = [0, 0]
+                else:
+                    worker.read_to = [os.fstat(fd).st_size for fd in worker.streams]
+                if worker.call == self._call:
+                    with contextlib.suppress(BrokenPipeError, ConnectionError, BlockingIOError):
+                        worker.tasks.send(("end",), wait=False)
+        self.pool.release(self._lease)
+        self._containers.clear()
+        self._pinned.clear()
+        self._seen.clear()

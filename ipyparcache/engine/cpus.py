@@ -1,0 +1,77 @@
+"""How many processors this process may use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+
+def cpu_count(only_physical_cores: bool = False) -> int:
+    """Processors that this process may use, at least 1.
+
+    The least of the machine's count, the process's affinity, the cgroup's quota (rounded up), and
+    LOKY_MAX_CPU_COUNT where the environment has it; `only_physical_cores` counts two hardware threads of
+    one core once.
+    """
+    logical = _affinity()
+    if only_physical_cores:
+        cores = _physical_cores()
+        if cores:
+            logical = min(logical, cores)
+    quota = _cgroup_quota()
+    if quota:
+        logical = min(logical, quota)
+    limit = os.environ.get("LOKY_MAX_CPU_COUNT", "")
+    if limit.isdigit() and int(limit) > 0:
+        logical = min(logical, int(limit))
+    if os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0":
+        return 1
+    return max(logical, 1)
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        try:
+            return len(os.sched_getaffinity(0))
+        except OSError:
+            pass  # a sandbox may forbid the call
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _cgroup_quota() -> int:
+    """CPUs that the cgroup grants, rounded up; 0 if it sets no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except (OSError, ValueError):
+            return 0
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return 0
+    return max(1, -(-int(quota) // int(period)))
+
+
+@functools.cache
+def _physical_cores() -> int:
+    """Cores of the machine; 0 if it cannot be told."""
+    if sys.platform != "linux":
+        return 0
+    cores = set()
+    for package in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
+        try:
+            cores.add(((package / "physical_package_id").read_text(), (package / "core_id").read_text()))
+        except OSError:
+            return 0
+    return len(cores)
+
+
+def inner_threads(workers: int) -> int:
+    """Threads that a library may use in each of so many workers, so that together they fill the
+    processors.
+    """
+    return max(1, cpu_count() // max(workers, 1))

@@ -1,0 +1,206 @@
+"""The small process from which workers are forked.
+
+It has loaded what every worker needs and nothing of the caller's, so a new worker costs a fork of a small
+process. It is the parent of the workers: it reaps them, says how each ended, and kills them, without the
+danger of meeting a process id that was given away again. When the caller is gone, however it ended, it
+kills them all and goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+
+from ipyparcache.engine.transport import Block, Channel, Message, PacketChannel, StreamChannel
+from ipyparcache.engine.worker import leave, run_worker
+
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends (Linux): holding the GIL cannot prevent that."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def line_buffer_c_output() -> None:
+    """Let C's stdout go out line by line although it is a file, so that it keeps its place in a task's
+    output.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        libc = ctypes.CDLL(None)
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
+
+
+def connect_named(address: tuple[str, int], token: bytes) -> StreamChannel:
+    """Open a worker's own connection to the caller."""
+    end = socket.create_connection(address, timeout=10)
+    end.settimeout(None)
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    end.sendall(token)
+    return StreamChannel(end)
+
+
+def be_worker(message: Message, fds: list[int]) -> None:
+    """Become the worker that a "fork" message describes; does not return."""
+    _, _, idle_seconds, named = message
+    tasks: Channel
+    bell: Channel
+    if named is None:
+        task_fd, bell_fd, block_fd, out, err = fds
+        tasks = PacketChannel(socket.socket(fileno=task_fd))
+        bell = PacketChannel(socket.socket(fileno=bell_fd))
+        block = Block.open(block_fd)
+    else:
+        address, token, folder = named
+        tasks = bell = connect_named(address, token)
+        block = Block.open(folder)
+        out = os.open(f"{folder}/stdout", os.O_RDWR | os.O_APPEND)
+        err = os.open(f"{folder}/stderr", os.O_RDWR | os.O_APPEND)
+    run_worker(tasks, bell, block, out, err, idle_seconds)
+    leave()
+
+
+class ForkServer:
+    """State of the fork server."""
+
+    def __init__(self, caller: PacketChannel | StreamChannel, parent: int):
+        self.caller = caller
+        self.parent = parent
+        self.workers: dict[int, int] = {}  # number by process id
+
+    def fork(self, message: Message, fds: list[int]) -> None:
+        """Start a worker."""
+        number = message[1]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with contextlib.suppress(OSError):
+                    os.setpgid(0, 0)
+                _die_with_parent()
+                self.caller.close()
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                gc.unfreeze()
+                gc.enable()
+                be_worker(message, fds)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        self.workers[pid] = number
+        for fd in fds:
+            os.close(fd)
+        self.caller.send(("forked", number, pid))
+
+    def reap(self) -> None:
+        """Tell the caller of each worker that has ended."""
+        while self.workers:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self.workers.pop(pid, None)
+            if number is None:
+                continue
+            # What the worker's tasks started and left behind is in its process group.
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+            rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            self.caller.send(("ended", number, os.waitstatus_to_exitcode(status), rss))
+
+    def kill(self, number: int) -> None:
+        """End a worker and what it started."""
+        for pid, known in self.workers.items():
+            if known == number:
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def serve(self) -> None:
+        """Answer the caller until it is gone."""
+        wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        waiting = select.poll()
+        waiting.register(self.caller, select.POLLIN)
+        waiting.register(wake, select.POLLIN)
+        if hasattr(os, "pidfd_open"):
+            # A forked child of the caller may hold the socket open: the process itself must be watched too.
+            with contextlib.suppress(OSError):
+                waiting.register(os.pidfd_open(self.parent), select.POLLIN)
+        while os.getppid() == self.parent:
+            ready = {fd for fd, _ in waiting.poll(1000)}
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+            self.reap()
+            if self.caller.fileno() not in ready:
+                continue
+            while (received := self.caller.receive(wait=False)) is not None:
+                message, fds = received
+                if message[0] == "fork":
+                    self.fork(message, fds)
+                elif message[0] == "kill":
+                    self.kill(message[1])
+                    self.reap()
+                elif message[0] == "stop":
+                    return
+
+    def kill_all(self) -> None:
+        """End every worker, and wait until they have ended."""
+        for number in list(self.workers.values()):
+            self.kill(number)
+        while self.workers:
+            try:
+                pid, _ = os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+            self.workers.pop(pid, None)
+
+
+def main(fd: int, parent: int) -> None:
+    """Be the fork server of the process `parent`, which holds the other end of the socket `fd`."""
+    # A group of its own: the terminal's and the notebook's interrupts are for the caller.
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = socket.socket(fileno=fd)
+    channel = PacketChannel(end) if end.type == getattr(socket, "SOCK_SEQPACKET", -1) else StreamChannel(end)
+    line_buffer_c_output()
+    import cloudpickle.cloudpickle  # noqa: F401 - loaded once here for all workers
+
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    server = ForkServer(channel, parent)
+    try:
+        server.serve()
+    except (EOFError, ConnectionError, BrokenPipeError):
+        pass  # the caller is gone
+    finally:
+        server.kill_all()
+        os._exit(0)

@@ -1,0 +1,257 @@
+"""What became of a task: `Value` or `Error`, and how an exception of any class travels between processes.
+
+An exception is pickled by its own rules only if a trial on the worker shows that it comes back as what it
+was; otherwise it is rebuilt without its `__init__`, from class, arguments and attributes, because classes
+whose `__init__` takes other arguments than `args` holds are common and must not break the caller.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from ipyparcache.errors import TaskExit
+
+Dumps: TypeAlias = Callable[[object], bytes]
+
+
+class RemoteTraceback(Exception):
+    """The traceback text of a worker, shown as the cause of the exception that crossed the border."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A task that returned.
+
+    `seconds` is its run time on the worker, `started` the system's monotonic clock as it began, `worker` the
+    process id that ran it.
+    """
+
+    value: object
+    seconds: float = 0.0
+    worker: int = 0
+    started: float = 0.0
+
+    def unwrap(self) -> object:
+        """Return what the task returned."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """A task that raised, or that was lost with its worker; `traceback` was formatted on the worker."""
+
+    exception: BaseException
+    traceback: str = ""
+    seconds: float = 0.0
+    worker: int = 0
+    started: float = 0.0
+
+    def unwrap(self) -> object:
+        """Raise the exception of the task; one that would end the caller (SystemExit) is wrapped in
+        `TaskExit`.
+        """
+        error = self.exception
+        if self.traceback:
+            last: BaseException = error
+            seen = set()
+            while last.__cause__ is not None and id(last) not in seen:
+                seen.add(id(last))
+                last = last.__cause__
+            if not isinstance(last, RemoteTraceback):
+                last.__cause__ = RemoteTraceback(self.traceback)
+        if isinstance(error, Exception):
+            raise error
+        raise TaskExit(type(error).__name__, str(error)) from error
+
+
+Outcome: TypeAlias = Value | Error
+
+
+# Base classes whose state is in C fields, outside `args` and `__dict__`: field names to carry over.
+_FIELDS: dict[type[BaseException], tuple[str, ...]] = {
+    OSError: ("errno", "strerror", "filename", "filename2"),
+    ImportError: ("msg", "name", "path"),
+    SyntaxError: ("msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset"),
+    UnicodeDecodeError: ("encoding", "object", "start", "end", "reason"),
+    UnicodeEncodeError: ("encoding", "object", "start", "end", "reason"),
+    StopIteration: ("value",),
+    SystemExit: ("code",),
+    NameError: ("name",),
+    AttributeError: ("name",),
+}
+
+
+def rebuild(
+    kind: type[BaseException],
+    arguments: tuple[object, ...],
+    state: dict[str, object],
+    fields: dict[str, object],
+) -> BaseException:
+    """Make an exception without calling its `__init__`."""
+    if issubclass(kind, BaseExceptionGroup):
+        error: BaseException = kind.__new__(kind, *arguments)  # type: ignore[arg-type]
+    else:
+        error = kind.__new__(kind)
+        error.args = arguments
+    for name, value in state.items():
+        try:
+            error.__dict__[name] = value
+        except (AttributeError, TypeError):
+            continue
+    for name, value in fields.items():
+        try:
+            setattr(error, name, value)
+        except (AttributeError, TypeError):
+            continue
+    return error
+
+
+def _travels(value: object, dumps: Dumps) -> bool:
+    try:
+        pickle.loads(dumps(value))
+    except Exception:
+        return False
+    return True
+
+
+def _same(one: BaseException, other: object) -> bool:
+    """Whether `other`, come back from a pickle, is what `one` was, as far as its text and attributes tell."""
+    if type(other).__qualname__ != type(one).__qualname__ or not isinstance(other, BaseException):
+        return False
+    if repr(other.args) != repr(one.args) and "0x" not in repr(one.args):
+        return False
+    mine, theirs = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
+    return mine.keys() == theirs.keys()
+
+
+def _by_parts(error: BaseException, dumps: Dumps) -> bytes:
+    """Pickle class, arguments and attributes one by one; what does not travel becomes its `repr`."""
+
+    def part(value: object) -> object:
+        if _travels(value, dumps):
+            return value
+        try:
+            return repr(value)
+        except Exception:
+            return f"<{type(value).__name__}>"
+
+    arguments: tuple[object, ...] = tuple(part(value) for value in error.args)
+    if isinstance(error, BaseExceptionGroup):
+        arguments = (error.message, [_members(member, dumps) for member in error.exceptions])
+    state = {name: part(value) for name, value in getattr(error, "__dict__", {}).items()}
+    for owner in type(error).__mro__:
+        slots = owner.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(error, name):
+                state[name] = part(getattr(error, name))
+    fields: dict[str, object] = {}
+    for base, names in _FIELDS.items():
+        if isinstance(error, base):
+            fields |= {name: part(getattr(error, name, None)) for name in names}
+    # The nearest class that travels: the last in any chain is Exception or BaseException itself.
+    for kind in type(error).__mro__:
+        if not issubclass(kind, BaseException):
+            continue
+        shown = arguments if kind is type(error) else (_text(error),)
+        try:
+            data = dumps((kind, shown, state, fields))
+            back = rebuild(*pickle.loads(data))
+        except Exception:
+            continue
+        if isinstance(back, BaseException):
+            return data
+    return dumps((Exception, (_text(error),), {}, {}))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__qualname__}: {error}"
+    except Exception:
+        return type(error).__qualname__
+
+
+def _members(error: BaseException, dumps: Dumps) -> BaseException:
+    """The exception as it would arrive, for the members of a group that does not travel as it is."""
+    return load_exception(dump_exception(error, dumps))
+
+
+def _chain(error: BaseException) -> list[tuple[str, BaseException]]:
+    """The exceptions behind `error`, nearest first, each with how it hangs on the one before."""
+    found: list[tuple[str, BaseException]] = []
+    seen = {id(error)}
+    here = error
+    while True:
+        if here.__cause__ is not None:
+            how, following = "cause", here.__cause__
+        elif here.__context__ is not None and not here.__suppress_context__:
+            how, following = "context", here.__context__
+        else:
+            return found
+        if id(following) in seen or len(found) == 20:
+            return found
+        seen.add(id(following))
+        found.append((how, following))
+        here = following
+
+
+def _dump_one(error: BaseException, dumps: Dumps) -> tuple[bool, bytes]:
+    try:
+        data = dumps(error)
+        if _same(error, pickle.loads(data)):
+            return True, data
+    except Exception:
+        # Any failure here, RecursionError included, only means that the class must go by parts.
+        data = b""
+    return False, _by_parts(error, dumps)
+
+
+def dump_exception(error: BaseException, dumps: Dumps) -> bytes:
+    """Bytes from which `load_exception` makes the exception again, with what it was raised from."""
+    rows: list[tuple[str, bool, bytes]] = [("", *_dump_one(error, dumps))]
+    rows += [(how, *_dump_one(behind, dumps)) for how, behind in _chain(error)]
+    return pickle.dumps(rows, 5)
+
+
+def load_exception(data: bytes) -> BaseException:
+    """Make the exception that `dump_exception` took apart; never fails, whatever its class does."""
+    made: list[tuple[str, BaseException]] = []
+    for how, whole, part in pickle.loads(data):
+        try:
+            error = pickle.loads(part) if whole else rebuild(*pickle.loads(part))
+        except Exception as problem:
+            error = RuntimeError(f"an exception of a task could not be rebuilt here: {problem!r}")
+        if not isinstance(error, BaseException):
+            error = RuntimeError(f"an exception of a task came back as {type(error).__name__}")
+        made.append((how, error))
+    for (_, above), (how, below) in pairwise(made):
+        if how == "cause":
+            above.__cause__ = below
+        else:
+            above.__context__ = below
+    return made[0][1]
+
+
+def traceback_text(error: BaseException, skip: str) -> str:
+    """Formatted traceback without the leading frames that lie in the file `skip`."""
+    import traceback  # loaded by the first error only: it costs a worker's start 4 ms
+
+    where = error.__traceback__
+    while where is not None and where.tb_frame.f_code.co_filename == skip:
+        where = where.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, where))
+    except Exception:
+        # A `__str__` that raises, or a source file that vanished, must not hide the error itself.
+        return f"{type(error).__qualname__} (its traceback could not be formatted: {sys.exc_info()[1]!r})\n"

@@ -1,0 +1,651 @@
+"""The workers of this process: started by a fork server or one by one, lent to calls, watched, replaced.
+
+A call leases workers and gives them back; a worker serves one call at a time, so calls from several threads
+do not meet. No thread of ours runs: who holds a lease reads and writes the sockets of its workers itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from ipyparcache.engine.batches import Batch
+from ipyparcache.engine.transport import (
+    BATCH,
+    CANCEL,
+    Block,
+    Channel,
+    Message,
+    PacketChannel,
+    StreamChannel,
+    anonymous_file,
+    can_memfd,
+    shared_folder,
+)
+from ipyparcache.errors import EngineError, WorkersNotStarted
+
+IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
+GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
+STARTING = 30.0  # seconds in which a worker must have said hello
+KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm
+KEPT_OUTPUT = 1 << 20  # bytes of output that were passed on already and may stay in memory
+
+
+def start_method() -> str:
+    """How workers are started: "forkserver" on Linux, else "spawn"; IPYPARCACHE_START names one."""
+    asked = os.environ.get("IPYPARCACHE_START", "")
+    if asked in ("forkserver", "spawn"):
+        return asked
+    return "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def can_have_processes() -> bool:
+    """Whether this system has what workers need; Pyodide and Windows have not."""
+    return hasattr(os, "posix_spawn") and hasattr(os, "pwritev") and hasattr(socket, "AF_UNIX")
+
+
+def _interpreter(code: str, *arguments: str) -> list[str]:
+    """Command line of a new interpreter like this one that runs `code`."""
+    flags: list[str] = []
+    if sys.flags.optimize or sys.flags.dev_mode or sys._xoptions or sys.warnoptions or sys.flags.isolated:
+        import subprocess
+
+        flags = [
+            flag
+            for flag in subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+            if not flag.startswith("-W")
+        ]
+    return [sys.executable, *flags, "-c", code, *arguments]
+
+
+# The package must be found by the new interpreter although only this one's sys.path may name it.
+_START = "import sys; sys.path[:] = eval(sys.argv.pop(1)); "
+_SERVER = _START + "from ipyparcache.engine.forkserver import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+_SPAWNED = _START + "from ipyparcache.engine.spawned import main; main(sys.argv[1])"
+
+
+def _launch(command: list[str], passed: dict[int, int]) -> int:
+    """Start a program in a process group of its own; `passed` maps descriptors here to their numbers
+    there.
+    """
+    # Two steps, since a target may be the number of another source: up first, then down to the target.
+    actions: list[Any] = []
+    high = max([*passed, *passed.values(), 64]) + 1
+    for at, source in enumerate(passed):
+        actions.append((os.POSIX_SPAWN_DUP2, source, high + at))
+    for at, target in enumerate(passed.values()):
+        actions.append((os.POSIX_SPAWN_DUP2, high + at, target))
+        actions.append((os.POSIX_SPAWN_CLOSE, high + at))
+    return os.posix_spawn(
+        command[0],
+        command,
+        os.environ,
+        file_actions=actions,
+        setpgroup=0,
+        setsigmask=[],
+        setsigdef=[signal.SIGPIPE],
+    )
+
+
+class Server:
+    """This side of a fork server."""
+
+    def __init__(self) -> None:
+        kind = getattr(socket, "SOCK_SEQPACKET", None) if can_memfd() else None
+        mine, theirs = socket.socketpair(socket.AF_UNIX, kind or socket.SOCK_STREAM)
+        self.channel: Channel = PacketChannel(mine) if kind else StreamChannel(mine)
+        try:
+            paths = repr([path for path in sys.path if isinstance(path, str)])
+            self.pid = _launch(_interpreter(_SERVER, paths, "3", str(os.getpid())), {theirs.fileno(): 3})
+        except BaseException:
+            mine.close()
+            raise
+        finally:
+            theirs.close()
+
+    def close(self, wait: float) -> None:
+        """Have it end all workers and itself."""
+        with contextlib.suppress(OSError, ConnectionError):
+            self.channel.send(("stop",), wait=False)
+        self.channel.close()
+        until = time.monotonic() + wait
+        while True:
+            try:
+                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                    return
+            except ChildProcessError:
+                return
+            if time.monotonic() > until:
+                break
+            time.sleep(0.002)
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+class WorkerHandle:
+    """This side of a worker."""
+
+    def __init__(self, number: int, tasks: Channel, bell: Channel, spare: Channel | None, block: Block):
+        self.number = number
+        self.tasks = tasks
+        self.bell = bell
+        self.spare = spare  # the worker's own end: what it has not received yet can be taken back
+        self.block = block
+        self.streams: tuple[int, int] = (-1, -1)  # descriptors of what its tasks print
+        self.read_to = [0, 0]  # how much of each was passed on
+        self.pid = 0
+        self.said_hello = False
+        self.ended: tuple[int, int] | None = None  # exit code (negative: signal), largest memory in bytes
+        self.gone = False  # its socket is closed
+        self.leased_to: weakref.ref[Lease] | None = None
+        self.outstanding: deque[Batch] = deque()
+        self.next_batch = 1
+        self.call = 0  # number of the call it has the function of
+        self.state_version = -1  # of the surroundings it has
+        self.spawned = False
+        self.dirty = False  # it may still run something of a call that is over
+        self.kill_at = 0.0
+
+    def close(self) -> None:
+        """Close everything of this side."""
+        self.gone = True
+        self.tasks.close()
+        if self.bell is not self.tasks:
+            self.bell.close()
+        if self.spare is not None:
+            self.spare.close()
+        self.block.close()
+        for fd in self.streams:
+            os.close(fd)
+
+
+class Lease:
+    """The workers of one call."""
+
+    def __init__(self) -> None:
+        self.workers: list[WorkerHandle] = []
+
+
+class Pool:
+    """All workers of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._server: Server | None = None
+        self._workers: dict[int, WorkerHandle] = {}
+        self._numbers = 0
+        self._calls = 0
+        self._reaper: threading.Timer | None = None
+        self.failed_starts = 0  # in a row
+        self.idle_seconds = IDLE_SECONDS
+
+    # -- starting -----------------------------------------------------------------------------------------
+
+    def warm_up(self, count: int, modules: tuple[str, ...] = ()) -> None:
+        """Start workers that will be wanted soon, and have them load modules; returns at once."""
+        with self._lock:
+            missing = count - sum(1 for worker in self._workers.values() if not worker.gone)
+            for _ in range(missing):
+                self._start()
+            if modules:
+                for worker in self._workers.values():
+                    if worker.leased_to is None and not worker.gone:
+                        worker.tasks.send(("import", modules))
+
+    def start_server(self) -> None:
+        """Start the fork server if there is to be one; it gets ready while the caller goes on."""
+        with self._lock:
+            if self._server is None and start_method() == "forkserver":
+                self._server = Server()
+
+    def next_call(self) -> int:
+        """A number for a call, unique in this process."""
+        with self._lock:
+            self._calls += 1
+            return self._calls
+
+    def _start(self) -> WorkerHandle:
+        self._numbers += 1
+        number = self._numbers
+        method = start_method()
+        if method == "forkserver":
+            self.start_server()
+        worker = self._start_by_memfd(number) if can_memfd() else self._start_by_name(number)
+        self._workers[number] = worker
+        return worker
+
+    def _fork(self, message: Message, fds: list[int]) -> None:
+        assert self._server is not None
+        try:
+            self._server.channel.send(message, fds)
+        except (OSError, ConnectionError):
+            # The server was killed: its workers are gone with it, and a new one is started, once.
+            self._server.close(0)
+            self._server = Server()
+            self._server.channel.send(message, fds)
+
+    def _start_by_memfd(self, number: int) -> WorkerHandle:
+        with contextlib.ExitStack() as undo:
+            tasks, tasks_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(tasks.close)
+            undo.callback(tasks_there.close)
+            bell, bell_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(bell.close)
+            with bell_there:
+                block = Block.create()
+                undo.callback(block.close)
+                streams = []
+                for name in ("stdout", "stderr"):
+                    fd = anonymous_file(name)
+                    undo.callback(os.close, fd)
+                    streams.append(fd)
+                    _append_only(fd)
+                worker = WorkerHandle(
+                    number, PacketChannel(tasks), PacketChannel(bell), PacketChannel(tasks_there), block
+                )
+                worker.streams = (streams[0], streams[1])
+                fds = [tasks_there.fileno(), bell_there.fileno(), block.areas[0][0], *streams]
+                if start_method() == "forkserver":
+                    self._fork(("fork", number, self.idle_seconds, None), fds)
+                else:
+                    there = {fd: 3 + at for at, fd in enumerate(fds)}
+                    self._spawn(worker, repr(("fds", self.idle_seconds, os.getpid())), there)
+            undo.pop_all()
+        return worker
+
+    def _start_by_name(self, number: int) -> WorkerHandle:
+        with contextlib.ExitStack() as undo:
+            block = Block.create()
+            undo.callback(block.close)
+            streams = []
+            for name in ("stdout", "stderr"):
+                fd = os.open(f"{block.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+                undo.callback(os.close, fd)
+                streams.append(fd)
+            token = secrets.token_bytes(32)
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                named = (listener.getsockname()[:2], token, block.folder)
+                launched = 0
+                if start_method() == "forkserver":
+                    self._fork(("fork", number, self.idle_seconds, named), [])
+                else:
+                    launched = self._spawn(None, repr(("named", self.idle_seconds, os.getpid(), named)), {})
+                end = _accept(listener, token)
+            undo.callback(end.close)
+            channel = StreamChannel(end)
+            worker = WorkerHandle(number, channel, channel, None, block)
+            worker.streams = (streams[0], streams[1])
+            if launched:
+                worker.pid = launched
+                worker.spawned = True
+            undo.pop_all()
+        return worker
+
+    def _spawn(self, worker: WorkerHandle | None, description: str, there: dict[int, int]) -> int:
+        paths = repr([path for path in sys.path if isinstance(path, str)])
+        pid = _launch(_interpreter(_SPAWNED, paths, description), there)
+        if worker is not None:
+            worker.pid = pid
+            worker.spawned = True
+        return pid
+
+    # -- lending ------------------------------------------------------------------------------------------
+
+    def lease(self, count: int) -> Lease:
+        """Workers for a call: those that wait, and new ones."""
+        lease = Lease()
+        mark = weakref.ref(lease)
+        with self._lock:
+            self._pump_server()
+            for worker in list(self._workers.values()):
+                if len(lease.workers) == count:
+                    break
+                if worker.leased_to is not None:
+                    if worker.leased_to() is not None:
+                        continue
+                    # Its call vanished without giving it back (an interrupt in the wrong place).
+                    self.stop_running(worker)
+                if not self._is_ready(worker):
+                    continue
+                worker.leased_to = mark
+                lease.workers.append(worker)
+            try:
+                while len(lease.workers) < count:
+                    worker = self._start()
+                    worker.leased_to = mark
+                    lease.workers.append(worker)
+            except OSError as error:
+                if not lease.workers:
+                    raise EngineError(f"no worker could be started: {error}") from error
+                # Fewer workers than asked for (descriptors or memory are short) are still workers.
+        return lease
+
+    def another(self, lease: Lease) -> WorkerHandle:
+        """A new worker for a lease, in place of one that ended."""
+        with self._lock:
+            self._pump_server()
+            worker = self._start()
+            worker.leased_to = weakref.ref(lease)
+            lease.workers.append(worker)
+            return worker
+
+    def _is_ready(self, worker: WorkerHandle) -> bool:
+        """Whether an idle worker can be lent; one that has ended is forgotten."""
+        while not worker.gone:
+            try:
+                received = worker.bell.receive(wait=False)
+            except EOFError:
+                self.forget(worker)
+                return False
+            if received is None:
+                if worker.dirty and worker.kill_at and time.monotonic() > worker.kill_at:
+                    self.kill(worker)
+                    self.forget(worker)
+                    return False
+                return not worker.dirty
+            self.note(worker, received[0])
+        return False
+
+    def note(self, worker: WorkerHandle, message: Message) -> None:
+        """Take in what a worker says outside of batches."""
+        if message[0] == "hello":
+            worker.said_hello = True
+            worker.pid = message[1]
+            self.failed_starts = 0
+        elif message[0] == "sync" and message[1] == worker.next_batch:
+            worker.dirty = False
+            worker.kill_at = 0.0
+            worker.outstanding.clear()
+
+    def release(self, lease: Lease) -> None:
+        """Take workers back; one that may still run something gets `GRACE` seconds to finish."""
+        with self._lock:
+            for worker in lease.workers:
+                if worker.gone:
+                    continue
+                if worker.outstanding or worker.dirty:
+                    self.stop_running(worker)
+                elif worker.block.held() > KEPT_MEMORY:
+                    worker.block.trim()
+                worker.leased_to = None
+            lease.workers = []
+            if any(worker.dirty for worker in self._workers.values()):
+                self._watch_stragglers()
+
+    def stop_running(self, worker: WorkerHandle) -> None:
+        """Drop what a worker was sent and has not begun, and ask it to stop behind the task that it runs.
+
+        It is ready again when it has answered; until then, and at the latest for `GRACE` seconds, it is
+        dirty.
+        """
+        worker.dirty = True
+        if not worker.kill_at:
+            worker.kill_at = time.monotonic() + GRACE
+        worker.next_batch += 1
+        worker.call = 0
+        worker.block.words[CANCEL] = worker.next_batch
+        worker.next_batch += 1
+        try:
+            self.unreceived(worker)
+            worker.tasks.send(("end",), wait=False)
+            if not worker.tasks.send(("sync", worker.next_batch), wait=False):
+                worker.kill_at = time.monotonic()
+        except (OSError, EOFError):
+            self.forget(worker)
+
+    def unreceived(self, worker: WorkerHandle) -> list[tuple[Message, list[int]]]:
+        """Take back the messages that a worker has not received; their descriptors are closed."""
+        taken: list[tuple[Message, list[int]]] = []
+        if worker.spare is None:
+            return taken
+        while (received := worker.spare.receive(wait=False)) is not None:
+            taken.append(received)
+            for fd in received[1]:
+                os.close(fd)
+        return taken
+
+    def _watch_stragglers(self) -> None:
+        """Kill, when their grace is over, workers that still run a task of a call that ended early."""
+        if self._reaper is not None and self._reaper.is_alive():
+            return
+        owner = os.getpid()
+
+        def look() -> None:
+            if os.getpid() != owner:
+                return
+            with self._lock:
+                self._reaper = None
+                now = time.monotonic()
+                for worker in list(self._workers.values()):
+                    if worker.leased_to is None and worker.dirty and not self._is_ready(worker):
+                        if worker.gone:
+                            continue
+                        if worker.kill_at <= now:
+                            self.kill(worker)
+                            self.forget(worker)
+                if any(worker.dirty and worker.leased_to is None for worker in self._workers.values()):
+                    self._watch_stragglers()
+
+        self._reaper = threading.Timer(GRACE / 4, look)
+        self._reaper.daemon = True
+        self._reaper.start()
+
+    # -- ending -------------------------------------------------------------------------------------------
+
+    def kill(self, worker: WorkerHandle) -> None:
+        """End a worker at once, with what its tasks started."""
+        with self._lock:
+            if worker.spawned:
+                for kill, target in ((os.killpg, worker.pid), (os.kill, worker.pid)):
+                    with contextlib.suppress(OSError):
+                        if worker.ended is None:
+                            kill(target, signal.SIGKILL)
+            elif self._server is not None:
+                with contextlib.suppress(OSError, ConnectionError):
+                    self._server.channel.send(("kill", worker.number))
+
+    def how_it_ended(self, worker: WorkerHandle, wait: float = 2.0) -> tuple[int | None, int]:
+        """Exit code (negative: the signal) and largest memory of a worker whose socket has closed."""
+        until = time.monotonic() + wait
+        while True:
+            with self._lock:
+                if worker.spawned and worker.ended is None:
+                    try:
+                        pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
+                        if pid:
+                            rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                            worker.ended = (os.waitstatus_to_exitcode(status), rss)
+                            with contextlib.suppress(OSError):
+                                os.killpg(pid, signal.SIGKILL)
+                    except ChildProcessError:
+                        return None, 0
+                else:
+                    self._pump_server()
+            if worker.ended is not None:
+                return worker.ended
+            if time.monotonic() > until:
+                return None, 0
+            time.sleep(0.001)
+
+    def forget(self, worker: WorkerHandle) -> None:
+        """Close this side of a worker that has ended, or was told to."""
+        with self._lock:
+            if worker.spawned and worker.ended is None:
+                with contextlib.suppress(OSError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+                self.how_it_ended(worker)
+            if not worker.said_hello:
+                self.failed_starts += 1
+            self._workers.pop(worker.number, None)
+            if not worker.gone:
+                worker.close()
+
+    def check_starts(self, worker: WorkerHandle) -> None:
+        """Give up on workers that end before they are ready, with what the last one wrote."""
+        if self.failed_starts < 3:
+            return
+        self.failed_starts = 0
+        text = os.pread(worker.streams[1], 4000, 0).decode("utf-8", "replace") if not worker.gone else ""
+        raise WorkersNotStarted(text.strip() or "they wrote nothing")
+
+    def _pump_server(self) -> None:
+        if self._server is None:
+            return
+        try:
+            while (received := self._server.channel.receive(wait=False)) is not None:
+                message = received[0]
+                worker = self._workers.get(message[1])
+                if worker is None:
+                    continue
+                if message[0] == "forked":
+                    worker.pid = message[2]
+                elif message[0] == "ended":
+                    worker.ended = (message[2], message[3])
+        except EOFError:
+            self._server.close(0)
+            self._server = None
+
+    def shutdown(self, wait: float = 2.0) -> None:
+        """End all workers and the fork server. Calls that run see their workers die; the next call
+        starts anew.
+        """
+        with self._lock:
+            if self._reaper is not None:
+                self._reaper.cancel()
+                self._reaper = None
+            server, self._server = self._server, None
+            workers = list(self._workers.values())
+            for worker in workers:
+                if worker.leased_to is None or worker.leased_to() is None:
+                    if worker.spawned:
+                        with contextlib.suppress(OSError):
+                            worker.tasks.send(("exit",), wait=False)
+                        self._wait_or_kill(worker)
+                    self.forget(worker)
+            if server is not None:
+                server.close(wait)
+
+    def _wait_or_kill(self, worker: WorkerHandle) -> None:
+        if self.how_it_ended(worker, wait=0.2)[0] is None:
+            self.kill(worker)
+            self.how_it_ended(worker)
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that are known to run."""
+        with self._lock:
+            for worker in list(self._workers.values()):
+                if worker.leased_to is None:
+                    self._is_ready(worker)
+            return sorted(worker.pid for worker in self._workers.values() if worker.pid and not worker.gone)
+
+    def server_pid(self) -> int | None:
+        """Process id of the fork server."""
+        return self._server.pid if self._server is not None else None
+
+    def running(self) -> int:
+        """How many workers are lent to a call now."""
+        with self._lock:
+            return sum(1 for worker in self._workers.values() if worker.leased_to is not None)
+
+    def abandon(self) -> None:
+        """Forget, in a forked child, what belongs to the parent: nothing is stopped, only closed here."""
+        workers, self._workers = list(self._workers.values()), {}
+        server, self._server = self._server, None
+        self._lock = threading.RLock()
+        self._reaper = None
+        for worker in workers:
+            worker.block.folder = None  # the files are the parent's
+            with contextlib.suppress(OSError, BufferError):
+                worker.close()
+        if server is not None:
+            server.channel.close()
+
+
+def _append_only(fd: int) -> None:
+    import fcntl
+
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+
+
+def _accept(listener: socket.socket, token: bytes) -> socket.socket:
+    """The connection of the worker that knows the token."""
+    until = time.monotonic() + STARTING
+    while (left := until - time.monotonic()) > 0:
+        listener.settimeout(left)
+        try:
+            end, _ = listener.accept()
+        except TimeoutError:
+            break
+        end.settimeout(5)
+        got = b""
+        with contextlib.suppress(OSError):
+            while len(got) < len(token) and (more := end.recv(len(token) - len(got))):
+                got += more
+        if secrets.compare_digest(got, token):
+            end.settimeout(None)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return end
+        end.close()
+    raise OSError(f"a worker did not connect within {STARTING:g} s")
+
+
+_pool = Pool()
+
+
+def the_pool() -> Pool:
+    """The pool of this process."""
+    return _pool
+
+
+def shutdown_workers() -> None:
+    """End all worker processes of this process and give back the memory shared with them.
+
+    The next call starts new ones. Calls that are running in other threads keep their workers until these end.
+    """
+    _pool.shutdown()
+    larges = sys.modules.get("ipyparcache.engine.larges")
+    processes = sys.modules.get("ipyparcache.engine.backends.processes")
+    if larges is not None and processes is not None:
+        processes.clear_larges()
+
+
+def _at_exit() -> None:
+    with contextlib.suppress(Exception):
+        _pool.shutdown(wait=1.0)
+
+
+def _after_fork() -> None:
+    _pool.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+import atexit  # noqa: E402 - beside what it registers
+
+atexit.register(_at_exit)
+
+__all__ = [
+    "BATCH",
+    "GRACE",
+    "Lease",
+    "Pool",
+    "WorkerHandle",
+    "can_have_processes",
+    "shared_folder",
+    "shutdown_workers",
+    "start_method",
+    "tempfile",
+    "the_pool",
+]

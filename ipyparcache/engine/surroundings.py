@@ -1,0 +1,297 @@
+"""What a task sees around it: environment, folder, import path and settings of the process that called.
+
+`take` is asked at every call and must cost microseconds; only libraries that the caller has loaded are
+looked at. A worker puts the state in place before each call, since a task of an earlier call may have
+changed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# Read by BLAS and OpenMP libraries when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def _take_warnings() -> Any:
+    import warnings
+
+    return list(warnings.filters)
+
+
+def _put_warnings(filters: Any) -> None:
+    import warnings
+
+    if warnings.filters != filters:
+        warnings.filters[:] = filters  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _take_logging() -> Any:
+    import logging
+
+    levels = {
+        name: (logger.level, logger.propagate, logger.disabled)
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and (logger.level or not logger.propagate or logger.disabled)
+    }
+    return logging.root.level, logging.root.manager.disable, levels
+
+
+def _put_logging(state: Any) -> None:
+    import logging
+
+    root, disabled, levels = state
+    if logging.root.level != root:
+        logging.root.setLevel(root)
+    logging.root.manager.disable = disabled
+    for name, (level, propagate, off) in levels.items():
+        logger = logging.getLogger(name)
+        if logger.level != level:
+            logger.setLevel(level)
+        logger.propagate = propagate
+        logger.disabled = off
+
+
+def _take_decimal() -> Any:
+    import decimal
+
+    context = decimal.getcontext()
+    return (
+        context.prec,
+        context.rounding,
+        context.Emin,
+        context.Emax,
+        context.capitals,
+        context.clamp,
+        tuple(name.__name__ for name, on in context.traps.items() if on),
+    )
+
+
+def _put_decimal(state: Any) -> None:
+    import decimal
+
+    precision, rounding, smallest, largest, capitals, clamp, traps = state
+    decimal.setcontext(
+        decimal.Context(
+            precision,
+            rounding,
+            smallest,
+            largest,
+            capitals,
+            clamp,
+            [],
+            [getattr(decimal, name) for name in traps],
+        )
+    )
+
+
+def _take_numpy() -> Any:
+    import numpy as np
+
+    return np.geterr(), np.get_printoptions()
+
+
+def _put_numpy(state: Any) -> None:
+    import numpy as np
+
+    errors, printing = state
+    np.seterr(**errors)
+    np.set_printoptions(
+        **{name: value for name, value in printing.items() if name != "override_repr" or value}
+    )
+
+
+def _take_pandas() -> Any:
+    from pandas._config import config
+
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, tree: dict[str, Any]) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}{name}.", value)
+            else:
+                found[prefix + name] = value
+
+    walk("", getattr(config, "_global_config", {}))
+    return found
+
+
+def _put_pandas(state: Any) -> None:
+    import pandas as pd
+
+    for name, value in state.items():
+        with contextlib.suppress(Exception):
+            if pd.get_option(name) != value:
+                pd.set_option(name, value)
+
+
+def _take_matplotlib() -> Any:
+    import matplotlib
+
+    # The backend is this process's own: a worker has no window and no notebook.
+    return {
+        name: value
+        for name, value in dict.items(matplotlib.rcParams)
+        if name not in ("backend", "interactive")
+    }
+
+
+def _put_matplotlib(state: Any) -> None:
+    import matplotlib
+
+    for name, value in state.items():
+        if dict.get(matplotlib.rcParams, name) != value:
+            dict.__setitem__(matplotlib.rcParams, name, value)
+
+
+# Library, how its settings are read, how they are put in place. They are read only where the library is
+# loaded.
+_LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "warnings": (_take_warnings, _put_warnings),
+    "logging": (_take_logging, _put_logging),
+    "decimal": (_take_decimal, _put_decimal),
+    "numpy": (_take_numpy, _put_numpy),
+    "pandas": (_take_pandas, _put_pandas),
+    "matplotlib": (_take_matplotlib, _put_matplotlib),
+}
+
+
+class Surroundings:
+    """The state of this process as last taken, with a version that grows when it changed."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._last: dict[str, Any] = {}
+        self._pickled = b""
+
+    def take(self) -> tuple[int, bytes]:
+        """Version and pickle of the present state."""
+        state: dict[str, Any] = {
+            "environ": dict(os.environ._data),  # type: ignore[attr-defined]
+            "path": list(sys.path),
+            "argv": list(getattr(sys, "argv", [])),
+            "dont_write_bytecode": sys.dont_write_bytecode,
+            "recursion": sys.getrecursionlimit(),
+        }
+        with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
+            state["cwd"] = os.getcwd()
+        for name, (take, _) in _LIBRARIES.items():
+            if name in sys.modules:
+                with contextlib.suppress(AttributeError, ImportError):  # half loaded, or another version
+                    state[name] = take()
+        if state != self._last:
+            self._last = state
+            self._pickled = _pickled_rows(state)
+            self.version += 1
+        return self.version, self._pickled
+
+
+def _pickled_rows(state: dict[str, Any]) -> bytes:
+    rows = []
+    for name, value in state.items():
+        try:
+            rows.append((name, pickle.dumps(value, 5)))
+        except Exception:
+            # A setting that holds a function of the notebook (a formatter) does not reach the workers.
+            if isinstance(value, dict):
+                kept = {}
+                for key, part in value.items():
+                    with contextlib.suppress(Exception):
+                        pickle.dumps(part, 5)
+                        kept[key] = part
+                rows.append((name, pickle.dumps(kept, 5)))
+    return pickle.dumps(rows, 5)
+
+
+_restored: list[tuple[str, Any]] = []
+
+
+def restore(pickled: bytes | None) -> None:
+    """Put a state in place on a worker; None is the one that was put in place last."""
+    global _restored
+    if pickled is not None:
+        rows = []
+        for name, data in pickle.loads(pickled):
+            try:
+                rows.append((name, pickle.loads(data)))
+            except Exception:
+                # A setting of a library that is not installed for this interpreter cannot matter to it.
+                continue
+        _restored = rows
+    for name, value in _restored:
+        if name == "environ":
+            _put_environment(value)
+        elif name == "path":
+            if sys.path != value:
+                import importlib
+
+                sys.path[:] = value
+                importlib.invalidate_caches()
+        elif name == "argv":
+            sys.argv[:] = value
+        elif name == "dont_write_bytecode":
+            sys.dont_write_bytecode = value
+        elif name == "recursion":
+            if sys.getrecursionlimit() != value:
+                sys.setrecursionlimit(value)
+        elif name == "cwd":
+            with contextlib.suppress(OSError):
+                os.chdir(value)
+        else:
+            with contextlib.suppress(Exception):
+                _LIBRARIES[name][1](value)
+
+
+def _put_environment(wanted: dict[Any, Any]) -> None:
+    here = os.environ._data  # type: ignore[attr-defined]
+    if here == wanted:
+        return
+    decode = os.environ.decodevalue
+    for key in [key for key in here if key not in wanted]:
+        del os.environ[os.environ.decodekey(key)]
+    for key, value in wanted.items():
+        if here.get(key) != value:
+            os.environ[os.environ.decodekey(key)] = decode(value)
+
+
+_limited: tuple[int | None, int] = (None, 0)
+
+
+def limit_inner_threads(limit: int | None, forced: bool = False) -> None:
+    """Let BLAS and OpenMP use `limit` threads here: by the environment for libraries that are still to be
+    loaded.
+
+    A variable that the caller has set itself wins, unless the limit was asked for by name (`forced`).
+    """
+    global _limited
+    if limit is None:
+        return
+    for name in THREAD_VARIABLES:
+        if forced or name not in os.environ:
+            os.environ[name] = str(limit)
+    # Numba refuses a change after its threads have started, other libraries take it at run time.
+    state = (limit, len(sys.modules))
+    if _limited == state or "numpy" not in sys.modules:
+        return
+    if not forced and any(os.environ.get(name) != str(limit) for name in THREAD_VARIABLES[:3]):
+        _limited = state
+        return
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(limit)
+    _limited = (limit, len(sys.modules))

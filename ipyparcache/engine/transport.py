@@ -1,0 +1,474 @@
+"""Messages and memory between the calling process and one worker.
+
+Small messages go through a socket; everything large lies in memory that both sides can reach. A worker has a
+`Block`: a few words that both map (which batch it runs, how many of its tasks are committed), two ring
+slots for outcomes, and areas for larger data. The outcome of a task is written to the slot before the next
+task starts, so it survives the worker; a batch uses the slot and the areas that the other outstanding batch
+does not use, so no allocator and no lock is needed.
+
+Two kinds: `memfd` (Linux: anonymous files passed over sockets, nothing to leak) and `named` (files in a
+private folder and stream sockets, for other systems; forced by IPYPARCACHE_TRANSPORT=portable).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import mmap
+import os
+import select
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pickle import PickleBuffer
+from typing import Any, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Message: TypeAlias = tuple[Any, ...]
+
+INLINE = 32 << 10  # larger payloads go through memory: a socket message stays far below the send buffer
+OUT_OF_BAND = 64 << 10  # a buffer of this size leaves the pickle
+LARGE = 1 << 20  # a buffer of this size is shared by content, one copy for all workers
+ALIGNMENT = 64
+RECEIVE = 192 << 10
+
+# Words at the start of a block, each 8 bytes and written by one side only.
+BATCH, COMMITTED, CANCEL, LOADED, STARTED, EVENTS = range(6)
+HEADER = 4096
+SLOT = 1 << 20
+MAPPED = HEADER + 2 * SLOT
+_FAR = 1 << 40  # areas of one sparse file, so far apart that none meets the next
+# The areas of a block.
+RING, DOWN, UP, LOG = 0, 1, 3, 5  # all but the ring have one area a slot
+AREAS = 7
+
+
+def can_memfd() -> bool:
+    """Whether anonymous files and their passing over sockets are to be used."""
+    return (
+        os.environ.get("IPYPARCACHE_TRANSPORT", "") != "portable"
+        and sys.platform == "linux"
+        and hasattr(os, "memfd_create")
+    )
+
+
+def anonymous_file(name: str, size: int = 0) -> int:
+    """Descriptor of a new file in memory."""
+    fd = os.memfd_create(f"ipyparcache-{name}", os.MFD_CLOEXEC)
+    if size:
+        os.ftruncate(fd, size)
+    return fd
+
+
+def write_at(fd: int, offset: int, parts: Sequence[Buffer]) -> int:
+    """Write the parts one after another from `offset`; return the offset behind them."""
+    for start in range(0, len(parts), 512):  # IOV_MAX is 1024
+        views = [memoryview(part).cast("B") for part in parts[start : start + 512]]
+        while views:
+            written = os.pwritev(fd, views, offset)
+            offset += written
+            while views and written >= len(views[0]):
+                written -= len(views[0])
+                views.pop(0)
+            if written:
+                views[0] = views[0][written:]
+    return offset
+
+
+def new_memory(size: int) -> Buffer:
+    """Writable memory of our own, without the zeros being written first where that can be avoided."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "empty"):
+        return memoryview(numpy.empty(size, numpy.uint8))
+    if size < LARGE:
+        return bytearray(size)
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def read_into(fd: int, offset: int, target: Buffer) -> None:
+    """Fill `target` from the file at `offset`; EOFError if it ends before."""
+    view = memoryview(target).cast("B")
+    while view:
+        got = os.preadv(fd, [view], offset)
+        if got <= 0:
+            raise EOFError("shared memory is shorter than its description")
+        view = view[got:]
+        offset += got
+
+
+class Block:
+    """The memory shared with one worker."""
+
+    def __init__(self, areas: Sequence[tuple[int, int]], folder: str | None = None):
+        self.areas = list(areas)  # (descriptor, offset of the area in it)
+        self.folder = folder
+        self.memory = mmap.mmap(self.areas[RING][0], MAPPED)
+        self._view = memoryview(self.memory)
+        self.words = self._view[:HEADER].cast("Q")
+
+    @classmethod
+    def create(cls) -> Block:
+        """Make a new one in anonymous memory, or as files of a private folder."""
+        if can_memfd():
+            fd = anonymous_file("block", MAPPED)
+            return cls([(fd, area * _FAR) for area in range(AREAS)])
+        folder = tempfile.mkdtemp(prefix="ipyparcache-", dir=shared_folder())
+        areas = []
+        for area in range(AREAS):
+            fd = os.open(f"{folder}/area{area}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            areas.append((fd, 0))
+        # Touching a page that a full file system cannot give would be a SIGBUS: ask for the mapped part now.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(areas[RING][0], 0, MAPPED)
+        else:
+            os.ftruncate(areas[RING][0], MAPPED)
+        return cls(areas, folder)
+
+    @classmethod
+    def open(cls, description: int | str) -> Block:
+        """Open, on the worker, what `describe` names there."""
+        if isinstance(description, int):
+            return cls([(description, area * _FAR) for area in range(AREAS)])
+        return cls([(os.open(f"{description}/area{area}", os.O_RDWR), 0) for area in range(AREAS)])
+
+    def slot(self, number: int) -> int:
+        """Where ring slot 0 or 1 begins in `memory`."""
+        return HEADER + number * SLOT
+
+    def write(self, area: int, offset: int, parts: Sequence[Buffer]) -> int:
+        """Write to an area; return the offset behind what was written."""
+        fd, base = self.areas[area]
+        return write_at(fd, base + offset, parts) - base
+
+    def read(self, area: int, offset: int, size: int) -> bytes:
+        """Bytes of an area."""
+        fd, base = self.areas[area]
+        data = os.pread(fd, size, base + offset)
+        while len(data) < size:
+            more = os.pread(fd, size - len(data), base + offset + len(data))
+            if not more:
+                raise EOFError("shared memory is shorter than its description")
+            data += more
+        return data
+
+    def read_into(self, area: int, offset: int, target: Buffer) -> None:
+        """Fill `target` from an area."""
+        fd, base = self.areas[area]
+        read_into(fd, base + offset, target)
+
+    def held(self) -> int:
+        """Bytes of memory that the areas occupy."""
+        return sum(os.fstat(fd).st_blocks * 512 for fd in {fd for fd, _ in self.areas})
+
+    def trim(self) -> None:
+        """Give back what lies behind the mapped part; only while the worker runs nothing."""
+        for fd in {fd for fd, _ in self.areas}:
+            os.ftruncate(fd, MAPPED if fd == self.areas[RING][0] else 0)
+        self.words[EVENTS] = 0
+
+    def close(self) -> None:
+        """Unmap and close; the files of a folder are removed by the side that made them."""
+        self.words.release()
+        self._view.release()
+        self.memory.close()
+        for fd in {fd for fd, _ in self.areas}:
+            os.close(fd)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def shared_folder() -> str:
+    """Where named shared memory goes: /dev/shm if it has room, else the temporary folder."""
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:
+        return tempfile.gettempdir()
+    if os.access("/dev/shm", os.W_OK) and room.f_bavail * room.f_frsize > 64 << 20:
+        return "/dev/shm"
+    return tempfile.gettempdir()
+
+
+class PacketChannel:
+    """A socket whose messages are atomic (SOCK_SEQPACKET): one is received whole, by one side, or not
+    at all.
+    """
+
+    def __init__(self, end: socket.socket):
+        self.socket = end
+        self._buffer = bytearray(RECEIVE)
+        self._view = memoryview(self._buffer)
+
+    def fileno(self) -> int:
+        """Descriptor to poll."""
+        return self.socket.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
+        """Send one message; False if there is no room and `wait` is not set."""
+        data = marshal.dumps(message)
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        try:
+            if fds:
+                self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], flags)
+            else:
+                self.socket.send(data, flags)
+        except BlockingIOError:
+            return False
+        return True
+
+    def receive(self, wait: bool = True) -> tuple[Message, list[int]] | None:
+        """The next message with its descriptors; None if there is none; EOFError if the other side is
+        gone.
+        """
+        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        try:
+            size, ancillary, _, _ = self.socket.recvmsg_into([self._buffer], 1100, flags)
+        except BlockingIOError:
+            return None
+        except ConnectionError as error:
+            raise EOFError from error
+        if size == 0:
+            raise EOFError
+        fds: list[int] = []
+        for _, _, data in ancillary:
+            fds.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
+        return marshal.loads(self._view[:size]), fds
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.socket.close()
+
+
+class StreamChannel:
+    """The same over a stream socket: a length, then the message; no descriptors travel."""
+
+    def __init__(self, end: socket.socket):
+        self.socket = end
+        self._pending = bytearray()
+
+    def fileno(self) -> int:
+        """Descriptor to poll."""
+        return self.socket.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
+        """Send one message; False if there is no room and `wait` is not set."""
+        if fds:
+            raise ValueError("descriptors do not travel over a stream")
+        data = marshal.dumps(message)
+        if not wait:
+            writable = select.poll()
+            writable.register(self.socket, select.POLLOUT)
+            if not writable.poll(0):
+                return False
+        self.socket.sendall(len(data).to_bytes(4, "little") + data)
+        return True
+
+    def receive(self, wait: bool = True) -> tuple[Message, list[int]] | None:
+        """The next message; None if there is none; EOFError if the other side is gone."""
+        while True:
+            if len(self._pending) >= 4:
+                size = int.from_bytes(self._pending[:4], "little") + 4
+                if len(self._pending) >= size:
+                    message = marshal.loads(self._pending[4:size])
+                    del self._pending[:size]
+                    return message, []
+            try:
+                data = self.socket.recv(1 << 16, 0 if wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except ConnectionError as error:
+                raise EOFError from error
+            if not data:
+                raise EOFError
+            self._pending += data
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.socket.close()
+
+
+Channel: TypeAlias = PacketChannel | StreamChannel
+
+
+class Shared:
+    """Bytes that several workers read: written once, passed by descriptor, or by name.
+
+    Cut into several files written by as many threads when large, because one file's lock makes threads that
+    write into it wait for each other; the worker maps the files side by side.
+    """
+
+    def __init__(self, parts: Sequence[Buffer], writers: int = 1):
+        self.size = 0
+        self.fds: list[int] = []
+        self.sizes: list[int] = []
+        self._digests: list[bytes] = []
+        self.folder: str | None = None
+        if not can_memfd():
+            self.folder = tempfile.mkdtemp(prefix="ipyparcache-", dir=shared_folder())
+        try:
+            self._write(parts, writers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _new_file(self, size: int) -> int:
+        if self.folder is None:
+            fd = anonymous_file("shared", size)
+        else:
+            fd = os.open(f"{self.folder}/{len(self.fds)}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            os.ftruncate(fd, size)
+        self.fds.append(fd)
+        self.sizes.append(size)
+        self.size += size
+        return fd
+
+    def _write(self, parts: Sequence[Buffer], writers: int) -> None:
+        if writers == 1 or len(parts) > 1:
+            fd = self._new_file(max(sum(memoryview(part).nbytes for part in parts), 1))
+            write_at(fd, 0, parts)
+            return
+        import threading
+
+        import xxhash
+
+        whole = memoryview(parts[0]).cast("B")
+        step = -(-len(whole) // writers) + mmap.PAGESIZE - 1
+        step -= step % mmap.PAGESIZE
+        failed: list[BaseException] = []
+        chunk = 1 << 20
+
+        def fill(number: int, fd: int, piece: memoryview) -> None:
+            hashed = xxhash.xxh3_128()
+            try:
+                # Hashed while the chunk is in the cache, which makes it nearly free.
+                for start in range(0, len(piece), chunk):
+                    part = piece[start : start + chunk]
+                    write_at(fd, start, [part])
+                    hashed.update(part)
+                self._digests[number] = hashed.digest()
+            except BaseException as error:
+                failed.append(error)
+
+        threads = []
+        for number, start in enumerate(range(0, len(whole), step)):
+            piece = whole[start : start + step]
+            self._digests.append(b"")
+            work = (number, self._new_file(len(piece)), piece)
+            threads.append(threading.Thread(target=fill, args=work, daemon=True))
+        for thread in threads[1:]:
+            thread.start()
+        threads[0].run()
+        for thread in threads[1:]:
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    def digest(self) -> tuple[bytes, ...]:
+        """XXH3 of each file."""
+        import xxhash
+
+        if not self._digests:
+            for fd, size in zip(self.fds, self.sizes, strict=True):
+                with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
+                    self._digests.append(xxhash.xxh3_128_digest(mapped))
+        return tuple(self._digests)
+
+    def describe(self) -> tuple[tuple[int, ...], str | None]:
+        """What a message says of it; the descriptors travel beside the message."""
+        return tuple(self.sizes), self.folder
+
+    def passed(self) -> list[int]:
+        """Descriptors that go with a message that holds `describe()`."""
+        return [] if self.folder is not None else self.fds
+
+    def close(self) -> None:
+        """Close and remove; workers that have it mapped keep it."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, TypeError, AttributeError):
+            self.close()
+
+
+def map_shared(description: tuple[tuple[int, ...], str | None], fds: Iterable[int]) -> memoryview:
+    """A private, writable mapping of a `Shared`; what is written to it is seen by no one else. Closes
+    the fds.
+    """
+    sizes, folder = description
+    files = (
+        list(fds) if folder is None else [os.open(f"{folder}/{n}", os.O_RDONLY) for n in range(len(sizes))]
+    )
+    try:
+        if len(files) == 1:
+            mapping = mmap.mmap(
+                files[0], sizes[0], flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+            return memoryview(mapping)
+        return _side_by_side(files, sizes)
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _side_by_side(files: Sequence[int], sizes: Sequence[int]) -> memoryview:
+    """Map several files at neighbouring addresses, which `mmap` of the standard library cannot do."""
+    import ctypes
+    import weakref
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
+    ]  # fmt: skip
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    total = sum(sizes)
+    fixed = 0x10  # MAP_FIXED
+    failed = ctypes.c_void_p(-1).value
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    start = libc.mmap(None, total, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if start == failed:
+        raise OSError(ctypes.get_errno(), "cannot map shared memory")
+    offset = 0
+    for fd, size in zip(files, sizes, strict=True):
+        here = libc.mmap(start + offset, size, protection, mmap.MAP_PRIVATE | fixed, fd, 0)
+        if here == failed:
+            error = ctypes.get_errno()
+            libc.munmap(start, total)
+            raise OSError(error, "cannot map shared memory")
+        offset += size
+    memory = (ctypes.c_char * total).from_address(start)
+    weakref.finalize(memory, libc.munmap, start, total).atexit = False
+    return PickleBuffer(memory).raw()  # `memoryview.cast` refuses the format that ctypes gives
+
+
+def layout(payload: Buffer, buffers: Sequence[Buffer]) -> tuple[list[Buffer], list[tuple[int, int]]]:
+    """Pack a payload and its buffers one behind another, aligned; the parts to write and (offset,
+    size) of each.
+    """
+    parts: list[Buffer] = []
+    places: list[tuple[int, int]] = []
+    offset = 0
+    for part in (payload, *buffers):
+        gap = -offset % ALIGNMENT
+        if gap:
+            parts.append(bytes(gap))
+            offset += gap
+        size = memoryview(part).nbytes
+        parts.append(part)
+        places.append((offset, size))
+        offset += size
+    return parts, places
+
+
+def remove_folder(path: str) -> None:
+    """Remove what a named transport left, if it is one of ours."""
+    if Path(path).name.startswith("ipyparcache-"):
+        shutil.rmtree(path, ignore_errors=True)

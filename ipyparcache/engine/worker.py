@@ -1,0 +1,479 @@
+"""What a worker process does from start to exit.
+
+It waits for messages, runs the tasks of a batch one after another, and writes the outcome of each to its
+slot of the shared block before it starts the next; a ring of the bell (a small message) tells the caller
+how far it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import marshal
+import os
+import pickle
+import signal
+import struct
+import sys
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from time import monotonic
+from typing import Any
+
+from ipyparcache.engine import surroundings
+from ipyparcache.engine.transport import (
+    BATCH,
+    CANCEL,
+    COMMITTED,
+    DOWN,
+    EVENTS,
+    LOADED,
+    LOG,
+    OUT_OF_BAND,
+    SLOT,
+    STARTED,
+    UP,
+    Block,
+    Buffer,
+    Channel,
+    Message,
+    layout,
+    map_shared,
+    new_memory,
+)
+from ipyparcache.pickling import Buffers, dump_result
+
+RING_AFTER = 0.05  # seconds between two rings within a batch
+SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
+SCALARS = frozenset({type(None), bool, int, float, complex, str})
+VALUE, FAR_VALUE, ERROR, FAR_ERROR = range(4)  # forms of an outcome that is no scalar
+EMIT, END = range(2)  # kinds of event records
+# An event record: kind, index of the task, ends of stdout and stderr so far, length of the payload behind it.
+EVENT = struct.Struct("<BqQQI")
+
+
+def apply(
+    function: Callable[..., object], arguments: tuple[object, ...], keywords: dict[str, object]
+) -> object:
+    """Call with keywords: the function of a batch whose tasks do not share one function."""
+    return function(*arguments, **keywords)
+
+
+class _RawStream(io.FileIO):
+    """Standard output or error of a worker; notes when writing changes from one to the other."""
+
+    def __init__(self, fd: int, worker: Worker):
+        super().__init__(fd, "w", closefd=False)
+        self._worker = worker
+
+    def write(self, data: Any, /) -> int:
+        """Write, after a mark if the other stream was written last, so that their order can be told."""
+        worker = self._worker
+        if worker.capture and worker.last_written != self.fileno():
+            worker.last_written = self.fileno()
+            worker.record_event(EMIT, b"")
+        return super().write(data) or 0
+
+
+class Worker:
+    """State of a worker process."""
+
+    def __init__(self, tasks: Channel, bell: Channel, block: Block):
+        self.tasks = tasks
+        self.bell = bell
+        self.block = block
+        self.call = 0  # number of the call whose function is loaded
+        self.function: Callable[..., object] | None = None
+        self.broken: bytes | None = None  # why the function did not load
+        self.options: dict[str, Any] = {}
+        self.state: bytes | None = None  # surroundings that came before their call, being large
+        self.capture = False
+        self.last_written = 1
+        self.larges: dict[int, memoryview] = {}  # shared buffers of this call, by number
+        self.definitions: dict[int, tuple[Any, list[int]]] = {}  # shared objects not loaded yet
+        self.objects: dict[int, object] = {}
+        self.first = -1  # index of the first task of the running batch
+        self.slot = 0
+        self.up_end = 0  # where the UP area of the running batch is free
+        self.ends = (0, 0)  # sizes of stdout and stderr when the last task ended
+        self.emitted = False
+        self._event_lock = threading.Lock()
+        self._own_pid = os.getpid()
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    def record_event(self, kind: int, payload: bytes) -> None:
+        """Append to the event log of the running batch; dropped if no task runs here."""
+        with self._event_lock:
+            if self.first < 0 or os.getpid() != self._own_pid:
+                return
+            words = self.block.words
+            where = EVENTS + self.slot
+            index = self.first + words[COMMITTED]
+            out, err = os.lseek(1, 0, 2), os.lseek(2, 0, 2)
+            head = EVENT.pack(kind, index, out, err, len(payload))
+            words[where] = self.block.write(LOG + self.slot, words[where], [head, payload])
+            self.emitted = True
+
+    def _end_of_task(self) -> None:
+        ends = (os.lseek(1, 0, 2), os.lseek(2, 0, 2))
+        if self.emitted or ends != self.ends:
+            self.record_event(END, b"")
+            self.ends = ends
+            self.emitted = False
+
+    # -- loading ------------------------------------------------------------------------------------------
+
+    def _load_packet(self, packet: Any, fds: list[int]) -> object:
+        """Unpickle what `pool.pack` described."""
+        inline, shared, places, order = packet
+        if shared is None:
+            return pickle.loads(inline, buffers=[self.larges[number] for number in order])
+        memory = map_shared(shared, fds)
+        pieces = [memory[start : start + size] for start, size in places]
+        buffers = [pieces[1 + at] if at >= 0 else self.larges[-1 - at] for at in order]
+        return pickle.loads(pieces[0], buffers=buffers)
+
+    def _shared_object(self, number: int) -> object:
+        if number in self.definitions:
+            packet, fds = self.definitions.pop(number)
+            self.objects[number] = self._load_packet(packet, fds)
+        return self.objects[number]
+
+    def _columns(self, message: Message) -> tuple[Iterable[object], ...]:
+        """The arguments of a batch, one column a parameter."""
+        _, _, _, _, _, slot, form, constants, data, places, order = message
+        if form == "m":
+            columns = list(data)
+        else:
+            buffers: list[Buffer] = []
+            if places:
+                # One read for payload and buffers; the arrays are slices of this memory, which is ours.
+                start = places[0][0]
+                total = places[-1][0] + places[-1][1] - start
+                memory = memoryview(new_memory(total))
+                self.block.read_into(DOWN + slot, start, memory)
+                pieces = [memory[at - start : at - start + size] for at, size in places]
+                if data is None:
+                    data, *pieces = pieces
+                buffers = [pieces[at] if at >= 0 else self.larges[-1 - at] for at in order]
+            else:
+                buffers = [self.larges[-1 - at] for at in order]
+            columns = list(pickle.loads(data, buffers=buffers))
+        for at, number in constants:
+            columns[at] = repeat(self._shared_object(number))
+        return tuple(columns)
+
+    def begin_call(self, message: Message, fds: list[int]) -> None:
+        """Make the surroundings those of the caller, and load the function."""
+        _, number, packet, options, state = message
+        self.function = self.broken = None
+        self.call = number
+        self.options = options
+        self.capture = bool(options.get("capture"))
+        try:
+            surroundings.restore(state if state is not None else self.state)
+            self.state = None
+            surroundings.limit_inner_threads(options.get("inner"), bool(options.get("forced")))
+            self._own_streams()
+            function = self._load_packet(packet, fds)
+            if not callable(function):
+                raise TypeError(f"{type(function).__name__} is not callable on the worker")
+            self.function = function
+        except BaseException as error:
+            self.broken = self._dump_error(error)
+
+    def end_call(self) -> None:
+        """Forget the function and everything that was shared for it."""
+        for _, fds in self.definitions.values():
+            for fd in fds:
+                os.close(fd)
+        self.function = None
+        self.broken = None
+        self.capture = False
+        self.definitions.clear()
+        self.objects.clear()
+        self.larges.clear()
+
+    def _own_streams(self) -> None:
+        """Give tasks a working stdout and stderr again, whatever an earlier task did to them."""
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            saved = self.saved[name]
+            try:
+                alike = os.fstat(fd).st_ino == os.fstat(saved).st_ino
+            except OSError:
+                alike = False
+            if not alike:
+                os.dup2(saved, fd)
+            stream = getattr(sys, name)
+            if stream is not self.streams.get(name) or stream is None or stream.closed:
+                made = io.TextIOWrapper(
+                    _RawStream(fd, self),
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                    line_buffering=False,
+                    write_through=True,
+                )
+                self.streams[name] = made
+                setattr(sys, name, made)
+                setattr(sys, f"__{name}__", made)
+
+    # -- outcomes -----------------------------------------------------------------------------------------
+
+    def _dump_error(self, error: BaseException) -> bytes:
+        from ipyparcache.engine import outcome
+
+        data = outcome.dump_exception(error, dump_result)
+        return marshal.dumps((data, outcome.traceback_text(error, __file__)))
+
+    def _far(self, form: int, payload: Buffer, buffers: list[memoryview]) -> bytes:
+        """Write a large outcome to the UP area of the batch; return the record that names it."""
+        parts, places = layout(payload, buffers)
+        base = self.up_end
+        end = self.block.write(UP + self.slot, base, parts)
+        self.up_end = end + -end % 64
+        return marshal.dumps((form, None, tuple((base + start, size) for start, size in places)))
+
+    def _record(self, value: object, room: int) -> bytes:
+        """The record of what a task returned."""
+        if type(value) in SCALARS:
+            record = marshal.dumps(value)  # type: ignore[arg-type]
+            if len(record) <= min(SMALL, room):
+                return record
+        buffers = Buffers(OUT_OF_BAND)
+        try:
+            payload = dump_result(value, buffers)
+            if not buffers.taken and len(payload) <= min(SMALL, room - 64):
+                return marshal.dumps((VALUE, payload, None))
+            return self._far(FAR_VALUE, payload, buffers.taken)
+        except BaseException as error:
+            error.add_note(f"The task ran, but its result ({type(value).__name__}) could not be sent back.")
+            return self._error_record(error, room)
+
+    def _error_record(self, error: BaseException, room: int) -> bytes:
+        data = self._dump_error(error)
+        if len(data) <= min(SMALL, room - 64):
+            return marshal.dumps((ERROR, data, None))
+        return self._far(FAR_ERROR, data, [])
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def run_batch(self, message: Message) -> None:
+        """Run the tasks of a batch, committing each outcome before the next task."""
+        _, batch, call, first, count, slot = message[:6]
+        words = self.block.words
+        memory = self.block.memory
+        self.slot = slot
+        self.up_end = 0
+        words[EVENTS + slot] = 0
+        words[COMMITTED] = 0
+        words[LOADED] = 0
+        words[BATCH] = batch
+        if call != self.call or self.broken is not None or self.function is None:
+            words[BATCH] = 0
+            self.bell.send(("broken", batch, call, self.broken or b""))
+            return
+        function: Callable[..., object] = apply if message[6] == "t" else self.function
+        try:
+            columns = self._columns(message)
+        except BaseException as error:
+            words[BATCH] = 0
+            self.bell.send(("unread", batch, self._dump_error(error)))
+            return
+        rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=False) if columns else iter([()] * count)
+        timed = bool(self.options.get("timeout"))
+        capture = self.capture
+        position = self.block.slot(slot)
+        bottom = position
+        limit = position + SLOT - 64 * (count + 2)  # each further task may need a far record at least
+        scalars = SCALARS
+        dumps: Callable[[Any], bytes] = marshal.dumps
+        ends: list[float] = []
+        done = 0
+        begun = last_ring = monotonic()
+        words[LOADED] = 1
+        if timed:
+            words[STARTED] = int(begun * 1e9)
+        self.first = first
+        if capture:
+            self.ends = (os.lseek(1, 0, 2), os.lseek(2, 0, 2))
+            self.emitted = False
+        for row in rows:
+            failed = False
+            try:
+                value = function(*row)
+            except BaseException as error:
+                failed = True
+                error_or_value: object = error
+            else:
+                error_or_value = value
+            room = limit - position + 64
+            if failed:
+                record = self._error_record(error_or_value, room)  # type: ignore[arg-type]
+            elif type(error_or_value) in scalars and len(record := dumps(error_or_value)) <= min(SMALL, room):
+                pass
+            else:
+                record = self._record(error_or_value, room)
+            value = error_or_value = row = None  # type: ignore[assignment]
+            if capture:
+                self._end_of_task()
+            end = position + len(record)
+            memory[position:end] = record
+            position = end
+            limit += 64
+            done += 1
+            words[COMMITTED] = done
+            now = monotonic()
+            ends.append(now)
+            if timed:
+                words[STARTED] = int(now * 1e9)
+            if done == count:
+                break
+            if words[CANCEL] >= batch:
+                break
+            if (failed or now - last_ring > RING_AFTER) and self.bell.send(
+                ("ring", batch, done, position - bottom, begun, array("d", ends).tobytes(), False), wait=False
+            ):
+                last_ring = now
+                begun = now
+                ends.clear()
+        rows = columns = None  # type: ignore[assignment]
+        with self._event_lock:
+            self.first = -1
+        words[BATCH] = 0
+        self.bell.send(("ring", batch, done, position - bottom, begun, array("d", ends).tobytes(), True))
+
+    def serve(self, idle_seconds: float) -> None:
+        """Answer messages until told to exit, until the caller is gone, or until idle for too long."""
+        import select
+
+        waiting = select.poll()
+        waiting.register(self.tasks, select.POLLIN)
+        while True:
+            received = self.tasks.receive(wait=False)
+            if received is None:
+                if not waiting.poll(idle_seconds * 1000):
+                    return
+                continue
+            message, fds = received
+            kind = message[0]
+            if kind == "batch":
+                self.run_batch(message)
+            elif kind == "call":
+                self.begin_call(message, fds)
+            elif kind == "large":
+                try:
+                    self.larges[message[1]] = map_shared(message[2], fds)
+                except OSError as error:
+                    self.broken = self._dump_error(error)
+            elif kind == "state":
+                self.state = bytes(map_shared(message[1], fds))
+            elif kind == "define":
+                self.definitions[message[1]] = (message[2], fds)
+            elif kind == "forget":
+                self.objects.pop(message[1], None)
+                for fd in self.definitions.pop(message[1], (None, []))[1]:
+                    os.close(fd)
+            elif kind == "end":
+                self.end_call()
+            elif kind == "sync":
+                self.bell.send(("sync", message[1]))
+            elif kind == "import":
+                self._import(message[1])
+            elif kind == "exit":
+                return
+
+    def _import(self, names: Iterable[str]) -> None:
+        """Load modules before they are needed; one that fails will fail again, with its reason, when
+        it is.
+        """
+        import importlib
+
+        for name in names:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+    saved: dict[str, int]
+    streams: dict[str, io.TextIOWrapper]
+
+
+_worker: Worker | None = None
+
+
+class LocalTask(threading.local):
+    """The task that a thread of this very process runs, for the backends without worker processes."""
+
+    index: int | None = None
+    sink: Callable[[int, bytes], None] | None = None
+
+
+local_task = LocalTask()
+
+
+def emit(event: bytes) -> None:
+    """Send an event of the running task to the caller, in order with what the task prints before and
+    after.
+    """
+    if local_task.sink is not None and local_task.index is not None:
+        local_task.sink(local_task.index, event)
+    elif _worker is not None:
+        _worker.record_event(EMIT, event)
+
+
+def current_task() -> int | None:
+    """Index of the task that runs in this process; None outside of one."""
+    if local_task.index is not None:
+        return local_task.index
+    if _worker is None or _worker.first < 0:
+        return None
+    return _worker.first + _worker.block.words[COMMITTED]
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker."""
+    return _worker is not None
+
+
+def _forget_in_child() -> None:
+    """A child that a task forked is no worker: it must not write to the block."""
+    global _worker
+    _worker = None
+
+
+def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, idle_seconds: float) -> None:
+    """Be a worker; return when it is time to exit. `out` and `err` are where the output of tasks goes."""
+    global _worker
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it lives as long as the process
+    # An empty handler, not SIG_IGN: that one would be inherited by programs that a task starts.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    worker = Worker(tasks, bell, block)
+    worker.saved = {"stdout": out, "stderr": err}
+    worker.streams = {}
+    worker._own_streams()
+    _worker = worker
+    os.register_at_fork(after_in_child=_forget_in_child)
+    try:
+        bell.send(("hello", os.getpid()))
+        worker.serve(idle_seconds)
+    except (EOFError, ConnectionError):
+        return  # the caller is gone
+
+
+def leave() -> None:
+    """End the process as an interpreter ends, but without waiting for threads that tasks left behind."""
+    import atexit
+
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)

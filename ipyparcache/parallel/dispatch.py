@@ -1,0 +1,491 @@
+"""From an iterable of tasks to their outcomes: how many at once, how far ahead, what is done when one
+fails.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, TypeAlias
+
+from ipyparcache.engine.backends.base import Crew, crew_factory
+from ipyparcache.engine.batches import (
+    Batch,
+    CallOptions,
+    Died,
+    Emitted,
+    Event,
+    NoFunction,
+    NotBegun,
+    NotRead,
+    OnEvent,
+    Output,
+    Ran,
+)
+from ipyparcache.engine.cpus import inner_threads
+from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
+
+TARGET = 0.004  # seconds that a batch should run: long against the cost of sending it, short at the end
+LARGEST = 1024  # tasks of a batch
+GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
+BATCH_BYTES = 1 << 20
+LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`
+GRACE = 0.7  # seconds that running tasks get to finish when the call is cancelled
+SPLIT = 0.001  # a batch that will take so long is cut up when workers have nothing to do
+
+Progress: TypeAlias = Callable[[int, float, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the tasks of a call are to be run.
+
+    `batch` None: sized by measured run time. `timeout` is in seconds and counts from a task's own start.
+    `retries` counts further attempts after an exception, a death or a timeout. With `on_error` "raise"
+    nothing is begun after a task has failed, but what comes before it in order is finished; with "collect"
+    all others go on. `inner_threads` None: processors divided by workers. With `capture` what tasks print
+    comes as events.
+    """
+
+    n_jobs: int = 1
+    backend: str = "processes"
+    batch: int | None = None
+    timeout: float | None = None
+    retries: int = 0
+    on_error: Literal["raise", "collect"] = "raise"
+    inner_threads: int | None = None
+    capture: bool = False
+
+
+@dataclass(slots=True)
+class Done:
+    """Outcomes of neighbouring tasks from index `first` on: plain values, and `Error` where `failed`
+    is set.
+    """
+
+    first: int
+    values: list[Any]
+    failed: bool
+    times: Sequence[float]  # the clock as the first began and as each ended
+    worker: int
+
+
+class Source:
+    """Tasks drawn from an iterable when they are wanted.
+
+    `triples` says that rows are (function, arguments, keywords); where all of a batch are calls of `function`
+    without keywords they are sent as plain rows.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Any],
+        *,
+        triples: bool = False,
+        function: object = None,
+        careful: bool = True,
+        limit: int | None = None,
+    ):
+        self._rows = iter(rows)
+        self._triples = triples
+        self._function = function
+        self.careful = careful
+        self.drawn = 0
+        self.exhausted = False
+        hint = operator.length_hint(rows, -1)
+        self.total: int | None = hint if hint >= 0 and hasattr(rows, "__len__") else None
+        self._limit = limit
+        self._waiting: deque[Any] = deque()
+
+    def peek_function(self) -> object:
+        """The function of the first task, which is drawn for this and kept."""
+        for row in self._rows:
+            self._waiting.append(row)
+            self._function = row[0]
+            return self._function
+        return None
+
+    def left(self) -> int | None:
+        """How many tasks are still to be drawn; None if that is not known."""
+        return None if self.total is None else self.total - self.drawn
+
+    def draw(self, count: int) -> Batch | None:
+        """The next tasks, as many as there are up to `count`; what the iterable raises goes through."""
+        rows: list[Any] = []
+        while self._waiting and len(rows) < count:
+            rows.append(self._waiting.popleft())
+        rows += islice(self._rows, count - len(rows))
+        if len(rows) < count:
+            self.exhausted = True
+        if not rows:
+            return None
+        first = self.drawn
+        self.drawn += len(rows)
+        if self._triples:
+            functions, arguments, keywords = zip(*rows, strict=True)
+            alike = functions.count(self._function) == len(rows) and len(set(map(len, arguments))) == 1
+            if alike and not any(keywords) and len(set(map(id, functions))) == 1:
+                return Batch(first, arguments, False, self.careful)
+            return Batch(first, rows, True, self.careful)
+        return Batch(first, rows, False, self.careful)
+
+
+class Pace:
+    """How many tasks to put into the next batch."""
+
+    def __init__(self, lanes: int, fixed: int | None):
+        self.lanes = lanes
+        self.fixed = fixed
+        self._seconds = 0.0
+        self._tasks = 0.0
+        self._largest = 1
+        self._row_bytes = 0
+
+    def note(self, tasks: int, seconds: float) -> None:
+        """Take in how long tasks ran; older measurements count less."""
+        if math.isnan(seconds):
+            return
+        self._seconds = self._seconds * 0.7 + seconds
+        self._tasks = self._tasks * 0.7 + tasks
+
+    def mean(self) -> float | None:
+        """Seconds of a task; None if nothing was measured."""
+        return self._seconds / self._tasks if self._tasks else None
+
+    def note_row(self, row: Sequence[Any]) -> None:
+        """Look at how large the arguments of a task are."""
+        if type(row) is tuple and len(row) == 3 and type(row[1]) is tuple:
+            row = row[1]
+        self._row_bytes = sum(size for value in row if type(size := getattr(value, "nbytes", 0)) is int)
+
+    def size(self, left: int | None) -> int:
+        """Tasks of the next batch when `left` are still to be drawn."""
+        if self.fixed is not None:
+            return self.fixed
+        mean = self.mean()
+        if mean is None:
+            return 1
+        size = min(int(TARGET / max(mean, 1e-7)), self._largest * GROWTH, LARGEST)
+        if self._row_bytes:
+            size = min(size, BATCH_BYTES // self._row_bytes)
+        if left is not None:
+            size = min(size, -(-left // (4 * self.lanes)))
+        size = max(size, 1)
+        self._largest = max(self._largest, size)
+        return size
+
+
+class _HeldEvents:
+    """Events kept back until it is known that an attempt was the last one."""
+
+    def __init__(self, on_event: OnEvent):
+        self._on_event = on_event
+        self._held: dict[int, list[Event]] = {}
+
+    def take(self, index: int, event: Event) -> None:
+        self._held.setdefault(index, []).append(event)
+
+    def settle(self, index: int, final: bool) -> None:
+        """Hand over what the attempt sent, or drop it."""
+        for event in self._held.pop(index, ()):
+            if final:
+                self._on_event(index, event)
+
+
+class Run:
+    """One call: a source of tasks, a crew that runs them, and the rules between the two."""
+
+    def __init__(
+        self,
+        function: object,
+        source: Source,
+        options: Options,
+        *,
+        on_event: OnEvent | None = None,
+        cancelled: threading.Event | None = None,
+        around_thread: Callable[[], Any] | None = None,
+    ):
+        self.source = source
+        self.options = options
+        self.cancelled = cancelled
+        self._held = _HeldEvents(on_event) if on_event is not None and options.retries else None
+        call = CallOptions(
+            capture=options.capture and on_event is not None,
+            timed=options.timeout is not None,
+            inner_threads=options.inner_threads or inner_threads(options.n_jobs),
+            inner_forced=options.inner_threads is not None,
+            on_event=self._held.take if self._held is not None else on_event,
+        )
+        if around_thread is not None:
+            call.around_thread = around_thread
+        count = options.n_jobs
+        left = source.left()
+        if left is not None:
+            count = max(1, min(count, left))
+        self.crew: Crew = crew_factory(options.backend)(function, count, call)
+        self.pace = Pace(self.crew.size, options.batch)
+        self.backlog: deque[Batch] = deque()
+        self.attempts: dict[int, int] = {}
+        self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
+        self._ending: float | None = None  # when running tasks are ended, once the call was cancelled
+        self._killed: set[int] = set()
+
+    # -- rules --------------------------------------------------------------------------------------------
+
+    def _next_batch(self) -> Batch | None:
+        while self.backlog:
+            batch = self.backlog.popleft()
+            if self.failed_at is not None:
+                # What comes before the failed task in order is still wanted.
+                kept = max(0, min(len(batch), self.failed_at - batch.first))
+                if kept == 0:
+                    continue
+                if kept < len(batch):
+                    batch = Batch(batch.first, batch.rows[:kept], batch.triples, batch.careful)
+            return batch
+        if self.failed_at is not None or self._ending is not None or self.source.exhausted:
+            return None
+        drawn = self.source.draw(self.pace.size(self.source.left()))
+        if drawn is not None:
+            self.pace.note_row(drawn.rows[0])
+        return drawn
+
+    def _depth(self) -> int:
+        """How many batches a lane may hold now."""
+        if self.crew.can_take_back:
+            return self.crew.depth
+        # What waits behind a long task cannot be fetched back when another lane falls idle.
+        mean = self.pace.mean()
+        return 1 if mean is None or mean > TARGET else self.crew.depth
+
+    def fill(self) -> bool:
+        """Send batches to lanes that want some; False if there is nothing left to send."""
+        crew = self.crew
+        for depth in range(1, self._depth() + 1):
+            for lane in range(crew.size):
+                while crew.outstanding(lane) < depth and crew.is_open(lane):
+                    batch = self._next_batch()
+                    if batch is None:
+                        return False
+                    crew.send(lane, batch)
+        return True
+
+    def rebalance(self) -> None:
+        """Give idle lanes what waits behind a running batch, or the rest of one."""
+        crew = self.crew
+        idle = [lane for lane in range(crew.size) if crew.outstanding(lane) == 0 and crew.is_open(lane)]
+        if not idle or self._ending is not None:
+            return
+        mean = self.pace.mean() or 0.0
+        for lane in range(crew.size):
+            if crew.outstanding(lane) >= 2:
+                for batch in crew.take_back(lane):
+                    self.backlog.extend(self._cut(batch, len(idle) + 1, mean))
+            elif crew.outstanding(lane) == 1 and not self.backlog:
+                running = crew.running(lane)
+                if running is None:
+                    continue
+                batch, position, _ = running
+                left = len(batch) - position - 1
+                if left > 0 and left * mean > SPLIT:
+                    crew.shorten(lane)
+        if self.backlog:
+            self.fill()
+
+    @staticmethod
+    def _cut(batch: Batch, parts: int, mean: float) -> list[Batch]:
+        if len(batch) == 1 or len(batch) * mean < SPLIT:
+            return [batch]
+        step = -(-len(batch) // parts)
+        return [
+            Batch(batch.first + at, batch.rows[at : at + step], batch.triples, batch.careful)
+            for at in range(0, len(batch), step)
+        ]
+
+    def _give_up_or_retry(self, batch: Batch, position: int, error: Error) -> Done | None:
+        """A task has failed: put it in again, or tell its outcome."""
+        index = batch.first + position
+        tried = self.attempts.get(index, 0) + 1
+        self.attempts[index] = tried
+        may_retry = tried <= self.options.retries and self._ending is None
+        if may_retry and (self.failed_at is None or index < self.failed_at):
+            if self._held is not None:
+                self._held.settle(index, final=False)
+            self.backlog.appendleft(Batch(index, batch.rows[position : position + 1], batch.triples))
+            return None
+        if self._held is not None:
+            self._held.settle(index, final=True)
+        if self.options.on_error == "raise":
+            self.failed_at = index if self.failed_at is None else min(index, self.failed_at)
+        return Done(index, [error], True, (error.started, error.started + error.seconds), error.worker)
+
+    def take(self, report: object) -> Iterator[Done]:
+        """What a report of the crew means for the call."""
+        if isinstance(report, Ran):
+            yield from self._ran(report)
+        elif isinstance(report, Died):
+            done = self._give_up_or_retry(report.batch, report.position, self._lost(report))
+            if done is not None:
+                yield done
+        elif isinstance(report, NotBegun):
+            self.backlog.append(report.batch)
+        elif isinstance(report, NotRead):
+            batch = report.batch
+            if len(batch) == 1:
+                report.error.exception.add_note(
+                    "An argument of the task could not be unpickled on the worker."
+                )
+                done = self._give_up_or_retry(batch, 0, report.error)
+                if done is not None:
+                    yield done
+            else:
+                self.backlog.extend(
+                    Batch(batch.first + at, batch.rows[at : at + 1], batch.triples)
+                    for at in range(len(batch))
+                )
+        elif isinstance(report, NoFunction):
+            report.error.exception.add_note("The function of the tasks could not be unpickled on the worker.")
+            report.error.unwrap()
+
+    def _lost(self, report: Died) -> Error:
+        index = report.batch.first + report.position
+        if index in self._killed:
+            self._killed.discard(index)
+            if self._ending is not None:
+                return Error(TaskCancelled(index), worker=report.worker)
+            limit = self.options.timeout or 0.0
+            return Error(TaskTimeout(index, limit), "", limit, report.worker)
+        return Error(WorkerDied(index, report.signal, report.exit_code, report.max_rss), worker=report.worker)
+
+    def _ran(self, report: Ran) -> Iterator[Done]:
+        batch, values, times = report.batch, report.values, report.times
+        if values:
+            self.pace.note(len(values), times[-1] - times[0])
+        behind = report.position + len(values)
+        if report.complete and behind < len(batch):
+            self.backlog.append(batch.rest(behind))
+        first = batch.first + report.position
+        if not report.failed and self._held is None:
+            if values:
+                yield Done(first, values, False, times, report.worker)
+            return
+        start = 0
+        for at, value in enumerate(values):
+            if type(value) is not Error:
+                if self._held is not None:
+                    self._held.settle(first + at, final=True)
+                continue
+            if at > start:
+                yield Done(first + start, values[start:at], False, times[start : at + 1], report.worker)
+            start = at + 1
+            seconds = times[at + 1] - times[at]
+            error = Error(value.exception, value.traceback, seconds, report.worker, times[at])
+            done = self._give_up_or_retry(batch, report.position + at, error)
+            if done is not None:
+                yield done
+        if start < len(values):
+            yield Done(first + start, values[start:], False, times[start:], report.worker)
+
+    def _enforce_limits(self) -> Iterator[Done]:
+        """End tasks that ran longer than they may; end all when a cancelled call's grace is over."""
+        now = time.monotonic()
+        if self._ending is None and self.cancelled is not None and self.cancelled.is_set():
+            self._ending = now + GRACE
+            self.crew.stop()
+            self.backlog.clear()
+        timeout = self.options.timeout
+        for lane in range(self.crew.size):
+            running = self.crew.running(lane) if timeout is not None or self._ending is not None else None
+            if running is None:
+                continue
+            batch, position, started = running
+            late = timeout is not None and self._ending is None and now - started > timeout
+            if late or (self._ending is not None and now >= self._ending):
+                self._killed.add(batch.first + position)
+                for report in self.crew.kill(lane):
+                    yield from self.take(report)
+
+    def _is_over(self) -> bool:
+        crew = self.crew
+        busy = [lane for lane in range(crew.size) if crew.outstanding(lane)]
+        if self._ending is not None:
+            # A lane that holds something and runs nothing now has just not reported yet, or is stuck.
+            return not busy or time.monotonic() > self._ending + 0.2
+        if not busy:
+            return not self.backlog and (self.source.exhausted or self.failed_at is not None)
+        if self.failed_at is None or self.backlog:
+            return False
+        # After a failure only what comes before it is waited for.
+        return not any(self._holds_before(lane, self.failed_at) for lane in busy)
+
+    def _holds_before(self, lane: int, index: int) -> bool:
+        running = self.crew.running(lane)
+        if running is None or self.crew.outstanding(lane) > 1:
+            return True
+        batch, position, _ = running
+        return batch.first + position < index
+
+    def __iter__(self) -> Iterator[Done]:
+        crew = self.crew
+        try:
+            while True:
+                if not self.fill() and crew.size > 1:
+                    self.rebalance()
+                if self._is_over():
+                    return
+                for report in crew.poll(LOOK):
+                    yield from self.take(report)
+                if self.failed_at is not None:
+                    self._drop_later(self.failed_at)
+                yield from self._enforce_limits()
+        finally:
+            crew.close()
+
+    def _drop_later(self, index: int) -> None:
+        """Take back what waits on the lanes; what comes behind the failed task is not sent again."""
+        for lane in range(self.crew.size):
+            if self.crew.outstanding(lane) >= 2:
+                self.backlog.extend(self.crew.take_back(lane))
+            running = self.crew.running(lane)
+            if running is not None and running[0].first + running[1] > index:
+                self.crew.shorten(lane)
+
+
+def run_tasks(
+    function: Callable[..., object],
+    arguments: Iterable[tuple[object, ...]],
+    options: Options,
+    *,
+    on_event: Callable[[int, Event], None] | None = None,
+    cancelled: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Outcome]]:
+    """Run `function(*row)` for each row of `arguments`; yield (index, outcome) as tasks complete.
+
+    Rows are drawn as workers want them, a bounded number ahead. The function is pickled once and unpickled
+    once a worker. Events of a task come before its outcome, while it runs. `progress` is called with the
+    number of tasks done since, their seconds, and the worker. Closing the generator, or setting
+    `cancelled`, begins nothing more; tasks that run get 0.7 s (their outcomes are still yielded after
+    `cancelled`), then their workers are killed, and tasks killed so come as `Error` of `TaskCancelled`.
+    """
+    run = Run(function, Source(arguments), options, on_event=on_event, cancelled=cancelled)
+    for done in run:
+        times = done.times
+        if progress is not None:
+            progress(len(done.values), times[-1] - times[0], done.worker)
+        for at, value in enumerate(done.values):
+            if type(value) is Error:
+                yield done.first + at, value
+            else:
+                started = times[at]
+                yield done.first + at, Value(value, times[at + 1] - started, done.worker, started)
+
+
+__all__ = ["Done", "Emitted", "Event", "Options", "Output", "Run", "Source", "run_tasks"]

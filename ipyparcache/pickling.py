@@ -1,0 +1,288 @@
+"""The one pickler: notebook code by value, buffers out of band, classes that come home as themselves.
+
+cloudpickle sends what workers cannot import. Three things are done differently here, each because
+cloudpickle's way is wrong for warm workers: a class gets a new identity on the worker in each call (an
+attribute deleted since would live on), a result that holds an instance of a class sent out refers to the
+sender's live class and never carries its attributes (they would overwrite the live ones), and functions
+under `lru_cache` or `singledispatch` are taken apart, since they fail on arrival or do not leave.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import pickle
+import sys
+import weakref
+from collections.abc import Callable
+from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any, cast
+
+
+class Buffers:
+    """Collects the buffers of a pickle that are at least `threshold` bytes, so that they stay out of it."""
+
+    def __init__(self, threshold: int):
+        self.threshold = threshold
+        self.taken: list[memoryview] = []
+
+    def keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take the buffer, or say that it belongs into the pickle."""
+        raw = buffer.raw()
+        if raw.nbytes < self.threshold:
+            return True
+        self.taken.append(raw)
+        return False
+
+
+_TRACKED = "ipyparcache"
+_live_classes: weakref.WeakValueDictionary[int, type] = weakref.WeakValueDictionary()
+_numbers_of_classes: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
+_ATOMS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def live_class(owner: int, number: int, version: str) -> type:
+    """The class that this process sent to its workers under this number; on a worker, the one that arrived."""
+    if owner == os.getpid():
+        if number in _live_classes:
+            return _live_classes[number]
+    elif "cloudpickle.cloudpickle" in sys.modules:
+        source = sys.modules["cloudpickle.cloudpickle"]
+        arrived = source._DYNAMIC_CLASS_TRACKER_BY_ID.get(f"{_TRACKED}:{owner}:{number}:{version}")
+        if isinstance(arrived, type):
+            return arrived
+    raise pickle.UnpicklingError(f"class {number} of process {owner} is no longer there")
+
+
+def _number_of(kind: type) -> int:
+    number = _numbers_of_classes.get(kind)
+    if number is None:
+        number = len(_numbers_of_classes) + 1
+        while number in _live_classes:
+            number += 1
+        _numbers_of_classes[kind] = number
+        _live_classes[number] = kind
+    return number
+
+
+def cached_again(function: Callable[..., object], parameters: dict[str, Any]) -> object:
+    """The function under a `lru_cache` of its own."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def dispatched_again(function: Callable[..., object], registry: dict[type, Any]) -> object:
+    """The function under a `singledispatch` with these implementations."""
+    made = functools.singledispatch(function)
+    for kind, implementation in registry.items():
+        if kind is not object:
+            made.register(kind, implementation)
+    return made
+
+
+# cloudpickle takes 25 ms to import, and a process that sends importable functions only never needs it: it is
+# loaded by the first pickle that does, while the fork server starts.
+@functools.cache
+def _picklers() -> tuple[type, type]:
+    import cloudpickle.cloudpickle as source
+
+    by_reference = source._should_pickle_by_reference
+    tracked = source._DYNAMIC_CLASS_TRACKER_BY_CLASS
+
+    def reduced_by_parts(obj: Any) -> Any:
+        """The reduction of what cloudpickle cannot send, or NotImplemented."""
+        if isinstance(obj, functools._lru_cache_wrapper):
+            if not by_reference(obj):
+                return cached_again, (obj.__wrapped__, obj.cache_parameters())
+        elif (
+            isinstance(obj, FunctionType)
+            and hasattr(obj, "registry")
+            and hasattr(obj, "_clear_cache")
+            and hasattr(obj, "__wrapped__")
+            and not by_reference(obj)
+        ):
+            return dispatched_again, (obj.__wrapped__, dict(obj.registry))
+        return NotImplemented
+
+    class Sender(source.Pickler):  # type: ignore[misc]
+        """Pickles what goes to a worker; `version` tells the calls apart."""
+
+        def __init__(self, file: io.BytesIO, version: str, buffers: Buffers | None):
+            super().__init__(file, 5, buffer_callback=buffers.keep if buffers is not None else None)
+            self.version = version
+
+        def reducer_override(self, obj: Any) -> Any:
+            parts = reduced_by_parts(obj)
+            if parts is not NotImplemented:
+                return parts
+            reduced = super().reducer_override(obj)
+            if isinstance(obj, type) and type(reduced) is tuple and len(reduced) == 6:
+                make, arguments, *rest = reduced
+                identity = f"{_TRACKED}:{os.getpid()}:{_number_of(obj)}:{self.version}"
+                if make is source._make_skeleton_class:
+                    return make, (*arguments[:4], identity, *arguments[5:]), *rest
+                if make is source._make_skeleton_enum:
+                    return make, (*arguments[:5], identity, *arguments[6:]), *rest
+            return reduced
+
+    class Returner(source.Pickler):  # type: ignore[misc]
+        """Pickles what goes home from a worker."""
+
+        def __init__(self, file: io.BytesIO, buffers: Buffers | None):
+            super().__init__(file, 5, buffer_callback=buffers.keep if buffers is not None else None)
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type):
+                identity = tracked.get(obj)
+                if isinstance(identity, str) and identity.startswith(_TRACKED):
+                    _, owner, number, version = identity.split(":", 3)
+                    return live_class, (int(owner), int(number), version)
+            parts = reduced_by_parts(obj)
+            return parts if parts is not NotImplemented else super().reducer_override(obj)
+
+    return Sender, Returner
+
+
+def _importable(function: object) -> bool:
+    """Whether a plain function or class is found again by its module and name, and may go as these."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module in ("__main__", "__mp_main__"):
+        return False
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    if cloudpickle is not None and cloudpickle._PICKLE_BY_VALUE_MODULES:
+        return False
+    found: object = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is function
+
+
+def _names_in(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names_in(constant)
+    return names
+
+
+_names_cache: weakref.WeakKeyDictionary[FunctionType, tuple[CodeType, set[str]]] = weakref.WeakKeyDictionary()
+_pickled_functions: weakref.WeakKeyDictionary[FunctionType, tuple[object, ...]] = weakref.WeakKeyDictionary()
+
+
+def stands_alone(function: object) -> bool:
+    """Whether a function consists of its code and plain defaults: it reads no global but builtins."""
+    if (
+        type(function) is not FunctionType
+        or function.__closure__
+        or function.__dict__
+        or function.__annotations__
+        or function.__kwdefaults__
+    ):
+        return False
+    if function.__defaults__ and not all(type(value) in _ATOMS for value in function.__defaults__):
+        return False
+    known = _names_cache.get(function)
+    if known is None or known[0] is not function.__code__:
+        known = (function.__code__, _names_in(function.__code__))
+        _names_cache[function] = known
+    spaces = function.__globals__
+    return not any(name in spaces for name in known[1]) and "__import__" not in known[1]
+
+
+def dump_function(function: object, version: str, buffers: Buffers | None = None) -> bytes:
+    """Pickle a callable for the workers, with all that it refers to."""
+    kind = type(function)
+    if kind in (FunctionType, BuiltinFunctionType, type) and _importable(function):
+        return pickle.dumps(function, 5)
+    if not stands_alone(function):
+        return dumps(function, version, buffers)
+    alone = cast("FunctionType", function)
+    state = (alone.__code__, alone.__defaults__, alone.__name__, alone.__doc__)
+    known = _pickled_functions.get(alone)
+    if known is None or not all(one is other for one, other in zip(known, state, strict=False)):
+        known = (*state, dumps(function, version, buffers))
+        _pickled_functions[alone] = known
+    return cast("bytes", known[-1])
+
+
+def dumps(value: object, version: str, buffers: Buffers | None = None) -> bytes:
+    """Pickle a value for the workers; large buffers go into `buffers`."""
+    file = io.BytesIO()
+    _picklers()[0](file, version, buffers).dump(value)
+    return file.getvalue()
+
+
+def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
+    """Pickle, on a worker, what a task returned."""
+    try:
+        return pickle.dumps(value, 5, buffer_callback=buffers.keep if buffers is not None else None)
+    except Exception:
+        # By value, then; an error of this second attempt is the one worth telling.
+        if buffers is not None:
+            buffers.taken.clear()
+        file = io.BytesIO()
+        _picklers()[1](file, buffers).dump(value)
+        return file.getvalue()
+
+
+class Wrapped:
+    """An object that pickles by value wherever it goes; calls and attributes are passed on to it."""
+
+    def __init__(self, wrapped: object, keep_wrapper: bool = True):
+        self._wrapped = wrapped
+        self._keep_wrapper = keep_wrapper
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unwrap_arrived, (dumps(self._wrapped, "wrapped"), self._keep_wrapper)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_wrapped", "_keep_wrapper"):
+            raise AttributeError(name)
+        return getattr(self._wrapped, name)
+
+    def __repr__(self) -> str:
+        return f"<wrapped {self._wrapped!r}>"
+
+
+class WrappedCallable(Wrapped):
+    """A `Wrapped` that can be called."""
+
+    def __call__(self, *arguments: object, **keywords: object) -> object:
+        return cast("Callable[..., object]", self._wrapped)(*arguments, **keywords)
+
+
+def unwrap_arrived(data: bytes, keep_wrapper: bool) -> object:
+    """What `Wrapped.__reduce__` names."""
+    value = pickle.loads(data)
+    return wrap_non_picklable_objects(value, keep_wrapper) if keep_wrapper else value
+
+
+def wrap_non_picklable_objects(obj: Any, keep_wrapper: bool = True) -> Any:
+    """Wrap a function, class or instance so that it travels by value though the rest is pickled plainly.
+
+    A wrapped class keeps its name and makes wrapped instances; `keep_wrapper=False` unwraps on arrival.
+    """
+    if isinstance(obj, type):
+
+        class WrappedClass(WrappedCallable):
+            def __init__(self, *arguments: object, **keywords: object):
+                super().__init__(obj(*arguments, **keywords), keep_wrapper)
+
+        WrappedClass.__name__ = obj.__name__
+        WrappedClass.__qualname__ = obj.__qualname__
+        WrappedClass.__doc__ = obj.__doc__
+        WrappedClass.__module__ = obj.__module__
+        return WrappedClass
+    return WrappedCallable(obj, keep_wrapper) if callable(obj) else Wrapped(obj, keep_wrapper)
+
+
+__all__ = [
+    "Buffers",
+    "dump_function",
+    "dump_result",
+    "dumps",
+    "live_class",
+    "stands_alone",
+    "wrap_non_picklable_objects",
+]
