@@ -1,0 +1,450 @@
+"""`dump` and `load`: any object in one file, its arrays as raw aligned bytes.
+
+    magic, bytes of the pickle, number of arrays
+    a row for each array: offset from the magic, bytes
+    pickle
+    arrays, each at a multiple of 64 in the file
+
+An object without arrays is a plain pickle. The pickle refers to arrays by number, so an array that occurs
+twice is stored once and comes back as one. Files that joblib wrote are read too: there the raw bytes of
+each array lie in the midst of the pickle, behind a description of the array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from ipyparcache.errors import DamagedFile
+from ipyparcache.storage.compression import (
+    CODECS,
+    CompressorWrapper,
+    codec_of_prefix,
+    longest_prefix,
+    parse_codec,
+)
+from ipyparcache.storage.joblibfile import OLD_PREFIX, JoblibUnpickler, load_old
+from ipyparcache.storage.rawarrays import fill, in_native_order
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_MAGIC = b"\x93ipyparc\x01dump\r\n\0"
+_FRONT = struct.Struct("<QQ")  # bytes of the pickle, number of arrays
+_ROW = struct.Struct("<QQ")  # offset from the magic, bytes
+_ALIGNMENT = 64
+_PIECE = 16 << 20
+"""Bytes handed to a compressor at a time."""
+
+_MMAP_MODES = (None, "r", "r+", "w+", "c")
+
+
+class _Dumper(pickle.Pickler):
+    """A pickler that leaves the bytes of arrays out and collects the arrays."""
+
+    def __init__(self, file: IO[bytes], protocol: int | None):
+        super().__init__(file, protocol)
+        self.arrays: list[np.ndarray[Any, Any]] = []
+        # An array can only be met if somebody has imported numpy.
+        numpy = sys.modules.get("numpy")
+        self._plain = () if numpy is None else (numpy.ndarray, numpy.memmap)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) not in self._plain or obj.dtype.hasobject:
+            return NotImplemented
+        fortran = obj.flags.f_contiguous and not obj.flags.c_contiguous
+        self.arrays.append(obj)
+        return stored_array, (
+            len(self.arrays) - 1,
+            obj.dtype,
+            obj.shape,
+            "F" if fortran else "C",
+            obj.flags.writeable or not _is_plain(obj),
+        )
+
+
+def _is_plain(array: Any) -> bool:
+    """Whether a read-only flag is the array's own, and not that of the file it is mapped from."""
+    return type(array).__name__ != "memmap"
+
+
+def stored_array(index: int, dtype: object, shape: tuple[int, ...], order: str, writable: bool) -> object:
+    """Stands in a pickle for an array whose bytes lie elsewhere in the file; only `load` can put it there."""
+    raise pickle.UnpicklingError("this pickle is part of a file with arrays: read it with ipyparcache.load")
+
+
+def dump(
+    value: object,
+    filename: str | os.PathLike[str] | IO[bytes],
+    compress: object = 0,
+    protocol: int | None = None,
+) -> list[str] | None:
+    """Write any object into one file, arrays as raw bytes.
+
+    A file is written aside and renamed when it is complete, so a failed `dump` leaves the old one as it was.
+
+    Parameters
+    ----------
+    value : object
+        What to write.
+    filename : str, path or file object
+        Where to write it. The extensions .z, .gz, .bz2, .xz, .lzma, .lz4 and .zst choose a codec.
+    compress : bool, int, str or tuple
+        False or 0 for none, True for zlib, a level from 1 to 9, a codec's name, or (name, level).
+    protocol : int, optional
+        Protocol of the pickle; Python's default if it is not given.
+
+    Returns
+    -------
+    list of str or None
+        `[filename]`, or None for a file object.
+
+    Raises
+    ------
+    ValueError
+        If the arguments are the wrong way round, or `compress` means nothing.
+    """
+    if isinstance(filename, Path):
+        filename = str(filename)
+    is_file = hasattr(filename, "write")
+    if not is_file and not isinstance(filename, str | os.PathLike):
+        raise ValueError(
+            "Second argument should be a filename or a file-like object, "
+            f"{filename!r} (type {type(filename)}) was given."
+        )
+    path = None if is_file else os.fspath(cast("str | os.PathLike[str]", filename))
+    codec = parse_codec(compress, path)
+    if path is None:
+        _dump_into(value, cast("IO[bytes]", filename), codec, protocol)
+        return None
+    with _replacing(path) as file:
+        _dump_into(value, file, codec, protocol)
+    return [cast("str", filename)]
+
+
+def load(
+    filename: str | os.PathLike[str] | IO[bytes],
+    mmap_mode: str | None = None,
+    ensure_native_byte_order: bool | str = "auto",
+) -> Any:
+    """Read what `dump` wrote, or joblib, or `pickle`.
+
+    Only load what you trust: reading a pickle runs the code that it names.
+
+    Parameters
+    ----------
+    filename : str, path or file object
+        Where to read; compression is told by content, whatever the name.
+    mmap_mode : {None, 'r', 'r+', 'w+', 'c'}
+        Map arrays from the file in place of reading them; `w+` counts as `r+`.
+    ensure_native_byte_order : bool or 'auto'
+        Give arrays the byte order of this machine; 'auto' does so unless they are mapped.
+
+    Raises
+    ------
+    ValueError
+        If a mode is unknown, or both mapping and a change of byte order are asked for.
+    DamagedFile
+        If the file ends too early or is no pickle.
+    """
+    if mmap_mode not in _MMAP_MODES:
+        raise ValueError(f"mmap_mode {mmap_mode!r} is none of {', '.join(map(str, _MMAP_MODES))}")
+    if ensure_native_byte_order not in (True, False, "auto"):
+        raise ValueError(
+            f"ensure_native_byte_order {ensure_native_byte_order!r} is none of True, False, 'auto'"
+        )
+    if ensure_native_byte_order is True and mmap_mode is not None:
+        raise ValueError(
+            "Native byte ordering can only be enforced if 'mmap_mode' parameter is set to None, "
+            f"but got 'mmap_mode={mmap_mode}' instead. Copy what was mapped, or leave the mode out."
+        )
+    native = mmap_mode is None if ensure_native_byte_order == "auto" else bool(ensure_native_byte_order)
+    if mmap_mode == "w+":
+        mmap_mode = "r+"
+    if hasattr(filename, "read"):
+        given = cast("IO[bytes]", filename)
+        name = getattr(given, "name", "")
+        return _load_from(given, name if isinstance(name, str) else "", mmap_mode, native)
+    path = os.fspath(filename)
+    with open(path, "rb") as file:
+        return _load_from(file, path, mmap_mode, native)
+
+
+def _dump_into(
+    value: object, file: IO[bytes], codec: tuple[str, int | None] | None, protocol: int | None
+) -> None:
+    if codec is None:
+        _write(value, file, protocol)
+        return
+    name, level = codec
+    compressing = CODECS[name].compressor_file(file, level)
+    try:
+        _write(value, compressing, protocol)
+    finally:
+        compressing.close()
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` once it is complete."""
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as file:  # a device or a pipe cannot be replaced
+            yield file
+        return
+    handle, temporary = tempfile.mkstemp(
+        dir=os.path.dirname(target), prefix=f".{os.path.basename(target)[:50]}-"
+    )
+    try:
+        with open(handle, "wb") as file:
+            yield file
+        with contextlib.suppress(OSError):
+            os.chmod(temporary, _mode_of(target))
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _mode_of(path: str) -> int:
+    """Permissions that a file written at `path` would have."""
+    try:
+        return os.stat(path).st_mode & 0o7777
+    except OSError:
+        # The mask can only be read by setting it; another thread may make a file in between.
+        mask = os.umask(0o022)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _write(value: object, file: Any, protocol: int | None) -> None:
+    text = io.BytesIO()
+    dumper = _Dumper(text, protocol)
+    dumper.dump(value)
+    pickled = text.getbuffer()
+    if not dumper.arrays:
+        file.write(pickled)
+        return
+    base = _position(file)
+    end = len(_MAGIC) + _FRONT.size + _ROW.size * len(dumper.arrays) + len(pickled)
+    rows, gaps = [], []
+    for array in dumper.arrays:
+        offset = -(-(base + end) // _ALIGNMENT) * _ALIGNMENT - base
+        gaps.append(offset - end)
+        rows.append(_ROW.pack(offset, array.nbytes))
+        end = offset + array.nbytes
+    file.write(b"".join([_MAGIC, _FRONT.pack(len(pickled), len(rows)), *rows]))
+    file.write(pickled)
+    for array, gap in zip(dumper.arrays, gaps, strict=True):
+        file.write(bytes(gap))
+        _write_array(array, file)
+
+
+def _position(file: Any) -> int:
+    """Where a plain file stands, for alignment; zero where nothing can be mapped anyway."""
+    try:
+        return int(file.tell()) if file.seekable() else 0
+    except (AttributeError, OSError):
+        return 0
+
+
+def _write_array(array: np.ndarray[Any, Any], file: Any) -> None:
+    import numpy as np
+
+    if not array.nbytes:
+        return
+    if array.flags.c_contiguous or array.flags.f_contiguous:
+        flat = array.reshape(-1, order="A" if array.flags.c_contiguous else "F").view(np.uint8)
+        plain = isinstance(file, io.BufferedWriter | io.FileIO)
+        step = len(flat) if plain else _PIECE
+        for start in range(0, len(flat), step):
+            file.write(flat[start : start + step].data)
+        return
+    # A view with gaps is copied piece by piece, never whole.
+    pieces = np.nditer(
+        array,
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        buffersize=max(_PIECE // array.itemsize, 1),
+        order="C",
+    )
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece).view(np.uint8).data)
+
+
+def _load_from(file: IO[bytes], name: str, mmap_mode: str | None, native: bool) -> Any:
+    front = _peek(file, max(longest_prefix(), len(_MAGIC)))
+    if front.startswith(OLD_PREFIX):
+        return load_old(file, name)
+    codec = codec_of_prefix(front)
+    mmap_mode = _usable_mode(file, name, codec, mmap_mode)
+    try:
+        if codec is None:
+            return _read(file, front, name, mmap_mode, native)
+        decompressing = codec.decompressor_file(file)
+        if not hasattr(decompressing, "peek"):
+            decompressing = io.BufferedReader(decompressing)
+        inner = _peek(decompressing, len(_MAGIC))
+        return _read(decompressing, inner, name, None, native)
+    except UnicodeDecodeError as error:
+        raise DamagedFile(
+            name or repr(file),
+            "You may be trying to read with python 3 a joblib pickle generated with python 2.",
+        ) from error
+    except (EOFError, struct.error, pickle.UnpicklingError) as error:
+        raise DamagedFile(name or repr(file), str(error)) from error
+
+
+def _usable_mode(
+    file: IO[bytes], name: str, codec: CompressorWrapper | None, mmap_mode: str | None
+) -> str | None:
+    """The mode, or None with a warning where nothing can be mapped."""
+    if mmap_mode is None:
+        return None
+    if isinstance(file, io.BytesIO):
+        problem = (
+            "In memory persistence is not compatible with mmap_mode "
+            f'"{mmap_mode}" flag passed. mmap_mode option will be ignored.'
+        )
+    elif codec is not None:
+        problem = (
+            f'mmap_mode "{mmap_mode}" is not compatible with compressed file {name}. '
+            f'"{mmap_mode}" flag will be ignored.'
+        )
+    elif not isinstance(file, io.BufferedReader | io.BufferedRandom | io.FileIO) or not isinstance(
+        getattr(file, "raw", file), io.FileIO
+    ):
+        problem = f'"{file!r}" is not a raw file, mmap_mode "{mmap_mode}" flag will be ignored.'
+    else:
+        return mmap_mode
+    warnings.warn(problem, stacklevel=4)
+    return None
+
+
+def _peek(file: Any, count: int) -> bytes:
+    """The first bytes, which are read again afterwards."""
+    if hasattr(file, "peek"):
+        return bytes(file.peek(count)[:count])
+    front = file.read(count)
+    if not front and file.seekable():
+        file.seek(0)  # a buffer that was just written stands at its end
+        front = file.read(count)
+    file.seek(-len(front), os.SEEK_CUR)
+    return bytes(front)
+
+
+def _read(file: Any, front: bytes, name: str, mmap_mode: str | None, native: bool) -> Any:
+    if not front:
+        raise EOFError("it is empty")
+    if front.startswith(_MAGIC):
+        return _Loader(file, name, mmap_mode, native).load()
+    start = file.tell() if file.seekable() else None
+    if start is not None:
+        try:
+            return _PlainUnpickler(file).load()
+        except _WrittenByJoblib:
+            file.seek(start)
+    return JoblibUnpickler(file, name, mmap_mode, native).load()
+
+
+class _WrittenByJoblib(Exception):
+    """The pickle holds raw arrays."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("joblib.numpy_pickle"):
+            raise _WrittenByJoblib
+        return super().find_class(module, name)
+
+
+class _Loader:
+    """One reading of a file in our own format."""
+
+    def __init__(self, file: Any, name: str, mmap_mode: str | None, native: bool):
+        self._file = file
+        self._name = name
+        self._mode = mmap_mode
+        self._native = native
+        self._base = file.tell() if mmap_mode is not None else 0
+        self._rows: list[tuple[int, int]] = []
+        self._raw: list[np.ndarray[Any, Any]] = []
+
+    def load(self) -> Any:
+        _exactly(self._file, len(_MAGIC))
+        length, count = _FRONT.unpack(_exactly(self._file, _FRONT.size))
+        self._rows = list(_ROW.iter_unpack(_exactly(self._file, _ROW.size * count)))
+        pickled = _exactly(self._file, length)
+        end = len(_MAGIC) + _FRONT.size + _ROW.size * count + length
+        if self._mode is None:
+            self._raw = list(self._read_arrays(end))
+        elif self._rows:
+            # Where the next object begins, if several were written into one file.
+            self._file.seek(self._base + sum(self._rows[-1]))
+        return _ArrayUnpickler(io.BytesIO(pickled), self._array).load()
+
+    def _read_arrays(self, at: int) -> Iterator[np.ndarray[Any, Any]]:
+        import numpy as np
+
+        for offset, size in self._rows:
+            _exactly(self._file, offset - at)
+            raw = np.empty(size, np.uint8)
+            fill(self._file, raw)
+            at = offset + size
+            yield raw
+
+    def _array(self, index: int, dtype: Any, shape: tuple[int, ...], order: Any, writable: bool) -> Any:
+        import numpy as np
+
+        offset, size = self._rows[index]
+        if self._mode is None:
+            array = self._raw[index].view(dtype) if size else np.empty(0, dtype)
+            array = array.reshape(shape, order=order)
+        elif size:
+            mode: Any = self._mode
+            where = self._base + offset
+            array = np.memmap(self._name, dtype=dtype, mode=mode, offset=where, shape=shape, order=order)
+        else:
+            array = np.empty(shape, dtype, order=order)
+        if self._native:
+            array = in_native_order(array)
+        if not writable and self._mode is None:
+            array.flags.writeable = False
+        return array
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], array: Callable[..., Any]):
+        super().__init__(file)
+        self._array = array
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == __name__ and name == stored_array.__name__:
+            return self._array
+        return super().find_class(module, name)
+
+
+def _exactly(file: Any, count: int) -> bytes:
+    """The next bytes, from files that give fewer than were asked for too."""
+    if not count:
+        return b""
+    data = file.read(count)
+    if len(data) == count:
+        return bytes(data)
+    parts = [data]
+    missing = count - len(data)
+    while missing:
+        data = file.read(missing)
+        if not data:
+            raise EOFError(f"{missing} bytes are missing")
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
