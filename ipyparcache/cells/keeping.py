@@ -8,6 +8,7 @@ is, is not stored.
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,7 +150,10 @@ def keep(
     known = source.known(defined)
     original = _digested(source, payload)
     arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
-    owners = ArrayOwners(arrays, [thing for thing in known if _is_array(thing)])
+    contents = [
+        part for _, _, state in payload["states"] if isinstance(state, dict) for part in state.values()
+    ]
+    owners = ArrayOwners(arrays, [thing for thing in known if _is_array(thing)], contents)
     try:
         pickled, buffers = values.pack(payload, known, source.namespace, is_ours, owners)
     except NotStorable as error:
@@ -194,10 +198,20 @@ def _definitions_to_repeat(
 
 
 def _state(traversal: Traversal, root: str, number: int) -> object:
+    """Own state of a changed input, in objects of its own: the live object itself would be packed as a reference."""
+    live = traversal.object_at(root, number)
     try:
-        return state_of(traversal.object_at(root, number))
+        state = state_of(live)
     except Unrestorable as error:
         raise NotStorable(f"it changes `{root}` in place: {error}") from error
+    if state is live:
+        return copy.copy(state)
+    if isinstance(state, dict):
+        return {
+            part: value.view() if value is live and _is_array(value) else value
+            for part, value in state.items()
+        }
+    return state
 
 
 def _try_out(
@@ -216,16 +230,16 @@ def _try_out(
     for name in defined:
         if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
             raise NotStorable(f"`{name}` would not come back as it is, {_where(source, name)}")
-    copy = _digested(source, again)
+    other = _digested(source, again)
     for root, digest in original.digests.items():
-        if copy.digests.get(root) != digest:
+        if other.digests.get(root) != digest:
             raise NotStorable(f"`{root}` would not come back as it is, {_where(source, root)}")
-    if sorted(original.shared) != sorted(copy.shared) or original.memory_sharing != copy.memory_sharing:
+    if sorted(original.shared) != sorted(other.shared) or original.memory_sharing != other.memory_sharing:
         raise NotStorable("its results share objects in a way that would not come back")
     places = {id(thing): number for number, thing in enumerate(known)}
     places_again = {id(thing): number for number, thing in enumerate(known_again)}
-    for (root, _, thing), (_, _, other) in zip(original.numbered(), copy.numbered(), strict=True):
-        if places.get(id(thing)) != places_again.get(id(other)):
+    for (root, _, thing), (_, _, twin) in zip(original.numbered(), other.numbered(), strict=True):
+        if places.get(id(thing)) != places_again.get(id(twin)):
             raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
 
 

@@ -128,9 +128,12 @@ class ArrayOwners:
         All arrays among the outputs.
     inputs : sequence of ndarray
         All arrays among the inputs, which are known on both sides.
+    contents : sequence of object
+        Among them arrays that stand for the new content of an input, to be stored whole.
     """
 
-    def __init__(self, arrays: Sequence[Any], inputs: Sequence[Any]):
+    def __init__(self, arrays: Sequence[Any], inputs: Sequence[Any], contents: Sequence[object] = ()):
+        self._contents = {id(part): part for part in contents}
         counts: dict[int, int] = {}
         self._owners: dict[int, Any] = {}
         for array in arrays:
@@ -142,7 +145,7 @@ class ArrayOwners:
 
     def reduce(self, array: Any) -> Any:
         """How to pickle one plain array: NotImplemented for numpy's own way, else as a view."""
-        if array.nbytes == 0 or array.dtype.hasobject:
+        if array.nbytes == 0 or array.dtype.hasobject or id(array) in self._contents:
             return NotImplemented
         low, high = memory_range(array)
         for input_low, input_high, source in self._inputs:

@@ -66,6 +66,7 @@ class Record:
         self._events: list[OutputEvent] = []
         self.values: list[object] = []  # of the results shown
         self.asked_for_input = False
+        self.muted = 0  # a shell without a front end writes displays to stdout: they are recorded as displays
 
     def add(self, event: OutputEvent) -> None:
         """Append an event."""
@@ -96,6 +97,11 @@ class Record:
         return tuple(joined)
 
 
+def _is_part_of_a_display(record: Record, hook: Any) -> bool:
+    """Whether text is written by a terminal's display hook or publisher, which is recorded as what it shows."""
+    return record.muted > 0 or bool(getattr(hook, "_is_active", False))
+
+
 class _StreamTap:
     """Sees all text that one stream object is given, while it is attached."""
 
@@ -115,8 +121,7 @@ class _StreamTap:
             if self.draining and threading.current_thread() is self._pump():
                 return self._write_while_draining(text)
             written = self.write(text)
-            # a terminal's display hook writes results to stdout: they are recorded as results
-            if isinstance(text, str) and text and not getattr(self.hook, "_is_active", False):
+            if isinstance(text, str) and text and not _is_part_of_a_display(self.record, self.hook):
                 self.record.add(Stream(self.name, text))
             return written
 
@@ -178,7 +183,7 @@ class _Tee:
 
     def write(self, text: str) -> int:
         written: int = self._stream.write(text)
-        if text and not getattr(self._hook, "_is_active", False):
+        if text and not _is_part_of_a_display(self._record, self._hook):
             self._record.add(Stream(self._name, text))
         return written
 
@@ -237,9 +242,14 @@ def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
 def _tap_display(shell: Any, record: Record) -> list[Callable[[], None]]:
     publisher = shell.display_pub
     publish, clear = publisher.publish, publisher.clear_output
+    mutes = not hasattr(shell, "kernel")  # in a kernel a display is a message, not text
 
     def tapped_publish(data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> Any:
-        done = publish(data, metadata, *args, **kwargs)
+        record.muted += mutes
+        try:
+            done = publish(data, metadata, *args, **kwargs)
+        finally:
+            record.muted -= mutes
         if OWN not in (metadata or {}):
             transient = dict(kwargs.get("transient") or {})
             shown = Display(dict(data), dict(metadata or {}), transient, bool(kwargs.get("update", False)))
@@ -247,7 +257,11 @@ def _tap_display(shell: Any, record: Record) -> list[Callable[[], None]]:
         return done
 
     def tapped_clear(wait: bool = False) -> Any:
-        done = clear(wait)
+        record.muted += mutes
+        try:
+            done = clear(wait)
+        finally:
+            record.muted -= mutes
         record.add(Clear(bool(wait)))
         return done
 
@@ -289,7 +303,10 @@ def _tap_input(record: Record) -> Callable[[], None]:
     import builtins
     import getpass
 
-    originals: list[tuple[Any, str, Any]] = [(builtins, "input", builtins.input), (getpass, "getpass", getpass.getpass)]
+    originals: list[tuple[Any, str, Any]] = [
+        (builtins, "input", builtins.input),
+        (getpass, "getpass", getpass.getpass),
+    ]
 
     def asking(ask: Callable[..., Any]) -> Callable[..., Any]:
         def tapped(*args: Any, **kwargs: Any) -> Any:

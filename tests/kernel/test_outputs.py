@@ -1,0 +1,165 @@
+import os
+import sys
+
+import pytest
+from IPython.display import HTML, clear_output, display
+
+from ipyparcache.kernel.outputs import (
+    OWN,
+    Clear,
+    Display,
+    Record,
+    Result,
+    Stream,
+    recording,
+    replay,
+    show_note,
+)
+
+
+@pytest.fixture
+def published(shell, monkeypatch):
+    """Everything that the shell's publisher is given, in order."""
+    seen = []
+    publish, clear = type(shell.display_pub).publish, type(shell.display_pub).clear_output
+
+    def noted_publish(self, data, metadata=None, **more):
+        seen.append((data, metadata or {}))
+        return publish(self, data, metadata, **more)
+
+    monkeypatch.setattr(type(shell.display_pub), "publish", noted_publish)
+    monkeypatch.setattr(
+        type(shell.display_pub), "clear_output", lambda self, wait=False: seen.append("clear")
+    )
+    assert clear is not None
+    return seen
+
+
+def test_texts_and_displays_are_recorded_in_their_order_and_pass_on(shell, capsys):
+    record = Record()
+    with recording(shell, record, silenced=False):
+        print("one", end="")
+        print(" two")
+        print("careful", file=sys.stderr)
+        display(HTML("<b>three</b>"))
+        print("four")
+
+    assert [type(event) for event in record.events()] == [Stream, Stream, Display, Stream]
+    assert record.events()[0] == Stream("stdout", "one two\n")
+    assert record.events()[1] == Stream("stderr", "careful\n")
+    shown = capsys.readouterr()
+    assert shown.out.startswith("one two\n")
+    assert shown.err == "careful\n"
+
+
+def test_results_are_recorded_with_their_values(shell, capsys):
+    record = Record()
+    with recording(shell, record, silenced=False):
+        shell.displayhook([1, 2])
+
+    assert record.events() == (Result({"text/plain": "[1, 2]"}, {}, 0),)
+    assert record.values == [[1, 2]]
+
+
+def test_a_silenced_result_is_not_shown(shell, capsys):
+    record = Record()
+    with recording(shell, record, silenced=True):
+        shell.displayhook([1, 2])
+
+    assert record.events() == ()
+    assert capsys.readouterr().out == ""
+
+
+def test_our_own_notes_are_not_recorded(shell, capsys):
+    record = Record()
+    with recording(shell, record, silenced=False):
+        show_note(shell, "<i>cached</i>", "cached")
+
+    assert record.events() == ()
+
+
+def test_nothing_stays_tapped_after_the_block(shell, capsys):
+    record = Record()
+    with pytest.raises(ZeroDivisionError), recording(shell, record, silenced=False):
+        _ = 1 / 0
+    print("later")
+    display(HTML("later"))
+    shell.displayhook(1)
+
+    assert record.events() == ()
+    for part in (shell.display_pub, shell.displayhook):
+        assert not {"publish", "write_format_data", "update_user_ns", "quiet"} & set(vars(part))
+
+
+def test_asking_for_input_is_noted(shell, monkeypatch):
+    record = Record()
+    monkeypatch.setattr("builtins.input", lambda prompt="": "yes")
+    with recording(shell, record, silenced=False):
+        answer = input("sure?")
+
+    assert answer == "yes"
+    assert record.asked_for_input
+
+
+def test_a_replay_shows_the_same_and_sets_the_result(shell, published, capsys):
+    events = (
+        Stream("stdout", "one\n"),
+        Clear(True),
+        Display({"text/html": "<b>x</b>", "text/plain": "x"}, {"k": 1}, {}, False),
+        Result({"text/plain": "'kept text'"}, {}, 0),
+    )
+    shell.execution_count = 5
+    replay(shell, events, [{"a": 1}])
+
+    assert "one\n" in capsys.readouterr().out
+    assert published == ["clear", ({"text/html": "<b>x</b>", "text/plain": "x"}, {"k": 1})]
+    assert shell.user_ns["_"] == {"a": 1}
+    assert shell.user_ns["Out"][4] == {"a": 1}
+
+
+def test_a_widget_is_replayed_by_its_static_form(shell, published):
+    view = "application/vnd.jupyter.widget-view+json"
+    replay(shell, (Display({view: {"model_id": "gone"}, "text/plain": "Bar"}, {}, {}, False),), [])
+
+    assert published == [({"text/plain": "Bar"}, {})]
+
+
+def test_notes_carry_our_key(shell, published):
+    show_note(shell, "<i>h</i>", "h", kind="status")
+
+    assert published == [({"text/html": "<i>h</i>", "text/plain": "h"}, {OWN: {"kind": "status"}})]
+
+
+@pytest.fixture
+def piped_kernel(request, monkeypatch):
+    """A kernel that pumps descriptors 1 and 2, which it does not when it believes to be pytest."""
+    test = os.environ.pop("PYTEST_CURRENT_TEST")
+    try:
+        return request.getfixturevalue("kernel")
+    finally:
+        os.environ["PYTEST_CURRENT_TEST"] = test
+
+
+@pytest.mark.kernel
+def test_in_a_kernel_c_level_output_and_children_are_part_of_the_record(piped_kernel):
+    source = (
+        "import os, subprocess, sys\n"
+        "from ipyparcache.kernel.outputs import Record, recording\n"
+        "record = Record()\n"
+        "with recording(get_ipython(), record, silenced=False):\n"
+        "    print('python')\n"
+        "    os.write(1, b'descriptor\\n')\n"
+        "    subprocess.run(['echo', 'child'])\n"
+        "found = ''.join(e.text for e in record.events())\n"
+    )
+
+    assert sorted(piped_kernel.run(source).stdout.split()) == ["child", "descriptor", "python"]
+    assert piped_kernel.run("sorted(found.split())").shown() == ["['child', 'descriptor', 'python']"]
+
+
+def test_clearing_is_recorded(shell):
+    record = Record()
+    with recording(shell, record, silenced=False):
+        clear_output(wait=True)
+
+    assert record.events() == (Clear(True),)
