@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import ast
 import html
 import re
 from collections.abc import Awaitable, Callable
@@ -10,16 +10,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from ipyparcache.analysis.cell import has_top_level_await
 from ipyparcache.cells import auto, cached, commands, loops
 from ipyparcache.cells.cached import CACHED_OPTIONS, CachedOptions
 from ipyparcache.cells.loops import LoopOptions
-from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, seconds, whole
-from ipyparcache.errors import ParcacheError
+from ipyparcache.cells.options import (
+    Option,
+    Parsed,
+    WrongOption,
+    help_text,
+    one_of,
+    parse_line,
+    seconds,
+    whole,
+)
+from ipyparcache.errors import BadSetting, UnknownSetting
 from ipyparcache.kernel.outputs import show_note
-from ipyparcache.kernel.running import Body, error_already_shown, parse_body, run_statements, run_to_completion
+from ipyparcache.kernel.running import (
+    Body,
+    error_already_shown,
+    parse_body,
+    run_statements,
+    run_to_completion,
+)
 
 # Cell magics that run their cell and change nothing of it: below one of ours they run live around it.
 AROUND = ("time", "capture", "prun", "timeit", "mprun", "lprun", "memray_flamegraph")
@@ -30,10 +45,14 @@ PARALLEL_OPTIONS = (
     Option("--cached", "each iteration is an entry of its own", None, "", False),
     Option("--seed", "own random stream for each iteration", whole, "N"),
     Option("--background", "return at once; NAME is a handle", str, "NAME"),
-    Option("--on-error", "raise, or collect the errors and go on", one_of("raise", "collect"), "HOW", "raise"),
+    Option(
+        "--on-error", "raise, or collect the errors and go on", one_of("raise", "collect"), "HOW", "raise"
+    ),
     Option("--timeout", "seconds an iteration may take", seconds, "S"),
     Option("--retries", "more attempts for an iteration that fails", whole, "N", 0),
-    Option("--chunk", "iterations sent at once", lambda text: None if text == "auto" else whole(text), "auto|N"),
+    Option(
+        "--chunk", "iterations sent at once", lambda text: None if text == "auto" else whole(text), "auto|N"
+    ),
     Option("--order", "print in order (kept) or as it comes (free)", one_of("kept", "free"), "HOW", "kept"),
     Option("--inner-threads", "threads of BLAS and OpenMP in each worker", whole, "N"),
     Option("--progress", "show the bar (--no-progress: do not)", None, "", None),
@@ -78,11 +97,13 @@ class ParcacheMagics(Magics):
     def parcache(self, line: str) -> None:
         """Look at the store, the runs and the workers: `%parcache --help`."""
         try:
-            said = commands.run(line, self.shell)
-        except WrongOption as error:
+            said = commands.run(line)
+        except (WrongOption, UnknownSetting, BadSetting) as error:
             raise UsageError(str(error)) from None
         if said.text:
-            show_note(self.shell, said.html or f"<pre>{html.escape(said.text)}</pre>", said.text, kind="command")
+            show_note(
+                self.shell, said.html or f"<pre>{html.escape(said.text)}</pre>", said.text, kind="command"
+            )
 
     async def run_awaiting(self, magic: str, line: str, cell: str) -> None:
         """Run a cell with top-level `await`; called by the text that `rewrite_awaiting_cell` makes."""
@@ -120,7 +141,8 @@ def _finish(shell: Any, magic: str, line: str, cell: str) -> None:
 
 async def _run(shell: Any, stack: Stack) -> None:
     try:
-        body = parse_body(shell, stack.body, stack.lines_above)
+        with auto.paused():
+            body = parse_body(shell, stack.body, stack.lines_above)
     except SyntaxError:
         shell.showsyntaxerror()
         raise
@@ -128,7 +150,8 @@ async def _run(shell: Any, stack: Stack) -> None:
     if stack.parallel is None:
 
         async def execute(body: Body) -> BaseException | None:
-            return await run_statements(shell, body, body.tree.body)
+            with auto.paused():
+                return await run_statements(shell, body, body.tree.body)
 
     else:
         options = stack.parallel
@@ -142,7 +165,8 @@ async def _run(shell: Any, stack: Stack) -> None:
         if error is not None:
             raise error
         return
-    await cached.run_cached(shell, body, stack.cached, execute, variant=stack.parallel)
+    variant = "" if stack.parallel is None else repr(stack.parallel)
+    await cached.run_cached(shell, body, stack.cached, execute, variant)
 
 
 def _parse_stack(magic: str, line: str, cell: str) -> Stack:
@@ -160,7 +184,7 @@ def _parse_stack(magic: str, line: str, cell: str) -> Stack:
                 options["parallel"] = _loop_options(parsed)
         except WrongOption as error:
             raise UsageError(str(error)) from None
-        above += 1
+        above += not parsed.values.get("auto", False)  # that line was put there, not typed
         if parsed.help_wanted:
             return Stack(None, None, None, cell, above, _help(magic))
         following = re.match(r"\s*%%(\w+)[ \t]*(.*)\n?", cell)
@@ -221,8 +245,6 @@ def rewrite_awaiting_cell(lines: list[str]) -> list[str]:
 
 
 def _awaits(body: str) -> bool:
-    import ast
-
     try:
         tree = compile(body, "<cell>", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except SyntaxError:
@@ -253,8 +275,3 @@ def unload_ipython_extension(shell: Any) -> None:
     auto.switch(on=False)
     cached.uninstall(shell)
     loops.uninstall(shell)
-
-
-__all__ = ["ParcacheMagics", "load_ipython_extension", "unload_ipython_extension"]
-
-_UNUSED = (cell_magic, difflib, ParcacheError)

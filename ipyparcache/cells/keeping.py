@@ -234,7 +234,7 @@ def _try_out(
     for root, digest in original.digests.items():
         if other.digests.get(root) != digest:
             raise NotStorable(f"`{root}` would not come back as it is, {_where(source, root)}")
-    if sorted(original.shared) != sorted(other.shared) or original.memory_sharing != other.memory_sharing:
+    if sorted(original.shared) != sorted(other.shared) or _views(original) != _views(other):
         raise NotStorable("its results share objects in a way that would not come back")
     places = {id(thing): number for number, thing in enumerate(known)}
     places_again = {id(thing): number for number, thing in enumerate(known_again)}
@@ -243,13 +243,21 @@ def _try_out(
             raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
 
 
+STATE = " #"  # marks the root of an input's new state; no name contains it
+
+
+def _views(traversal: Traversal) -> list[Any]:
+    """Arrays that share memory; the new content of an input is a window on the input itself before it is packed."""
+    return [pair for pair in traversal.memory_sharing if STATE not in pair[0][0] and STATE not in pair[1][0]]
+
+
 def _digested(source: Source, payload: Mapping[str, Any]) -> Traversal:
     """Digests of what a cell left, a root for each name, state and result."""
     traversal = Traversal(source.namespace)
     for name, value in sorted(payload["names"].items()):
         _add_output(source, traversal, name, value)
     for root, number, state in payload["states"]:
-        _add_output(source, traversal, f"{root} #{number}", state)
+        _add_output(source, traversal, f"{root}{STATE}{number}", state)
     for index, value in enumerate(payload["results"]):
         _add_output(source, traversal, f"the result shown ({index})", value)
     return traversal
