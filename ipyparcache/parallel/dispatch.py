@@ -211,8 +211,10 @@ class Run:
         on_event: OnEvent | None = None,
         cancelled: threading.Event | None = None,
         around_thread: Callable[[], Any] | None = None,
+        ahead: int | None = None,
     ):
         self.source = source
+        self.ahead = ahead  # batches that may be under way at once, beside the workers' own limit
         self.options = options
         self.cancelled = cancelled
         self._held = _HeldEvents(on_event) if on_event is not None and options.retries else None
@@ -271,11 +273,16 @@ class Run:
         for depth in range(1, self._depth() + 1):
             for lane in range(crew.size):
                 while crew.outstanding(lane) < depth and crew.is_open(lane):
+                    if self.ahead is not None and self._under_way() >= self.ahead:
+                        return True
                     batch = self._next_batch()
                     if batch is None:
                         return False
                     crew.send(lane, batch)
         return True
+
+    def _under_way(self) -> int:
+        return sum(self.crew.outstanding(lane) for lane in range(self.crew.size))
 
     def rebalance(self) -> None:
         """Give idle lanes what waits behind a running batch, or the rest of one."""
