@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Threads of libraries that live as long as the process.
 KEPT_THREADS = {
     "IPythonHistorySavingThread": "IPython's, one a process",
+    "ipyparcache-progress": "the timer of the progress bars; ends by itself a second after the last of them",
     "asyncio_": "the executor of an event loop that a library keeps, such as Playwright's",
 }
 

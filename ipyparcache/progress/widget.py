@@ -12,6 +12,7 @@ import contextvars
 import html
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -33,6 +34,9 @@ Keep = Literal["always", "shown", "never"]
 # Seconds before a bar appears, so that a short run does not flash one, and between two looks at the tracker.
 SHOW_AFTER = 0.3
 LOOK_EVERY = 0.1
+
+# Seconds without a bar after which the timer's thread ends.
+END_AFTER = 1.0
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -96,30 +100,28 @@ def show(
 
 
 class Bar:
-    """A face that a timer thread keeps up to date, 10 times a second at most."""
+    """A face that the timer keeps up to date, 10 times a second at most."""
 
     def __init__(self, tracker: Tracker, face: Face | None):
         self._tracker = tracker
         self._face = face
-        self._closing = threading.Event()
-        self._timer: threading.Thread | None = None
-        if face is not None:
-            # The copied context pins what the thread displays to the cell that runs now: without it, output
-            # would go to whatever message the kernel handles at that moment.
-            run = contextvars.copy_context().run
-            self._timer = threading.Thread(
-                target=run, args=(self._keep_up_to_date,), name="ipyparcache-progress", daemon=True
-            )
-            self._timer.start()
+        self._open = face is not None
+        self._lock = threading.Lock()  # held while the face is drawn, so that nothing is drawn after `close`
+        self._appears_at = time.monotonic() + SHOW_AFTER
+        # What the timer's thread displays belongs to the cell that runs now: without its context, output would
+        # go to whatever message the kernel handles at that moment.
+        self._context = contextvars.copy_context()
+        if self._open:
+            _TIMER.add(self)
 
     def close(self) -> None:
         """Replace the bar by what stays; a tracker that still runs is taken to be done."""
         self._tracker.finish()
-        if self._timer is None or self._face is None:
+        if self._face is None or not self._open:
             return
-        self._closing.set()
-        self._timer.join()
-        self._timer = None
+        _TIMER.remove(self)
+        with self._lock:
+            self._open = False
         self._face.close(self._tracker.snapshot())
 
     def __enter__(self) -> Bar:
@@ -130,13 +132,54 @@ class Bar:
             self._tracker.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
         self.close()
 
-    def _keep_up_to_date(self) -> None:
-        assert self._face is not None
-        if self._closing.wait(SHOW_AFTER):
-            return
-        self._face.update(self._tracker.snapshot())
-        while not self._closing.wait(LOOK_EVERY):
-            self._face.update(self._tracker.snapshot())
+    def look(self) -> None:
+        """Draw the state of the run, if it is time; called by the timer."""
+        with self._lock:
+            if self._open and self._face is not None and time.monotonic() >= self._appears_at:
+                self._context.run(self._face.update, self._tracker.snapshot())
+
+
+class _Timer:
+    """One thread that looks at all open bars, and ends when there was none for a while.
+
+    A bar costs a list entry rather than a thread, as most runs are over before their bar would appear.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bars: list[Bar] = []
+        self._thread: threading.Thread | None = None
+
+    def add(self, bar: Bar) -> None:
+        with self._lock:
+            self._bars.append(bar)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="ipyparcache-progress", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the interpreter ends: then there is nobody to look
+                    self._thread.start()
+
+    def remove(self, bar: Bar) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._bars.remove(bar)
+
+    def _run(self) -> None:
+        needed_at = time.monotonic()
+        while True:
+            time.sleep(LOOK_EVERY)
+            with self._lock:
+                bars = list(self._bars)
+                if bars:
+                    needed_at = time.monotonic()
+                elif time.monotonic() - needed_at > END_AFTER:
+                    self._thread = None
+                    return
+            for bar in bars:
+                # A front end that went away must not end the bars of the others.
+                with contextlib.suppress(Exception):
+                    bar.look()
+
+
+_TIMER = _Timer()
 
 
 class NotebookBar:

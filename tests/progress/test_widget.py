@@ -70,6 +70,37 @@ def test_closing_twice_does_no_more_than_closing_once():
     assert face.last is None
 
 
+def test_a_short_call_starts_no_thread_of_its_own():
+    with Bar(Tracker(1, "loop"), Face()):
+        before = threading.active_count()
+        for _ in range(100):
+            Bar(Tracker(1, "loop"), Face()).close()
+
+        assert threading.active_count() == before
+
+
+def test_a_face_that_fails_does_not_stop_the_others(at_once):
+    broken, face = Face(), Face()
+    broken.update = lambda snapshot: 1 / 0
+    with Bar(Tracker(1, "broken"), broken), Bar(Tracker(1, "loop"), face):
+        assert face.seen.wait(10)
+
+
+def test_the_timer_ends_when_there_is_nothing_to_show(monkeypatch, at_once):
+    monkeypatch.setattr(widget, "END_AFTER", 0.0)
+    timer = widget._Timer()
+    monkeypatch.setattr(widget, "_TIMER", timer)
+    bar = Bar(Tracker(1, "loop"), Face())
+    thread = timer._thread
+    bar.close()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    bar = Bar(Tracker(1, "loop"), face := Face())  # and starts again
+    assert face.seen.wait(10)
+    bar.close()
+
+
 def test_nothing_is_shown_where_standard_error_is_no_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     before = threading.active_count()
