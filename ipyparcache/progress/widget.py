@@ -108,7 +108,7 @@ class Bar:
         self._open = face is not None
         self._lock = threading.Lock()  # held while the face is drawn, so that nothing is drawn after `close`
         self._appears_at = time.monotonic() + SHOW_AFTER
-        # What the timer's thread displays belongs to the cell that runs now: without its context, output would
+        # What the timer displays belongs to the cell that runs now: without its context, output would
         # go to whatever message the kernel handles at that moment.
         self._context = contextvars.copy_context()
         if self._open:
