@@ -30,7 +30,7 @@ from ipyparcache.errors import BadSetting, UnknownSetting
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
     Body,
-    error_already_shown,
+    shown_once,
     parse_body,
     run_statements,
     run_to_completion,
@@ -107,7 +107,7 @@ class ParcacheMagics(Magics):
 
     async def run_awaiting(self, magic: str, line: str, cell: str) -> None:
         """Run a cell with top-level `await`; called by the text that `rewrite_awaiting_cell` makes."""
-        with error_already_shown(self.shell):
+        with shown_once(self.shell):
             await _run(self.shell, _parse_stack(magic, line, cell))
 
 
@@ -135,7 +135,7 @@ def _finish(shell: Any, magic: str, line: str, cell: str) -> None:
         name, arguments = stack.around
         shell.run_cell_magic(name, arguments, f"%%{magic} {line}\n{stack.body}")
         return
-    with error_already_shown(shell):
+    with shown_once(shell):
         run_to_completion(_run(shell, stack))
 
 

@@ -263,7 +263,7 @@ def _explain(cell: _Cell) -> None:
     if not recent:
         cell.why_missed = "no run of this cell is stored"
         return
-    _summarise(cell.inputs)
+    inputs.summarise(cell.inputs)
     changes = min(
         (inputs.difference(cell.inputs.rows, cell.inputs.summaries, manifest) for manifest in recent), key=len
     )
@@ -271,12 +271,6 @@ def _explain(cell: _Cell) -> None:
     cell.why_missed = str(changes[0]) if changes else "its inputs share objects otherwise than before"
     if len(changes) > 1:
         cell.why_missed += f" and {len(changes) - 1} more"
-
-
-def _summarise(found: Inputs) -> None:
-    for name in found.rows:
-        if name in found.traversal.digests:
-            found.summaries[name] = vars(found.traversal.summary(name))
 
 
 # -- a hit ---------------------------------------------------------------------------------------------------------
@@ -379,7 +373,7 @@ def _store(
     observed += keeping.binding_rows(left, cell.namespace)
     process = environment.process_changes(process_before)
     kept = keeping.keep(cell.source(), left, record.values, record.events(), process)
-    _summarise(cell.inputs)
+    inputs.summarise(cell.inputs)
     manifest = {
         "format": FORMAT,
         "identity": cell.identity,

@@ -9,7 +9,10 @@ its trace hold now.
 from __future__ import annotations
 
 import ast
+import difflib
 import dis
+import inspect
+import itertools
 import sys
 import time
 import types
@@ -31,6 +34,7 @@ FORMAT = 1  # of keys and payloads; a change orphans all entries
 NAME_LOOKUPS = frozenset(
     {"query", "eval", "sql", "execute", "ols", "wls", "gls", "logit", "probit", "mixedlm", "glm"}
 )
+SOURCE_LIMIT = 20_000  # characters of a source that are kept to explain a miss
 DYNAMIC_BUILTINS = frozenset({"exec", "eval", "globals"})
 
 
@@ -189,6 +193,27 @@ def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]
     return found
 
 
+def summarise(found: Inputs) -> None:
+    """Describe each input in a few words, and functions and classes by their source, to explain a later miss."""
+    for name in found.traversal.digests:
+        summary: dict[str, Any] = dict(vars(found.traversal.summary(name)))
+        source = _source_of(found.traversal.value_of(name))
+        if source is not None:
+            summary["source"] = source
+        found.summaries[name] = summary
+
+
+def _source_of(value: object) -> str | None:
+    """Source of a function or class of the notebook, as far as Python still knows it."""
+    if not isinstance(value, types.FunctionType | type) or value.__module__ != "__main__":
+        return None
+    try:
+        source = inspect.getsource(value)
+    except (OSError, TypeError):
+        return None
+    return source if len(source) < SOURCE_LIMIT else None
+
+
 def difference(
     rows: Mapping[str, str], summaries: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> tuple[InputChange, ...]:
@@ -199,23 +224,44 @@ def difference(
     for name in sorted(set(rows) | set(old_rows)):
         if rows.get(name) == old_rows.get(name):
             continue
-        before = _said(old_rows.get(name), old_summaries.get(name))
-        after = _said(rows.get(name), summaries.get(name))
-        changes.append(InputChange(name, before, after))
-    return tuple(changes)
+        old, new = old_summaries.get(name) or {}, summaries.get(name) or {}
+        before, after = _said(old_rows.get(name), old), _said(rows.get(name), new)
+        if before == after:
+            before, after = f"{before} {old_rows[name][:6]}", f"{after} {rows[name][:6]}"
+        changes.append(InputChange(name, before, after, _detail(name, old, new)))
+    # a changed function is found in its caller's digest, too: what changed itself says more
+    return tuple(sorted(changes, key=lambda change: (not change.detail, change.name)))
 
 
-def _said(digest: str | None, summary: Any) -> str:
+def _detail(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which columns or items differ, or the diff of a source."""
+    if old.get("source") and new.get("source"):
+        lines = difflib.unified_diff(
+            old["source"].splitlines(), new["source"].splitlines(), "then", "now", "", "", 1, ""
+        )
+        return tuple(itertools.islice(lines, 2, 40))
+    old_parts, new_parts = old.get("parts") or {}, new.get("parts") or {}
+    if not old_parts or not new_parts:
+        return ()
+    gone = [f"{name}: {part} is gone" for part in old_parts if part not in new_parts]
+    come = [f"{name}: {part} is new" for part in new_parts if part not in old_parts]
+    differing = [
+        f"{name}: {part} differs"
+        for part in new_parts
+        if old_parts.get(part, new_parts[part]) != new_parts[part]
+    ]
+    return tuple((differing + come + gone)[:20])
+
+
+def _said(digest: str | None, summary: Mapping[str, Any]) -> str:
     """A few words on an input: its value if short, else its type and size."""
     if digest is None:
         return "not read"
     if digest == ABSENT.hex():
         return "no such name"
-    if not isinstance(summary, Mapping):
-        return digest[:8]
     if summary.get("text"):
         return str(summary["text"])
-    return " ".join(filter(None, [str(summary.get("type", "")), str(summary.get("size", "")), digest[:6]]))
+    return " ".join(filter(None, [str(summary.get("type", "")), str(summary.get("size", ""))])) or digest[:8]
 
 
 def still_holds(

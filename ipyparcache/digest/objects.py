@@ -311,6 +311,16 @@ class Traversal:
         """The live object with this number."""
         return self._roots[root].objects[number]
 
+    def value_of(self, root: str) -> object:
+        """The live value of a root, None if it is absent or stands for a module or a distribution."""
+        return self._values.get(root)
+
+    def numbered(self) -> Iterator[tuple[str, int, object]]:
+        """Every mutable object by the numbers it has, in the order of the roots."""
+        for root, numbered in self._roots.items():
+            for number, obj in enumerate(numbered.objects):
+                yield root, number, obj
+
     def count_of(self, root: str) -> int:
         """How many mutable objects the root reaches."""
         return len(self._roots[root].objects)

@@ -94,8 +94,11 @@ async def run_statements(
     )
     if not failed:
         return None
-    error = result.error_before_exec or result.error_in_exec
-    return error if isinstance(error, BaseException) else RuntimeError("the cell failed without an exception")
+    error: object = result.error_before_exec or result.error_in_exec
+    if not isinstance(error, BaseException):
+        error = RuntimeError("the cell failed without an exception")
+    _shown.error = error
+    return error
 
 
 def _execution_info(kind: Any, body: Body) -> Any:
@@ -115,18 +118,38 @@ def run_to_completion(coroutine: Any) -> Any:
     raise RuntimeError("a cell without top-level await tried to wait")
 
 
+@dataclass
+class _Shown:
+    """The exception whose traceback the user has seen last."""
+
+    error: BaseException | None = None
+
+
+_shown = _Shown()
+
+
+def show_error(shell: Any, error: BaseException) -> None:
+    """Show the traceback of an exception, unless the user has seen it."""
+    if error is not _shown.error:
+        shell.showtraceback((type(error), error, error.__traceback__))
+        _shown.error = error
+
+
 @contextmanager
-def error_already_shown(shell: Any) -> Iterator[None]:
+def shown_once(shell: Any) -> Iterator[None]:
     """Let the exception that leaves the block end the cell without a second traceback.
 
-    The inner run has shown it, with the cell's own frames. Raising it again makes the outer cell fail, so that Run
-    All stops; the shell's next showtraceback is swallowed, once.
+    What an inner run has shown, with the cell's own frames, is raised again only to make the outer cell fail, so
+    that Run All stops: the shell's next showtraceback is swallowed, once. Other exceptions pass as they are.
     """
     try:
         yield
-    except BaseException:
-        _swallow_next_traceback(shell)
+    except BaseException as error:
+        if error is _shown.error:
+            _swallow_next_traceback(shell)
         raise
+    finally:
+        _shown.error = None
 
 
 def _swallow_next_traceback(shell: Any) -> None:
