@@ -32,8 +32,9 @@ browser:
 demo: $(INSTALLED)
 	$(RUN) -m notebooks.demo
 
+# JupyterLab refuses to run as root, as in a container, unless it is told that this is meant.
 lab: $(INSTALLED)
-	$(RUN) -m jupyterlab notebooks
+	$(RUN) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 # Playwright keeps an event loop in the main thread, which other tests of the same process would meet;
 # hence two processes, the browser's first so that the suite's closing line is the last.
