@@ -84,7 +84,9 @@ class Unrestorable(ParcacheError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"an object of type {self.type_name} that was changed in place cannot be restored: {self.reason}"
+        return (
+            f"an object of type {self.type_name} that was changed in place cannot be restored: {self.reason}"
+        )
 
 
 class EngineError(ParcacheError, RuntimeError):
@@ -125,7 +127,9 @@ class WorkerDied(EngineError):
             except ValueError:
                 name = f"signal {self.signal}"
             how = f"was killed by {name}"
-            advice = " Out of memory is the usual reason: run fewer tasks at once." if self.signal == 9 else ""
+            advice = (
+                " Out of memory is the usual reason: run fewer tasks at once." if self.signal == 9 else ""
+            )
         else:
             how = f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
             advice = ""
@@ -204,3 +208,66 @@ class DamagedFile(ParcacheError, ValueError, EOFError):
 
     def __str__(self) -> str:
         return f"{self.filename} cannot be loaded: {self.reason}"
+
+
+class LoopRefused(ParcacheError):
+    """A loop that `%%parallel` will not run: apart, its iterations would not leave what they leave in order."""
+
+    def __init__(self, line: int, variable: str | None, reason: str, advice: str):
+        super().__init__(line, variable, reason, advice)
+        self.line = line
+        self.variable = variable
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}.\n{self.advice}"
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"LoopRefused: {self}"]
+
+
+class ChangeLost(ParcacheError):
+    """An iteration changed something that it only had a copy of: the change would be lost."""
+
+    def __init__(self, line: int, what: str, first: int, last: int, advice: str):
+        super().__init__(line, what, first, last, advice)
+        self.line = line
+        self.what = what
+        self.first = first
+        self.last = last
+        self.advice = advice
+
+    def __str__(self) -> str:
+        where = f"iteration {self.first}" if self.first == self.last else f"iterations {self.first} to {self.last}"
+        return (
+            f"line {self.line}: the loop changed {self.what} in {where}; the change was made to a worker's copy and is "
+            f"lost. The variables are as before iteration {self.first}.\n{self.advice}"
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"ChangeLost: {self}"]
+
+
+class IterationError(ParcacheError):
+    """Stands, with `--on-error collect`, where the result of an iteration that failed would be."""
+
+    def __init__(self, iteration: int, element: str, error: BaseException):
+        super().__init__(iteration, element, error)
+        self.iteration = iteration
+        self.element = element
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration} ({self.element}) failed: {type(self.error).__name__}: {self.error}"
+
+
+class Unrepeatable(ParcacheError):
+    """A run did something outside the namespace that a hit could not bring back, or depends on what has no digest."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

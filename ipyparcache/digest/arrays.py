@@ -1,8 +1,8 @@
 """Digests of NumPy arrays, scalars, dtypes and random generators.
 
-A contiguous array is hashed where it lies. What counts: dtype with byte order, shape, whether the memory is in C order,
-Fortran order or neither, whether it is writable, and the values, where one NaN is as good as another. A memory-mapped
-array counts like one in memory.
+A contiguous array is hashed where it lies. What counts: dtype with byte order, shape, whether the memory is
+in C order, Fortran order or neither, whether it is writable, and the values, where one NaN is as good as
+another. A memory-mapped array counts like one in memory.
 """
 
 from __future__ import annotations
@@ -262,6 +262,8 @@ class MaskedKind(Kind):
 
 
 class ScalarKind(Kind):
+    """NumPy's scalars."""
+
     mutable = False
 
     def write(self, walk: Walk, obj: Any) -> None:
@@ -276,6 +278,8 @@ class ScalarKind(Kind):
 
 
 class DtypeKind(Kind):
+    """Dtypes."""
+
     mutable = False
 
     def write(self, walk: Walk, obj: Any) -> None:
@@ -302,6 +306,8 @@ class GeneratorKind(ReducedKind):
 
 
 class LegacyGeneratorKind(ReducedKind):
+    """`RandomState`, restored in place."""
+
     def __init__(self) -> None:
         super().__init__(mutable=True)
 

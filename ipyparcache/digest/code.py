@@ -1,8 +1,9 @@
 """Digests of functions, classes and modules: what they do, and what they look up while they do it.
 
-A function is its bytecode with constants and names, never its file or its lines, so that comments, blank lines and
-its place count for nothing; then defaults, closure cells, attributes and annotations. The global names that its code
-reads are reported to the traversal, which makes roots of them. A class is its bases and its live attributes.
+A function is its bytecode with constants and names, never its file or its lines, so that comments, blank
+lines and its place count for nothing; then defaults, closure cells, attributes and annotations. The global
+names that its code reads are reported to the traversal, which makes roots of them. A class is its bases and
+its live attributes.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _instructions(code: types.CodeType) -> Iterator[tuple[int, int]]:
 
 
 def _global_uses(code: types.CodeType) -> Iterator[tuple[str, str | None, bool]]:
-    """Each use of a global name: the name, the attribute taken from it if that is all, whether it is written."""
+    """Each use of a global: its name, the attribute taken from it if that is all, whether it is written."""
     names = code.co_names
     pending: str | None = None
     for opcode, argument in _instructions(code):
@@ -226,7 +227,7 @@ class FunctionKind(Kind):
         traversal = walk.traversal
         namespace = obj.__globals__
         owner = owner_of(namespace, traversal)
-        if owner is not None and not modules.is_user_code(owner):
+        if owner is not None and not modules.is_user_code(owner):  # noqa: SIM102 (the last test is slow)
             if resolves_to(obj, obj.__module__, obj.__qualname__) and not modules.is_user_code(
                 obj.__module__
             ):
@@ -303,6 +304,8 @@ def _is_dispatcher(function: Any) -> bool:
 
 
 class CodeKind(Kind):
+    """Code objects."""
+
     mutable = False
 
     def write(self, walk: Walk, obj: Any) -> None:
@@ -339,8 +342,9 @@ class DescriptorKind(Kind):
 class MemoKind(Kind):
     """`functools.lru_cache`: the function, the parameters, and what it remembers.
 
-    What it remembers is an input: a file that was read through a memo is not opened again. The memo is not shown in
-    Python; the garbage collector names what the wrapper refers to, the links of the memo (type, key, result) first.
+    What it remembers is an input: a file that was read through a memo is not opened again. The memo is not
+    shown in Python; the garbage collector names what the wrapper refers to, the links of the memo (type, key,
+    result) first.
     """
 
     def write(self, walk: Walk, obj: Any) -> None:

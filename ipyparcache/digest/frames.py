@@ -1,7 +1,8 @@
 """Digests of pandas objects: trees of columns, so that a miss can name the column that changed.
 
-What pandas fills in lazily (item caches, index engines, the consolidation of blocks) does not count. Since pandas 3
-frames that share memory copy on write, so sharing is not seen by anybody; before, it counts like that of arrays.
+What pandas fills in lazily (item caches, index engines, the consolidation of blocks) does not count. Since
+pandas 3 frames that share memory copy on write, so sharing is not seen by anybody; before, it counts like
+that of arrays.
 """
 
 from __future__ import annotations
@@ -15,15 +16,6 @@ from blake3 import blake3
 from ipyparcache.digest.arrays import Array, content_digest, dtype_facts
 from ipyparcache.digest.objects import FAMILIES, KINDS, NAMED, Kind, ReducedKind, Walk, is_pure, without_nan
 from ipyparcache.errors import Unrestorable
-
-
-class ColumnKind(Kind):
-    """One column: an array of NumPy or one of pandas' own; where it lies in memory does not count."""
-
-    mutable = False
-
-    def write(self, walk: Walk, obj: Any) -> None:
-        write_column(walk, obj)
 
 
 def write_column(walk: Walk, values: Any) -> None:
@@ -132,6 +124,8 @@ class Wrapped:
 
 
 class WrappedKind(Kind):
+    """An index inside a frame, a series or another index."""
+
     mutable = False
 
     def write(self, walk: Walk, obj: Any) -> None:
@@ -170,6 +164,8 @@ class Column:
 
 
 class NamedColumnKind(Kind):
+    """A column inside a frame or series."""
+
     mutable = False
 
     def write(self, walk: Walk, obj: Any) -> None:

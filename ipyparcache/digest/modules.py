@@ -1,7 +1,8 @@
 """Where code comes from: the notebook, a local module, a distribution; and in which version.
 
-A distribution is named by its version and never read. A local module is named by its source *as loaded*: the text is
-noted when the module is executed (`watch_imports`), so that a file edited since does not lend its name to old code.
+A distribution is named by its version and never read. A local module is named by its source *as loaded*: the
+text is noted when the module is executed (`watch_imports`), so that a file edited since does not lend its
+name to old code.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ def watch_imports() -> None:
 def source_of(name: str) -> Source | None:
     """Source of a local module: as loaded, or of its file if it is not loaded; None where it cannot be told.
 
-    A module that was loaded before `watch_imports` counts by its file as first seen, if that file is older than the
-    compiled form that the import left, or than this process.
+    A module that was loaded before `watch_imports` counts by its file as first seen, if that file is older
+    than the compiled form that the import left, or than this process.
     """
     module = sys.modules.get(name)
     known = _loaded.get(name)
@@ -284,8 +285,8 @@ def is_module(name: str) -> bool:
 def version_of(name: str) -> str:
     """Distribution and version that provide the top-level module of `name`, such as `scikit-learn 1.5.0`.
 
-    A loaded module keeps the version under which it was first seen; one that is not loaded is looked up in its
-    folder's metadata, again whenever that folder changes.
+    A loaded module keeps the version under which it was first seen; one that is not loaded is looked up in
+    its folder's metadata, again whenever that folder changes.
     """
     top = name.partition(".")[0]
     module = sys.modules.get(top)

@@ -1,12 +1,14 @@
 """Content digests of live objects, and the numbers by which their mutable parts are named.
 
-A digest covers types, values and *inner sharing*: within one root the mutable objects are numbered in the order in
-which a depth-first walk first meets them, and a second meeting writes the number. The same numbers name an object
-towards other rooms: which input an output refers to, what a run changed in place, where a restored state belongs.
+A digest covers types, values and *inner sharing*: within one root the mutable objects are numbered in the
+order in which a depth-first walk first meets them, and a second meeting writes the number. The same numbers
+name an object towards other rooms: which input an output refers to, what a run changed in place, where a
+restored state belongs.
 
-The walk writes a stream of self-delimiting tokens that is hashed at the end. It keeps its own stack (a chain of
-20 000 links is no recursion), runs no code of the notebook, and does not follow names: a class of the notebook or of
-a local module, a module, and a distribution are roots of their own, written by name where they are met.
+The walk writes a stream of self-delimiting tokens that is hashed at the end. It keeps its own stack (a chain
+of 20 000 links is no recursion), runs no code of the notebook, and does not follow names: a class of the
+notebook or of a local module, a module, and a distribution are roots of their own, written by name where they
+are met.
 
 Values of one of the primitive types are written by `marshal`, version 2, which knows neither references nor
 interning. It writes arrays and bytearrays as if they were bytes, so the exact types are looked at first.
@@ -80,7 +82,7 @@ class Kind:
         return self.state(obj)
 
     def is_as(self, walk: Walk, obj: Any, mark: object) -> bool:
-        """Whether the own state is still as `mark` says; replaced children count as changed, changed ones do not."""
+        """Whether the own state is still as `mark` says; a replaced child counts, a changed one does not."""
         return _same(self.mark(walk, obj), mark)
 
 
@@ -91,7 +93,7 @@ FAMILIES: dict[type, Kind] = {}
 """By base class: for all classes of distributions that derive from it."""
 
 NAMED: dict[str, Callable[[type], Kind]] = {}
-"""By full name of a base class that may not be imported yet: what makes the kind of a class of a distribution."""
+"""By full name of a base class that may not be imported yet: what makes the kind of a derived class."""
 
 PROVIDERS = {
     "function": "ipyparcache.digest.code",
@@ -105,7 +107,7 @@ PROVIDERS = {
 
 @dataclass(frozen=True)
 class Read:
-    """A global name that reached code looks up: in the notebook (`owner` is "__main__") or in a local module."""
+    """A global name that reached code looks up, in the notebook (`owner` "__main__") or a local module."""
 
     owner: str
     name: str
@@ -143,19 +145,20 @@ class Traversal:
     Parameters
     ----------
     main : Mapping, optional
-        The notebook's namespace. A function whose globals it is, is a notebook function, and the names that such a
-        function reads become `reads`.
+        The notebook's namespace. A function whose globals it is, is a notebook function, and the names that
+        such a function reads become `reads`.
 
     Attributes
     ----------
     digests : dict of str to bytes
         Digest of each root: those that were added, and those found on the way, `class helpers.Model`,
-        `module helpers`, `package numpy`, and the names that reached code reads (after `follow`). All belong in a key.
+        `module helpers`, `package numpy`, and the names that reached code reads (after `follow`). All belong
+        in a key.
     shared : list
         Objects met under two roots, as ((root, number), (root, number)); part of a key.
     memory_sharing : list
-        Arrays that overlap in memory without being one object: ((root, number), (root, number), bytes between their
-        starts); part of a key. Complete once `follow` has run.
+        Arrays that overlap in memory without being one object: ((root, number), (root, number), bytes between
+        their starts); part of a key. Complete once `follow` has run.
     reads : list of Read
         Global names that reached code looks up, transitively, in the order of their discovery.
     modules : dict of str to str
@@ -315,12 +318,6 @@ class Traversal:
         """The live value of a root, None if it is absent or stands for a module or a distribution."""
         return self._values.get(root)
 
-    def numbered(self) -> Iterator[tuple[str, int, object]]:
-        """Every mutable object by the numbers it has, in the order of the roots."""
-        for root, numbered in self._roots.items():
-            for number, obj in enumerate(numbered.objects):
-                yield root, number, obj
-
     def count_of(self, root: str) -> int:
         """How many mutable objects the root reaches."""
         return len(self._roots[root].objects)
@@ -332,7 +329,7 @@ class Traversal:
                 yield root, number, obj
 
     def changed(self) -> list[tuple[str, int]]:
-        """Mutable objects whose own state is no longer as it was digested, by the root that reached them first."""
+        """Mutable objects whose own state is not as it was digested, by the root that reached them first."""
         found = []
         self.frozen = {}  # what was digested before the run says nothing about now
         self.columns = {}
@@ -474,7 +471,7 @@ class Walk:
         ] = {}  # immutable containers with mutable content, met before in this root
 
     def run(self, value: object, definition: bool = False) -> bytes:
-        """Digest of what `value` reaches; with `definition`, of a class by its content instead of its name."""
+        """Digest of what `value` reaches; with `definition`, a class counts by content, not by name."""
         stack = self.stack
         if definition:
             self.visit_definition(value)
@@ -1138,7 +1135,7 @@ class InstanceKind(Kind):
 
 
 class LibraryInstanceKind(InstanceKind):
-    """Instances of distributions' classes that pickle the usual way: what `__getstate__` keeps is their content."""
+    """Instances of distributions' classes that pickle the usual way: what `__getstate__` keeps."""
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"object of")
@@ -1290,9 +1287,10 @@ def _hides_state(cls: type) -> bool:
 def _has_usual_reduce(cls: type) -> bool:
     import copyreg
 
+    found: Any = cls
     return (
-        cls.__reduce_ex__ is object.__reduce_ex__
-        and cls.__reduce__ is object.__reduce__
+        found.__reduce_ex__ is object.__reduce_ex__
+        and found.__reduce__ is object.__reduce__
         and cls not in copyreg.dispatch_table
     )
 

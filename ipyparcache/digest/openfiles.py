@@ -1,13 +1,13 @@
 """What a run asks of the file system, the environment and the console.
 
-One audit hook, added once and for ever as hooks cannot be removed, looks at the watches that are active; it never
-raises. What raises no audit event is wrapped while a watch is active: `os.stat` and its kin (told apart by who
-calls them, so that `exists` is one bit and not a modification time), `os.open` with `dir_fd`, `getcwd`, `input`.
-`os.environ` keeps its entries in a dict that reports reads by name.
+One audit hook, added once and for ever as hooks cannot be removed, looks at the watches that are active; it
+never raises. What raises no audit event is wrapped while a watch is active: `os.stat` and its kin (told apart
+by who calls them, so that `exists` is one bit and not a modification time), `os.open` with `dir_fd`,
+`getcwd`, `input`. `os.environ` keeps its entries in a dict that reports reads by name.
 
-Who asks decides what counts: the notebook and local modules always, a distribution unless it is being imported or
-looks after its own configuration and fonts; threads that were there before the run do not count, but for those of
-executors, which the run may have given work.
+Who asks decides what counts: the notebook and local modules always, a distribution unless it is being
+imported or looks after its own configuration and fonts; threads that were there before the run do not count,
+but for those of executors, which the run may have given work.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Seen:
     folder: str  # the present folder when the run began
     files: dict[str, FileUse] = field(default_factory=dict)  # by absolute path
     answers: dict[tuple[str, str], object] = field(default_factory=dict)  # (question, path as spelled)
-    listings: dict[str, tuple[tuple[str, bool], ...] | None] = field(default_factory=dict)  # name, is a folder
+    listings: dict[str, tuple[tuple[str, bool], ...] | None] = field(
+        default_factory=dict
+    )  # name, is a folder
     environment: dict[str, str | None] = field(default_factory=dict)  # as first read by the run
     folders_made: set[str] = field(default_factory=set)
     removed: list[str] = field(default_factory=list)  # files and folders that the run did not make
@@ -82,6 +84,7 @@ class Seen:
     askers: dict[Asker, None] = field(default_factory=dict)
     asks_folder: bool = False
     reads_stdin: bool = False
+    start: object = None  # what `AT_START` noted of the process; stays where the run was
     _set_here: set[str] = field(default_factory=set)  # environment variables that the run set itself
 
     def made(self, path: str) -> bool:
@@ -114,6 +117,8 @@ class FileWatch:
 
     def __enter__(self) -> Seen:
         _prepare()
+        for note in AT_START:
+            note(self.seen)
         self._thread = threading.get_ident()
         self._others = frozenset(sys._current_frames()) - {self._thread}
         with _patch_lock:
@@ -156,12 +161,23 @@ def unwatched() -> Iterator[None]:
         _mine.quiet = before
 
 
+AT_START: list[Callable[[Seen], None]] = []
+"""What else is noted when a watch begins."""
+
 _watches: list[FileWatch] = []
 _patch_lock = threading.RLock()
 _mine = threading.local()
 _prepared = False
 
-_INFRASTRUCTURE = ("ipyparcache", "IOPub", "Heartbeat", "Control", "subshell", "IPythonHistory", "tqdm_monitor")
+_INFRASTRUCTURE = (
+    "ipyparcache",
+    "IOPub",
+    "Heartbeat",
+    "Control",
+    "subshell",
+    "IPythonHistory",
+    "tqdm_monitor",
+)
 
 
 def _thread_name(thread: int) -> str:
@@ -184,7 +200,7 @@ def _concerned() -> list[Seen]:
 
 
 def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
-    """Who is behind a request: `user`, `library`, `import` or `ours`; and the name of a library, or what it is.
+    """Who is behind a request (`user`, `library`, `import`, `ours`), and the name of a library.
 
     The nearest frame that is not of the standard library asks. A distribution that is being imported asks for
     nothing that its version does not tell.
@@ -238,7 +254,9 @@ def _is_ignored(path: str, asker: tuple[str, str]) -> bool:
         parts = path[len(home) :].lower().split(os.sep)
         own = name.lower()
         hidden = parts[0].startswith(".")
-        return hidden and (any(own in part for part in parts) or parts[0] in (".fonts", ".ipython", ".jupyter"))
+        return hidden and (
+            any(own in part for part in parts) or parts[0] in (".fonts", ".ipython", ".jupyter")
+        )
     return path.endswith("matplotlibrc")
 
 
@@ -273,12 +291,12 @@ def _prepare() -> None:
             os.environb._data = environment  # type: ignore[attr-defined]
 
 
-def _path_of(path: object, folder: int | None = None) -> str | None:
+def _path_of(path: Any, folder: int | None = None) -> str | None:
     """A path as text, as spelled; None for what names no file (a descriptor, standard streams)."""
     if isinstance(path, int) or path is None:
         return _path_of_descriptor(path) if isinstance(path, int) and folder == -2 else None
     try:
-        text = os.fsdecode(os.fspath(path))  # type: ignore[arg-type]
+        text = os.fsdecode(os.fspath(path))
     except (TypeError, ValueError):
         return None
     if folder is not None and folder >= 0 and not os.path.isabs(text):
@@ -319,7 +337,9 @@ def _use(seen: Seen, path: str) -> FileUse:
     return use
 
 
-def _on_open(seen: Seen, frame: FrameType, path: Any, mode: Any, flags: Any, folder: int | None = None) -> None:
+def _on_open(
+    seen: Seen, frame: FrameType, path: Any, mode: Any, flags: Any, folder: int | None = None
+) -> None:
     spelled = _path_of(path, folder)
     if spelled is None:
         return
@@ -380,7 +400,9 @@ def listing_of(path: str) -> tuple[tuple[str, bool], ...] | None:
     """Names in a folder, sorted, with whether each is a folder itself; None where there is no folder."""
     try:
         with os.scandir(path) as entries:
-            return tuple(sorted((entry.name, entry.is_dir()) for entry in entries if entry.name != "__pycache__"))
+            return tuple(
+                sorted((entry.name, entry.is_dir()) for entry in entries if entry.name != "__pycache__")
+            )
     except OSError:
         return None
 
@@ -509,7 +531,20 @@ def _program_in(arguments: tuple[Any, ...]) -> str:
 
 
 _NAME_ASKERS = frozenset(
-    "collections enum typing warnings logging functools abc importlib dataclasses types string traceback".split()
+    [
+        "collections",
+        "enum",
+        "typing",
+        "warnings",
+        "logging",
+        "functools",
+        "abc",
+        "importlib",
+        "dataclasses",
+        "types",
+        "string",
+        "traceback",
+    ]
 )
 
 
@@ -527,7 +562,10 @@ def _on_frame(seen: Seen, frame: FrameType, asked: FrameType | None = None) -> N
     for _ in range(60):
         if above is None:
             return
-        if above.f_code.co_name == "<module>" and modules.origin_of(str(above.f_globals.get("__name__"))) == "library":
+        if (
+            above.f_code.co_name == "<module>"
+            and modules.origin_of(str(above.f_globals.get("__name__"))) == "library"
+        ):
             return
         if above.f_globals.get("__name__") in modules.NOTEBOOK_MODULES:
             seen.askers[Asker(name, above.f_lineno)] = None
@@ -595,8 +633,31 @@ _PASSED_THROUGH = {
 }
 # Functions of the standard library for which asking is a step of doing, or that ask about their own business.
 _OWN_BUSINESS = frozenset(
-    "shutil tempfile linecache inspect tokenize zipfile tarfile mimetypes os glob importlib traceback zipimport "
-    "posixpath genericpath fnmatch logging doctest pkgutil site threading subprocess multiprocessing".split()
+    [
+        "shutil",
+        "tempfile",
+        "linecache",
+        "inspect",
+        "tokenize",
+        "zipfile",
+        "tarfile",
+        "mimetypes",
+        "os",
+        "glob",
+        "importlib",
+        "traceback",
+        "zipimport",
+        "posixpath",
+        "genericpath",
+        "fnmatch",
+        "logging",
+        "doctest",
+        "pkgutil",
+        "site",
+        "threading",
+        "subprocess",
+        "multiprocessing",
+    ]
 )
 
 
@@ -787,7 +848,8 @@ def _take_wrappers_out() -> None:
 class WatchedEnvironment(dict[bytes, bytes]):
     """The entries of `os.environ`, reporting what is read by name.
 
-    A copy (`dict(os.environ)`, `.items()`) reads every key in the order of iteration: such reads count as none.
+    A copy (`dict(os.environ)`, `.items()`) reads every key in the order of iteration: such reads count as
+    none.
     """
 
     copying: dict[int, Iterator[bytes]]

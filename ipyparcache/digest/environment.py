@@ -1,0 +1,969 @@
+"""What lies outside memory: files and variables as rows of a trace, settings, random generators.
+
+A row says what a run was told when it asked: `still_holds` asks again. Settings of libraries are inputs where
+they differ from the defaults, so that it makes no difference whether a library is already loaded. What a run
+changes in the process (environment, folder, `sys.path`, settings, generators, attributes of local modules) is
+taken apart by `process_changes` and put back by `restore_process`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import glob
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from ipyparcache.digest import modules, openfiles
+from ipyparcache.digest.objects import digest_of
+from ipyparcache.digest.openfiles import Seen, Signature, answer_to, file_content, listing_of, signature_of
+from ipyparcache.errors import Undigestible, Unrepeatable
+
+__all__ = [
+    "Row",
+    "described",
+    "files_named_in",
+    "install",
+    "observed_rows",
+    "process_changes",
+    "process_state",
+    "restore_process",
+    "static_rows",
+    "still_holds",
+    "uninstall",
+    "use_secret",
+]
+
+SETTLED_SECONDS = 2.0  # a file changed less than this ago may change again within the same time stamp
+
+
+class Row(NamedTuple):
+    """One observation: what was asked (`kind`), of what (`name`), and what the answer was (`digest`)."""
+
+    kind: str
+    name: str
+    digest: str
+
+
+# ---- digests of files
+
+
+class FileDigests:
+    """Content digests of files, with a short-cut by size, times and inode; kept in a file if one is given."""
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._known: dict[str, tuple[Signature, str]] = {}
+        self._lock = threading.Lock()
+        if path is not None:
+            try:
+                rows = json.loads(path.read_text(encoding="utf-8"))
+                self._known = {name: (tuple(row[0]), row[1]) for name, row in rows.items()}
+            except (OSError, ValueError, TypeError, IndexError, AttributeError):
+                self._known = {}
+
+    def digest(self, path: str) -> str:
+        """Hexadecimal digest of a file's content; `absent` where there is none, `folder` for a folder."""
+        full = os.path.abspath(path)
+        signature = signature_of(full)
+        if signature is None:
+            return "absent"
+        if os.path.isdir(full):
+            return "folder"
+        with self._lock:
+            known = self._known.get(full)
+        if known is not None and known[0] == signature:
+            return known[1]
+        content = file_content(full)
+        if content is None:
+            return "unreadable"
+        found = content.hex()
+        if signature_of(full) == signature and _is_settled(signature):
+            with self._lock:
+                self._known[full] = (signature, found)
+        return found
+
+    def save(self) -> None:
+        """Write what is known to the file, so that another process need not read those files again."""
+        if self._path is None:
+            return
+        with self._lock:
+            text = json.dumps(self._known)
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+
+
+def _is_settled(signature: Signature) -> bool:
+    """Whether the file is old enough that another change would show in its time stamps."""
+    return time.time_ns() - max(signature[1], signature[2]) > SETTLED_SECONDS * 1e9
+
+
+_digests = FileDigests()
+_secret = bytes(32)
+
+
+def use_secret(secret: bytes) -> None:
+    """Key the digests of environment variables, which may be passwords, with 32 bytes of this user's."""
+    global _secret
+    _secret = blake3(secret).digest()
+
+
+def keep_digests_in(path: Path) -> None:
+    """Remember the digests of files between processes."""
+    global _digests
+    _digests = FileDigests(path)
+
+
+def save_digests() -> None:
+    """Write the digests of files, if `keep_digests_in` named a file."""
+    _digests.save()
+
+
+# ---- rows
+
+
+def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
+    """What a run asked for, as rows that hold as long as the answers are the same.
+
+    Raises
+    ------
+    Unrepeatable
+        If the run read from the console, started programs, removed files it did not make, or if a file that
+        it read has changed since.
+    """
+    with openfiles.unwatched():
+        _refuse(seen, trust_shell)
+        rows = [*_file_rows(seen)]
+        for (question, path), answer in sorted(seen.answers.items()):
+            rows.append(Row(question, path, _hexed(answer)))
+        for path, listing in sorted(seen.listings.items()):
+            rows.append(Row("listing", path, _hexed(listing)))
+        for name, value in sorted(seen.environment.items()):
+            rows.append(Row("env", name, _variable(value)))
+        if seen.asks_folder:
+            rows.append(Row("cwd", "", _hexed(seen.folder)))
+        rows += _random_rows(seen)
+        return rows
+
+
+def _refuse(seen: Seen, trust_shell: bool) -> None:
+    if seen.reads_stdin:
+        raise Unrepeatable("it reads from the console")
+    if seen.commands and not trust_shell:
+        program = seen.commands[0].program
+        raise Unrepeatable(f"it runs another program ({program}); --trust-shell caches it all the same")
+    if seen.removed:
+        raise Unrepeatable(f"it removes or renames {seen.removed[0]}, which it did not make")
+
+
+def _file_rows(seen: Seen) -> Iterable[Row]:
+    for full, use in sorted(seen.files.items()):
+        if use.is_read:
+            if use.is_written:
+                yield Row("file", use.spelled, "absent" if use.content is None else use.content.hex())
+            else:
+                now = signature_of(full)
+                found = _digests.digest(full)
+                if now != use.before or signature_of(full) != use.before:
+                    raise Unrepeatable(f"{use.spelled} changed while the cell ran")
+                yield Row("file", use.spelled, found)
+        if use.is_written:
+            found = _digests.digest(full)
+            if found == "absent":
+                raise Unrepeatable(f"{use.spelled}, which it wrote, is no longer there")
+            yield Row("output", use.spelled, found)
+    for folder in sorted(seen.folders_made):
+        spelled = os.path.relpath(folder, seen.folder) if folder.startswith(seen.folder + os.sep) else folder
+        if os.path.isdir(folder):
+            yield Row("output", spelled, "folder")
+
+
+def static_rows(
+    reached: Mapping[str, str], *, files: Sequence[str] = (), variables: Sequence[str] = ()
+) -> list[Row]:
+    """Rows known before a run: files and variables that the user declares, settings of the libraries reached.
+
+    Parameters
+    ----------
+    reached : mapping
+        Modules reached, as `Traversal.modules`.
+    files : sequence of str
+        Paths, folders (with all in them) and patterns.
+    variables : sequence of str
+        Names of environment variables.
+    """
+    with openfiles.unwatched():
+        rows = []
+        for pattern in files:
+            for path in sorted(_files_of(pattern)) or [pattern]:
+                rows.append(Row("file", path, _digests.digest(path)))
+        for name in variables:
+            rows.append(Row("env", name, _variable(_raw_variable(name))))
+        rows += _setting_rows(reached)
+        return rows
+
+
+def _files_of(pattern: str) -> set[str]:
+    expanded = os.path.expanduser(pattern)
+    found = set()
+    for path in glob.glob(expanded, recursive=True):
+        if os.path.isdir(path):
+            for folder, _, names in os.walk(path):
+                found |= {os.path.join(folder, name) for name in names}
+        else:
+            found.add(path)
+    return found
+
+
+def files_named_in(value: object) -> list[str]:
+    """Existing files that a string or path names, also inside lists, tuples and the values of dicts.
+
+    Readers written in other languages open them where no audit event tells.
+    """
+    with openfiles.unwatched():
+        return [text for text in _texts(value, 0) if _names_file(text)]
+
+
+def _texts(value: object, depth: int) -> list[str]:
+    if isinstance(value, str):
+        return [value] if 0 < len(value) < 1024 and "\n" not in value and "\0" not in value else []
+    if isinstance(value, os.PathLike) and modules.origin_of(type(value).__module__) == "standard":
+        return [os.fsdecode(os.fspath(value))]
+    if depth < 2 and isinstance(value, (list, tuple)) and len(value) <= 1000:
+        return [text for item in value for text in _texts(item, depth + 1)]
+    if depth < 2 and type(value) is dict and len(value) <= 1000:
+        return [text for item in value.values() for text in _texts(item, depth + 1)]
+    return []
+
+
+def _names_file(text: str) -> bool:
+    try:
+        return os.path.isfile(text)
+    except (OSError, ValueError):
+        return False
+
+
+def file_row(path: str) -> Row:
+    """A row that holds as long as a file has its present content."""
+    with openfiles.unwatched():
+        return Row("file", path, _digests.digest(path))
+
+
+def still_holds(row: Sequence[Any]) -> bool:
+    """Whether asking again gives the answer that the row notes."""
+    kind, name, digest = row
+    with openfiles.unwatched():
+        return bool(_now(kind, name) == digest)
+
+
+def _now(kind: str, name: str) -> str:
+    if kind in ("file", "output"):
+        return _digests.digest(name)
+    if kind == "listing":
+        return _hexed(listing_of(name))
+    if kind == "env":
+        return _variable(_raw_variable(name))
+    if kind == "cwd":
+        return _hexed(os.getcwd())
+    if kind == "random":
+        state = _GENERATORS[name].state() if name in _GENERATORS else None
+        return _hexed_value(state) if state is not None and _is_seeded(name) else "unseeded"
+    if kind == "readlink":
+        try:
+            return _hexed(os.readlink(name))
+        except OSError:
+            return _hexed(None)
+    if kind.startswith("access "):
+        return _hexed(os.access(name, int(kind.split()[1])))
+    return _hexed(answer_to(kind, name))
+
+
+def described(row: Sequence[Any]) -> str:
+    """What does not hold any more, for a line of explanation."""
+    kind, name, _ = row
+    texts = {
+        "file": f"the file {name} changed",
+        "output": f"{name}, which it wrote, is gone or changed",
+        "listing": f"the folder {name} holds other files",
+        "env": f"the environment variable {name} changed",
+        "cwd": "the present folder is another one",
+        "random": f"the {name} generator is in another state",
+        "exists": f"whether {name} exists",
+    }
+    return texts.get(kind, f"{name} ({kind}) is not as it was")
+
+
+def _hexed(answer: object) -> str:
+    return blake3(json.dumps(answer).encode("utf-8", "surrogatepass")).hexdigest(16)
+
+
+def _hexed_value(value: object) -> str:
+    return digest_of(value).hex()[:32]
+
+
+def _raw_variable(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def _variable(value: str | None) -> str:
+    if value is None:
+        return "unset"
+    return blake3(value.encode("utf-8", "surrogateescape"), key=_secret).hexdigest(16)
+
+
+# ---- settings of libraries
+
+
+def _setting_rows(reached: Collection[str]) -> list[Row]:
+    rows = []
+    for setting in SETTINGS:
+        if setting.library not in sys.modules or not setting.concerns(reached):
+            continue
+        try:
+            special = setting.special()
+        except Exception as error:
+            raise Unrepeatable(f"the {setting.name} cannot be read ({error})") from error
+        if special:
+            rows.append(Row("setting", setting.name, _settings_digest(special)))
+    return rows
+
+
+def _settings_digest(special: object) -> str:
+    try:
+        return _hexed_value(special)
+    except Undigestible:
+        return _hexed(repr(special))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One group of process settings: how to read what is not at its default, and how to bring it back."""
+
+    name: str
+    library: str
+    special: Callable[[], object]  # what differs from the defaults; falsy if nothing does
+    capture: Callable[[], object]
+    restore: Callable[[Any], None]
+    libraries: frozenset[str] = frozenset()  # that read it; empty: any code may
+
+    def concerns(self, reached: Collection[str]) -> bool:
+        """Whether a cell that reaches these modules may depend on it."""
+        return not self.libraries or any(name.partition(".")[0] in self.libraries for name in reached)
+
+
+def _decimal_facts() -> dict[str, object]:
+    import decimal
+
+    context = decimal.getcontext()
+    facts: dict[str, object] = {
+        name: getattr(context, name) for name in ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+    }
+    facts["traps"] = sorted(signal.__name__ for signal, is_set in context.traps.items() if is_set)
+    return facts
+
+
+def _different(facts: Callable[[], Mapping[str, object]]) -> dict[str, object]:
+    """What differs from the defaults of a setting that lives in a context variable."""
+    now = facts()
+    default = contextvars.Context().run(facts)
+    return {name: value for name, value in now.items() if value != default.get(name)}
+
+
+def _restore_decimal(context: Any) -> None:
+    import decimal
+
+    decimal.setcontext(context.copy())
+
+
+def _decimal_copy() -> object:
+    import decimal
+
+    return decimal.getcontext().copy()
+
+
+def _numpy_print() -> dict[str, object]:
+    return dict(sys.modules["numpy"].get_printoptions())
+
+
+def _numpy_errors() -> dict[str, object]:
+    return dict(sys.modules["numpy"].geterr())
+
+
+def _restore_numpy_print(options: Any) -> None:
+    sys.modules["numpy"].set_printoptions(**options)
+
+
+def _restore_numpy_errors(options: Any) -> None:
+    sys.modules["numpy"].seterr(**options)
+
+
+def _pandas_options() -> dict[str, object]:
+    config = sys.modules.get("pandas._config.config")
+    return _flat(config._global_config) if config is not None else {}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _pandas_special() -> dict[str, object]:
+    config = sys.modules.get("pandas._config.config")
+    if config is None:
+        return {}
+    defaults = {name: option.defval for name, option in config._registered_options.items()}
+    return {
+        name: value
+        for name, value in _pandas_options().items()
+        if name in defaults and not _equal(value, defaults[name])
+    }
+
+
+def _equal(one: object, other: object) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # == of a library's value may do anything
+        return False
+
+
+def _restore_pandas(options: Mapping[str, object]) -> None:
+    pandas = sys.modules["pandas"]
+    now = _pandas_options()
+    for name, value in options.items():
+        if name in now and not _equal(now[name], value):
+            pandas.set_option(name, value)
+
+
+_OWN_RC = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
+
+
+def _rc() -> dict[str, object]:
+    parameters = dict.copy(sys.modules["matplotlib"].rcParams)
+    return {name: value for name, value in parameters.items() if name not in _OWN_RC}
+
+
+def _rc_special() -> dict[str, object]:
+    loaded = sys.modules["matplotlib"].rcParamsOrig
+    return {name: value for name, value in _rc().items() if not _equal(value, dict.get(loaded, name))}
+
+
+def _restore_rc(parameters: Mapping[str, object]) -> None:
+    dict.update(sys.modules["matplotlib"].rcParams, parameters)
+
+
+_LOCALE_PARTS = ("LC_NUMERIC", "LC_TIME", "LC_COLLATE", "LC_MONETARY")
+
+
+def _locale_facts() -> dict[str, str]:
+    import locale
+
+    return {part: locale.setlocale(getattr(locale, part)) for part in _LOCALE_PARTS if hasattr(locale, part)}
+
+
+def _locale_special() -> dict[str, str]:
+    return {part: name for part, name in _locale_facts().items() if name != "C"}
+
+
+def _restore_locale(facts: Mapping[str, str]) -> None:
+    import locale
+
+    for part, name in facts.items():
+        locale.setlocale(getattr(locale, part), name)
+
+
+_user_filters: list[tuple[Any, ...]] = []
+
+
+def _filter_facts() -> list[str]:
+    """The warning filters that the user set, in force now; those of libraries come and go with imports."""
+    return [_filter_text(one) for one in warnings.filters if any(one is own for own in _user_filters)]
+
+
+def _filter_text(one: Any) -> str:
+    action, message, category, module, line = one
+    patterns = [
+        part.pattern if part is not None and not isinstance(part, str) else part for part in (message, module)
+    ]
+    return repr((action, patterns, f"{category.__module__}.{category.__qualname__}", line))
+
+
+def _restore_filters(filters: Any) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+    _user_filters.extend(one for one in filters if not any(one is own for own in _user_filters))
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+SETTINGS = (
+    Setting(
+        "decimal context", "decimal", lambda: _different(_decimal_facts), _decimal_copy, _restore_decimal
+    ),
+    Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
+    Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
+    Setting(
+        "NumPy print options", "numpy", lambda: _different(_numpy_print), _numpy_print, _restore_numpy_print
+    ),
+    Setting(
+        "NumPy error handling",
+        "numpy",
+        lambda: _different(_numpy_errors),
+        _numpy_errors,
+        _restore_numpy_errors,
+    ),
+    Setting(
+        "pandas options",
+        "pandas",
+        _pandas_special,
+        _pandas_options,
+        _restore_pandas,
+        frozenset({"pandas", "geopandas", "seaborn", "sklearn", "statsmodels", "plotly", "dask", "xarray"}),
+    ),
+    Setting(
+        "matplotlib rcParams",
+        "matplotlib",
+        _rc_special,
+        _rc,
+        _restore_rc,
+        frozenset(
+            {"matplotlib", "pylab", "seaborn", "pandas", "sklearn", "plotnine", "networkx", "arviz", "xarray"}
+        ),
+    ),
+)
+
+
+# ---- random generators
+
+
+@dataclass(frozen=True)
+class GlobalGenerator:
+    """A library's global random generator."""
+
+    library: str
+    read: Callable[[], object]
+    write: Callable[[Any], None]
+    seeders: tuple[str, ...]  # functions of the library that fix its state
+
+    def state(self) -> object | None:
+        """Its state; None if the library is not loaded."""
+        return self.read() if self.library in sys.modules else None
+
+
+def _read_numpy() -> object:
+    return sys.modules["numpy.random"].get_state(legacy=False)
+
+
+def _write_numpy(state: Any) -> None:
+    sys.modules["numpy.random"].mtrand._rand.set_state(state)
+
+
+def _read_torch() -> object:
+    return sys.modules["torch"].random.get_rng_state().numpy().tobytes()
+
+
+def _write_torch(state: bytes) -> None:
+    torch = sys.modules["torch"]
+    torch.random.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+_GENERATORS = {
+    "random": GlobalGenerator(
+        "random",
+        lambda: sys.modules["random"]._inst.getstate(),
+        lambda state: sys.modules["random"]._inst.setstate(state),
+        ("seed", "setstate"),
+    ),
+    "numpy.random": GlobalGenerator("numpy.random", _read_numpy, _write_numpy, ("seed", "set_state")),
+    "torch": GlobalGenerator("torch", _read_torch, _write_torch, ("manual_seed", "seed")),
+}
+_seeded: set[str] = set()
+_patched: dict[str, list[tuple[ModuleType, str, Any, Any]]] = {}
+_installed = False
+
+
+def install(user_cells_ran: bool) -> None:
+    """Begin to watch what can only be known from the beginning: seeds, warning filters, imports.
+
+    Parameters
+    ----------
+    user_cells_ran : bool
+        Whether cells ran before, which may have seeded any generator: unknown means seeded.
+    """
+    global _installed
+    modules.watch_imports()
+    if _installed:
+        return
+    _installed = True
+    for name, generator in _GENERATORS.items():
+        if generator.library in sys.modules:
+            _patch_seeders(name, generator)
+            if user_cells_ran:
+                _seeded.add(name)
+    for setter in ("filterwarnings", "simplefilter"):
+        _patch(warnings, setter, _noting_filters(getattr(warnings, setter)), "warnings")
+
+
+def uninstall() -> None:
+    """Take the wrappers out again."""
+    global _installed
+    for patches in _patched.values():
+        for module, name, plain, wrapped in patches:
+            if getattr(module, name) is wrapped:
+                setattr(module, name, plain)
+    _patched.clear()
+    _installed = False
+
+
+def note_seeded(name: str) -> None:
+    """Note that a generator's state is the user's choice from now on."""
+    _seeded.add(name)
+
+
+def _is_seeded(name: str) -> bool:
+    return name in _seeded
+
+
+def _patch(module: ModuleType, name: str, wrapped: Any, group: str) -> None:
+    _patched.setdefault(group, []).append((module, name, getattr(module, name), wrapped))
+    setattr(module, name, wrapped)
+
+
+def _patch_seeders(name: str, generator: GlobalGenerator) -> None:
+    if name in _patched:
+        return
+    library = sys.modules[generator.library]
+    _patched[name] = []
+    for seeder in generator.seeders:
+        plain = getattr(library, seeder, None)
+        if plain is not None:
+            _patch(library, seeder, _noting_seed(plain, name, generator), name)
+
+
+def _noting_seed(plain: Callable[..., Any], name: str, generator: GlobalGenerator) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def seed(*arguments: Any, **options: Any) -> Any:
+        before = generator.state()
+        result = plain(*arguments, **options)
+        _seeded.add(name)
+        for noted in list(_noted_states):
+            noted.setdefault(name, _hexed_value(before))
+        return result
+
+    return seed
+
+
+def _noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def set_filter(*arguments: Any, **options: Any) -> Any:
+        before = list(warnings.filters)
+        result = plain(*arguments, **options)
+        who, _ = openfiles._asker(sys._getframe(1))
+        if who == "user":
+            _user_filters.extend(
+                one for one in warnings.filters if not any(one is earlier for earlier in before)
+            )
+            del _user_filters[:-1000]
+        return result
+
+    return set_filter
+
+
+# What each generator held when the run first set its state; a run that had not drawn before depends on
+# nothing.
+_noted_states: list[dict[str, str]] = []
+
+
+@dataclass
+class _RandomStart:
+    """The generators when a run began."""
+
+    digests: dict[str, str]
+    seeded: frozenset[str]
+    first_set: dict[str, str] = field(default_factory=dict)
+
+
+def _note_generators(seen: Seen) -> None:
+    for name, generator in _GENERATORS.items():
+        if _installed and generator.library in sys.modules and name not in _patched:
+            _patch_seeders(name, generator)  # loaded by a cell, which may have seeded it at once
+            _seeded.add(name)
+    start = _RandomStart(
+        {
+            name: _hexed_value(state)
+            for name, generator in _GENERATORS.items()
+            if (state := generator.state()) is not None
+        },
+        frozenset(_seeded),
+    )
+    seen.start = start
+    _noted_states.append(start.first_set)
+    del _noted_states[:-64]
+
+
+openfiles.AT_START.append(_note_generators)
+
+
+def _random_rows(seen: Seen) -> list[Row]:
+    """Rows for the generators that a run drew from after somebody had seeded them."""
+    start = seen.start
+    if not isinstance(start, _RandomStart):
+        return []
+    _noted_states[:] = [noted for noted in _noted_states if noted is not start.first_set]
+    rows = []
+    for name, before in start.digests.items():
+        if name not in start.seeded:
+            continue
+        first_set = start.first_set.get(name)
+        drew = first_set != before if first_set is not None else _state_digest(name) != before
+        if drew:
+            rows.append(Row("random", name, before))
+    return rows
+
+
+def _state_digest(name: str) -> str:
+    state = _GENERATORS[name].state()
+    return _hexed_value(state) if state is not None else ""
+
+
+# ---- the process before and after
+
+
+@dataclass
+class ProcessState:
+    """What a run may change outside the namespace, as it was."""
+
+    environment: dict[str, str]
+    folder: str
+    path: list[str]
+    settings: dict[str, tuple[object, str]]  # captured value, digest
+    generators: dict[str, str]
+    modules: dict[str, dict[str, object]]  # attributes of local modules
+    threads: frozenset[int]
+    children: frozenset[int]
+
+
+def process_state() -> ProcessState:
+    """The process as it is, to be compared after a run."""
+    with openfiles.unwatched():
+        return ProcessState(
+            dict(os.environ),
+            os.getcwd(),
+            list(sys.path),
+            {
+                setting.name: (setting.capture(), _setting_digest(setting))
+                for setting in SETTINGS
+                if setting.library in sys.modules
+            },
+            {name: _state_digest(name) for name in _GENERATORS},
+            {name: dict(vars(module)) for name, module in _local_modules()},
+            frozenset(thread.ident or 0 for thread in threading.enumerate()),
+            frozenset(_children()),
+        )
+
+
+def _local_modules() -> list[tuple[str, ModuleType]]:
+    return [
+        (name, module)
+        for name, module in list(sys.modules.items())
+        if type(module) is ModuleType
+        and name not in modules.NOTEBOOK_MODULES
+        and modules.origin_of(name) == "local"
+    ]
+
+
+def _setting_digest(setting: Setting) -> str:
+    special = setting.special()
+    return _settings_digest(special) if special else ""
+
+
+def process_changes(before: ProcessState) -> dict[str, Any]:
+    """What a run changed outside the namespace, for `restore_process`; picklable if its values are.
+
+    Raises
+    ------
+    Unrepeatable
+        If the run left threads or child processes of its own.
+    """
+    with openfiles.unwatched():
+        _refuse_leftovers(before)
+        changes: dict[str, Any] = {}
+        environment = dict(os.environ)
+        changed = {
+            name: value for name, value in environment.items() if before.environment.get(name) != value
+        }
+        gone = [name for name in before.environment if name not in environment]
+        changed = {name: value for name, value in changed.items() if not name.startswith("JPY_")}
+        changed = _without_library_variables(changed)
+        if changed or gone:
+            changes["environment"] = (changed, gone)
+        if os.getcwd() != before.folder:
+            changes["folder"] = os.path.relpath(os.getcwd(), before.folder)
+        if sys.path != before.path:
+            changes["path"] = list(sys.path)
+        settings = {}
+        for setting in SETTINGS:
+            if setting.library not in sys.modules:
+                continue
+            now = _setting_digest(setting)
+            if now != before.settings.get(setting.name, (None, ""))[1]:
+                settings[setting.name] = setting.capture()
+        if settings:
+            changes["settings"] = settings
+        generators = {}
+        for name, generator in _GENERATORS.items():
+            state = generator.state()
+            if state is not None and _is_seeded(name) and _hexed_value(state) != before.generators.get(name):
+                generators[name] = state
+        if generators:
+            changes["generators"] = generators
+        attributes = _changed_attributes(before)
+        if attributes:
+            changes["modules"] = attributes
+        return changes
+
+
+_LIBRARY_VARIABLES = frozenset({"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "MPLBACKEND"})
+
+
+def _without_library_variables(changed: dict[str, str]) -> dict[str, str]:
+    """Leave out what libraries set when they are imported, as a hit may not need to import them."""
+    return {name: value for name, value in changed.items() if name not in _LIBRARY_VARIABLES}
+
+
+def _changed_attributes(before: ProcessState) -> dict[str, tuple[dict[str, object], list[str]]]:
+    found = {}
+    for name, module in _local_modules():
+        earlier = before.modules.get(name)
+        if earlier is None:
+            continue  # imported by the run
+        now = vars(module)
+        changed = {
+            attribute: value
+            for attribute, value in now.items()
+            if not _is_as_before(earlier, attribute, value) and not isinstance(value, ModuleType)
+        }
+        gone = [attribute for attribute in earlier if attribute not in now]
+        if changed or gone:
+            if now.get("__spec__") is not earlier.get("__spec__"):
+                raise Unrepeatable(f"it reloads the module {name}")
+            found[name] = (changed, gone)
+    return found
+
+
+def _is_as_before(earlier: Mapping[str, object], attribute: str, value: object) -> bool:
+    return attribute in earlier and earlier[attribute] is value
+
+
+def _refuse_leftovers(before: ProcessState) -> None:
+    for thread in threading.enumerate():
+        if thread.ident not in before.threads and thread.is_alive() and _runs_user_code(thread):
+            raise Unrepeatable(f"it leaves a thread running ({thread.name})")
+    for child in _children() - before.children:
+        if not _is_engine_process(child):
+            raise Unrepeatable(f"it leaves a process running ({_command_of(child) or child})")
+
+
+def _runs_user_code(thread: threading.Thread) -> bool:
+    target = getattr(thread, "_target", None)
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = getattr(target, "__func__", target)
+    if isinstance(target, FunctionType):
+        return modules.is_user_code(target.__globals__.get("__name__"))
+    return modules.is_user_code(type(thread).__module__)
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                found |= {int(word) for word in file.read().split()}
+    except (OSError, ValueError):
+        return found
+    return {child for child in found if not _is_zombie(child)}
+
+
+def _is_zombie(child: int) -> bool:
+    try:
+        with open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[:1] == ["Z"]
+    except OSError:
+        return True
+
+
+_ENGINE_WORDS = ("ipyparcache", "loky", "joblib", "resource_tracker", "forkserver", "multiprocessing.spawn")
+
+
+def _command_of(child: int) -> str:
+    try:
+        with open(f"/proc/{child}/cmdline", "rb") as file:
+            return file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _is_engine_process(child: int) -> bool:
+    """Whether a child is one of a pool's, idle or about to end."""
+    started = sys.modules.get("multiprocessing.process")
+    for process in getattr(started, "_children", ()):
+        if process.pid == child:
+            target = getattr(process, "_target", None)
+            return not (
+                isinstance(target, FunctionType) and modules.is_user_code(target.__globals__.get("__name__"))
+            )
+    command = _command_of(child)
+    return any(word in command for word in _ENGINE_WORDS)
+
+
+def restore_process(changes: Mapping[str, Any]) -> None:
+    """Bring the process to where a run had brought it."""
+    with openfiles.unwatched():
+        changed, gone = changes.get("environment", ({}, []))
+        for name in gone:
+            os.environ.pop(name, None)
+        os.environ.update(changed)
+        if "folder" in changes:
+            os.chdir(changes["folder"])
+        if "path" in changes:
+            sys.path[:] = changes["path"]
+        by_name = {setting.name: setting for setting in SETTINGS}
+        for name, value in changes.get("settings", {}).items():
+            if by_name[name].library in sys.modules:
+                by_name[name].restore(value)
+        for name, state in changes.get("generators", {}).items():
+            generator = _GENERATORS[name]
+            if generator.library in sys.modules:
+                generator.write(state)
+                _seeded.add(name)
+        for name, (values, dropped) in changes.get("modules", {}).items():
+            module = sys.modules.get(name)
+            if module is not None:
+                vars(module).update(values)
+                for attribute in dropped:
+                    vars(module).pop(attribute, None)
+
+
+def can_restore(changes: Mapping[str, Any]) -> bool:
+    """Whether what `restore_process` needs is there: the libraries loaded, the folder present."""
+    if "folder" in changes and not os.path.isdir(changes["folder"]):
+        return False
+    return all(_GENERATORS[name].library in sys.modules for name in changes.get("generators", {}))
