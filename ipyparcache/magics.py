@@ -27,13 +27,15 @@ from ipyparcache.cells.options import (
     whole,
 )
 from ipyparcache.errors import BadSetting, UnknownSetting
+from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
     Body,
-    shown_once,
     parse_body,
     run_statements,
     run_to_completion,
+    show_error,
+    shown_once,
 )
 
 # Cell magics that run their cell and change nothing of it: below one of ours they run live around it.
@@ -77,23 +79,23 @@ class Stack:
 class ParcacheMagics(Magics):
     """The magics of ipyparcache."""
 
-    @no_var_expand
-    @line_cell_magic
+    @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
+    @line_cell_magic  # type: ignore[untyped-decorator]
     def cached(self, line: str, cell: str | None = None) -> None:
         """Bring a cell's effects back from disk if nothing it depends on has changed."""
         if cell is None:
             line, cell = _split_line_magic("%cached", line, CACHED_OPTIONS)
         _finish(self.shell, "cached", line, cell)
 
-    @no_var_expand
-    @line_cell_magic
+    @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
+    @line_cell_magic  # type: ignore[untyped-decorator]
     def parallel(self, line: str, cell: str | None = None) -> None:
         """Run the loops of a cell on all cores, with the effects of the serial run."""
         if cell is None:
             line, cell = _split_line_magic("%parallel", line, PARALLEL_OPTIONS)
         _finish(self.shell, "parallel", line, cell)
 
-    @line_magic
+    @line_magic  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     def parcache(self, line: str) -> None:
         """Look at the store, the runs and the workers: `%parcache --help`."""
         try:
@@ -155,10 +157,16 @@ async def _run(shell: Any, stack: Stack) -> None:
 
     else:
         options = stack.parallel
-        plan = loops.plan(shell, body, options)  # refuses before anything has run
+        plan = loops.plan_cell(body.tree, shell.user_ns, options)  # refuses before anything has run
 
         async def execute(body: Body) -> BaseException | None:
-            return loops.run(shell, body, plan, options)
+            try:
+                with auto.paused():
+                    loops.run_cell(plan, ShellHost(shell, body))
+            except BaseException as error:
+                show_error(shell, error)
+                return error
+            return None
 
     if stack.cached is None:
         error = await execute(body)
@@ -260,7 +268,6 @@ def load_ipython_extension(shell: Any) -> None:
         if transformer not in transformers:
             transformers.append(transformer)
     cached.install(shell)
-    loops.install(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
@@ -274,4 +281,3 @@ def unload_ipython_extension(shell: Any) -> None:
             shell.magics_manager.magics[kind].pop(name, None)
     auto.switch(on=False)
     cached.uninstall(shell)
-    loops.uninstall(shell)

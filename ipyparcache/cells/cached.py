@@ -32,7 +32,7 @@ from ipyparcache.cells.values import NotStorable
 from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import put_state
-from ipyparcache.errors import DamagedEntry, StoreUnavailable
+from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
 from ipyparcache.kernel import outputs
 from ipyparcache.kernel.namespace import interrupts_deferred, rebind, user_bindings
 from ipyparcache.kernel.outputs import Record, recording, replay
@@ -187,7 +187,7 @@ def _guarded(cell: _Cell, step: Callable[[], Any]) -> Any:
     """Run a step of caching; whatever it raises means that the cell runs and is not stored."""
     try:
         return step()
-    except (NoKey, NotStorable, StoreUnavailable) as error:
+    except (NoKey, NotStorable, StoreUnavailable, Unrepeatable) as error:
         cell.no_key = str(error)
     except Exception as error:
         cell.no_key = f"{type(error).__name__} in ipyparcache: {error}"
@@ -204,6 +204,7 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     _refuse_dynamic(tree)
     cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity)
     cell.entries = open_entries(options.dir)
+    environment.use_secret(cell.entries.secret)
     found = None if options.force else _find(cell)
     if found is None:
         # one writer a key: another kernel that runs this cell just now is waited for, then looked up again
@@ -281,6 +282,8 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     pickled, buffers = entry.payload()
     source = cell.source()
     payload, defined, known = keeping.unpack(source, entry.manifest["definitions"], pickled, buffers)
+    if not environment.can_restore(payload["process"]):
+        raise NotStorable("what the cell changed in the process cannot be brought back here")
     traversal = source.inputs.traversal
     return Prepared(
         bound={**defined, **payload["names"]},
@@ -365,9 +368,8 @@ def _store(
     if cell.options.auto and auto.min_seconds() and body_seconds < auto.min_seconds():
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
-    if record.asked_for_input:
-        raise NotStorable("it asked for input")
-    observed = environment.observed_rows(seen, trust_shell=cell.options.trust_shell)
+    observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
+    observed += inputs.rows_of_named_files(cell.body.tree, cell.inputs.traversal, seen)
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
     left = keeping.what_is_left(cell.inputs, before, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)

@@ -13,6 +13,7 @@ import difflib
 import dis
 import inspect
 import itertools
+import os
 import sys
 import time
 import types
@@ -24,7 +25,7 @@ import blake3
 
 from ipyparcache.analysis.cell import Names, identifiers, identity_text, names_of
 from ipyparcache.cells.runs import InputChange
-from ipyparcache.digest import environment
+from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.objects import ABSENT, Traversal
 from ipyparcache.errors import ParcacheError, Undigestible
 
@@ -160,6 +161,22 @@ def imported_modules(tree: ast.AST) -> list[str]:
     return found
 
 
+def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.Seen) -> list[environment.Row]:
+    """Rows for existing files that the cell's texts name and nobody was seen to open.
+
+    A reader written in another language raises no audit event; the name that it was given is all there is to see.
+    """
+    texts: list[object] = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    texts += [traversal.value_of(root) for root in list(traversal.digests)]
+    named = {path for text in texts for path in environment.files_named_in(text)}
+    known = {os.path.realpath(path) for path in seen.files}
+    return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
+
+
 def global_writes(traversal: Traversal) -> set[str]:
     """Names of the notebook that a function among the inputs assigns or deletes through `global`."""
     found: set[str] = set()
@@ -273,7 +290,7 @@ def still_holds(
             if not _binding_holds(row[1], row[2], namespace):
                 return f"`{row[1]}` stands for something else"
         elif not environment.still_holds(row):
-            return environment.described(row)
+            return str(environment.described(row))
     return None
 
 

@@ -6,6 +6,8 @@ import ast
 import sys
 from typing import Any
 
+from IPython.display import display
+
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import Body, run_statements, run_to_completion
 
@@ -17,16 +19,16 @@ class ShellHost:
         self.shell = shell
         self.body = body
         self.namespace: dict[str, Any] = shell.user_ns
+        self.file_name = body.file_name
 
-    def run_statement(self, statement: ast.stmt) -> None:
-        """Run a statement of the cell serially; the value of the cell's last expression is displayed.
+    def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
+        """Run a statement of the cell serially; if it is the last one, its value is displayed.
 
         Raises
         ------
         BaseException
             Whatever it raised, which the user has seen by then.
         """
-        last = statement is self.body.tree.body[-1]
         error = run_to_completion(run_statements(self.shell, self.body, [statement], last=last))
         if error is not None:
             raise error
@@ -35,14 +37,10 @@ class ShellHost:
         """Write text of an iteration to stdout or stderr."""
         getattr(sys, stream).write(text)
 
-    def display(self, data: dict[str, Any], metadata: dict[str, Any], transient: dict[str, Any]) -> None:
+    def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
         """Show what an iteration displayed."""
-        self.shell.display_pub.publish(data=data, metadata=metadata, transient=transient)
+        display(*objects, **options)
 
-    def show_value(self, value: object) -> None:
-        """Show a value as the cell's result."""
-        sys.displayhook(value)
-
-    def show_note(self, html: str, text: str, **facts: Any) -> None:
+    def show_note(self, html: str, text: str) -> None:
         """Show a line of our own below the cell."""
-        show_note(self.shell, html, text, **facts)
+        show_note(self.shell, html, text, kind="parallel")

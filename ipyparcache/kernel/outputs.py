@@ -65,7 +65,6 @@ class Record:
     def __init__(self) -> None:
         self._events: list[OutputEvent] = []
         self.values: list[object] = []  # of the results shown
-        self.asked_for_input = False
         self.muted = 0  # a shell without a front end writes displays to stdout: they are recorded as displays
 
     def add(self, event: OutputEvent) -> None:
@@ -220,7 +219,6 @@ def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
         else:
             taps.append(tap)
     undo = [*_tap_display(shell, record), *_tap_display_hook(shell.displayhook, record, silenced)]
-    undo.append(_tap_input(record))
     try:
         yield
     finally:
@@ -296,33 +294,6 @@ def _tap_display_hook(hook: Any, record: Record, silenced: bool) -> list[Callabl
             hook.__dict__.pop(name, None)
 
     return [undo]
-
-
-def _tap_input(record: Record) -> Callable[[], None]:
-    """Note when the cell asks the user something."""
-    import builtins
-    import getpass
-
-    originals: list[tuple[Any, str, Any]] = [
-        (builtins, "input", builtins.input),
-        (getpass, "getpass", getpass.getpass),
-    ]
-
-    def asking(ask: Callable[..., Any]) -> Callable[..., Any]:
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            record.asked_for_input = True
-            return ask(*args, **kwargs)
-
-        return tapped
-
-    for owner, name, function in originals:
-        setattr(owner, name, asking(function))
-
-    def undo() -> None:
-        for owner, name, function in originals:
-            setattr(owner, name, function)
-
-    return undo
 
 
 def flush_figures(shell: Any) -> None:

@@ -118,6 +118,11 @@ class Entries:
         self._complaints: list[str] = []
         self._total: int | None = None  # bytes in the store as far as this process knows
 
+    @property
+    def secret(self) -> bytes:
+        """32 bytes that only this user knows, derived from the signing key, to key digests of what may be secret."""
+        return blake3.blake3(self._key, derive_key_context="ipyparcache digests of secrets").digest()
+
     def under(self, key: str) -> list[Entry]:
         """The entries under this key, newest first; damaged and foreign ones are set aside and complained
         about."""

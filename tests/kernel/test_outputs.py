@@ -91,16 +91,6 @@ def test_nothing_stays_tapped_after_the_block(shell, capsys):
         assert not {"publish", "write_format_data", "update_user_ns", "quiet"} & set(vars(part))
 
 
-def test_asking_for_input_is_noted(shell, monkeypatch):
-    record = Record()
-    monkeypatch.setattr("builtins.input", lambda prompt="": "yes")
-    with recording(shell, record, silenced=False):
-        answer = input("sure?")
-
-    assert answer == "yes"
-    assert record.asked_for_input
-
-
 def test_a_replay_shows_the_same_and_sets_the_result(shell, published, capsys):
     events = (
         Stream("stdout", "one\n"),
