@@ -1,0 +1,87 @@
+"""What is known of the notebook's functions before a cell is taken apart: which globals they read, write and change."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ipyparcache.analysis.parfor import Facts, Helper, changed_parameters
+from ipyparcache.cells.travel import globals_of, globals_written_by
+
+_DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})
+
+
+def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
+    """Facts of those names that are bound in the namespace."""
+    helpers: dict[str, Helper] = {}
+    modules: set[str] = set()
+    for name in names:
+        value = namespace.get(name)
+        if isinstance(value, types.ModuleType):
+            modules.add(name)
+            continue
+        plain = _function_of(value)
+        if plain is not None and plain.__globals__ is namespace:
+            helpers[name] = _helper(plain, namespace)
+    return Facts(helpers, frozenset(modules))
+
+
+def _function_of(value: object) -> types.FunctionType | None:
+    """The plain function under `lru_cache`, `partial` and the like."""
+    for _ in range(10):
+        if type(value) is types.FunctionType:
+            return value
+        if isinstance(value, functools.partial):
+            value = value.func
+        else:
+            value = getattr(value, "__wrapped__", None)
+    return None
+
+
+def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helper:
+    reads: set[str] = set()
+    writes: set[str] = set()
+    dynamic: str | None = None
+    seen: set[str] = set()
+    waiting = [function]
+    while waiting:
+        current = waiting.pop()
+        names = globals_of(current.__code__)
+        writes |= globals_written_by(current.__code__)
+        reads |= names
+        found = names & _DYNAMIC
+        dynamic = dynamic or next((n for n in found if n not in namespace), None)
+        for name in names - seen:
+            seen.add(name)
+            other = _function_of(namespace.get(name))
+            if other is not None and other.__globals__ is namespace:
+                waiting.append(other)
+    return Helper(frozenset(reads), frozenset(writes), _changed(function.__code__, function), dynamic)
+
+
+_changes: dict[types.CodeType, frozenset[int]] = {}
+
+
+def _changed(code: types.CodeType, function: types.FunctionType) -> frozenset[int]:
+    found = _changes.get(code)
+    if found is None:
+        if len(_changes) > 4096:
+            _changes.clear()
+        found = _changes[code] = frozenset(_changed_in_source(function))
+    return found
+
+
+def _changed_in_source(function: types.FunctionType) -> list[int]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, ValueError, IndexError):
+        return []
+    node = tree.body[0] if tree.body else None
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return []
+    return list(changed_parameters(node))

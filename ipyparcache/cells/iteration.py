@@ -1,0 +1,609 @@
+"""A worker's side of a parallel loop: runs iterations and hands back, in order, what each of them did."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import threading
+import time
+import types
+import warnings
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
+from ipyparcache.cells import travel, watching
+from ipyparcache.cells.travel import ATOMS, MAIN
+
+FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record is sent at once
+LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
+CHECK_SHARE = 0.02  # of the time of an iteration that looking for changes may cost, to be done after each
+
+#: Kinds of events that a chunk emits while it runs.
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN = range(5)
+
+Traceback = list[tuple[str, str, int]]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What every iteration of a loop needs, as it travels to a worker.
+
+    Attributes
+    ----------
+    code
+        The compiled body; the element lies under `ITEM`.
+    assigned
+        Names that an iteration may bind.
+    by_content
+        Numbers of the sites whose operands are copied where they are evaluated.
+    local_modules
+        Names of modules that travel by value.
+    seed
+        Entropy of the loop's random streams, or None.
+    """
+
+    code: types.CodeType
+    assigned: tuple[str, ...]
+    by_content: frozenset[int]
+    local_modules: frozenset[str]
+    seed: tuple[int, ...] | None
+    yields: bool
+    watch_random: bool
+    retries: int
+    parcel: bytes
+    buffers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a chunk ended early: the pickled exception of its last iteration."""
+
+    iteration: int
+    data: bytes
+    text: str
+    traceback: Traceback
+
+
+@dataclass
+class ChunkResult:
+    """What a chunk hands back at its end; records emitted before are not in it.
+
+    Attributes
+    ----------
+    records
+        Of iterations in order: number of the first, pickle of a list of `Left`, its buffers.
+    lost
+        Changed objects of the parcel by number, and changed names: (first iteration, number or None, name).
+    """
+
+    records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
+    failure: Failure | None = None
+    lost: list[tuple[int, int, int | None, str]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    started: float = 0.0
+    pid: int = 0
+
+
+Left = tuple[list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object]
+"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a comprehension."""
+
+
+class _Key:
+    def __getitem__(self, key: object) -> object:
+        return key
+
+
+class _Random:
+    """The random streams of an iteration: children of one seed, numbered by the iteration."""
+
+    def __init__(self, entropy: tuple[int, ...]) -> None:
+        self.entropy = entropy
+        self._default_rng: Callable[..., Any] | None = None
+
+    def begin(self, iteration: int) -> None:
+        """Seed every global generator of this process for one iteration."""
+        import random
+
+        import numpy as np
+
+        children = np.random.SeedSequence(list(self.entropy), spawn_key=(iteration,)).spawn(4)
+        random.seed(int.from_bytes(children[0].generate_state(8).tobytes(), "little"))
+        np.random.seed(children[1].generate_state(8))
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.manual_seed(int(children[2].generate_state(1, np.uint64)[0] >> 1))
+        self._follow_default_rng(children[3])
+
+    def _follow_default_rng(self, sequence: Any) -> None:
+        import numpy as np
+
+        if self._default_rng is None:
+            self._default_rng = np.random.default_rng
+        plain = self._default_rng
+
+        def default_rng(seed: Any = None) -> Any:
+            return plain(sequence.spawn(1)[0] if seed is None else seed)
+
+        np.random.default_rng = default_rng  # type: ignore[assignment]
+
+    def end(self) -> None:
+        """Give numpy its own `default_rng` back."""
+        if self._default_rng is not None:
+            import numpy as np
+
+            np.random.default_rng = self._default_rng  # type: ignore[assignment]
+
+
+class Task:
+    """The callable that a worker keeps for one run of a loop: called with one chunk of elements at a time.
+
+    It is built from a `Body` on the worker, at its first chunk.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.run: _Run | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task, (self.body,)
+
+    def __call__(self, first: int, items: object, emit_records: bool) -> ChunkResult:
+        if self.run is None:
+            self.run = _Run(self.body)
+        return self.run.chunk(first, items, emit_records)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Elements that are no plain values, each pickled for itself."""
+
+    elements: tuple[tuple[bytes, list[Any]], ...]
+
+
+class _Run:
+    """State of one loop on one worker."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.arrived = travel.unpack(body.parcel, body.buffers)
+        self.namespace = self.arrived.namespace
+        self.is_local = body.local_modules.__contains__
+        self.log: list[tuple[Any, ...]] = []
+        self.unbound: list[str] = []
+        self.known: dict[int, travel.Key] = {
+            id(obj): ("b", number) for number, obj in self.arrived.objects.items()
+        }
+        self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
+        self.random = _Random(body.seed) if body.seed is not None else None
+        self._hide()
+        self._before = {
+            n: s for n, o in self.arrived.objects.items() if (s := self._state(o)) != ("constant",)
+        }
+        hidden = {LOG, KEY, CONTENT, HASHED, UNBIND, ITEM, VALUE, "__builtins__", "__warningregistry__"}
+        self._fixed = {
+            name: value
+            for name, value in self.namespace.items()
+            if name not in hidden and name not in body.assigned
+        }
+        self._hidden = hidden | set(body.assigned)
+        self._check_cost = 0.0
+        self._global_random = self._random_state() if body.watch_random else None
+        self._pending: list[Left] = []
+        self._pending_first = 0
+
+    def _hide(self) -> None:
+        """Put what the rewritten body calls into the namespace."""
+        self.namespace[LOG] = self.log.append
+        self.namespace[KEY] = _Key()
+        self.namespace[CONTENT] = self._content
+        self.namespace[HASHED] = _hashed
+        self.namespace[UNBIND] = self.unbound.append
+
+    def _content(self, site: int, value: Any) -> Any:
+        """The operand as it is now, where the target copies it; else the operand itself."""
+        if type(value) in ATOMS or site not in self.body.by_content:
+            return value
+        return _snapshot(value)
+
+    def _state(self, obj: object) -> watching.State:
+        return watching.state_of(obj, self._is_user_code)
+
+    def _is_user_code(self, name: object) -> bool:
+        return name == MAIN or (isinstance(name, str) and name in self.body.local_modules)
+
+    # one chunk
+
+    def chunk(self, first: int, items: object, emit_records: bool) -> ChunkResult:
+        """Run the iterations of a chunk, numbered from `first`."""
+        import os
+
+        result = ChunkResult(started=time.monotonic(), pid=os.getpid())
+        elements = items.elements if isinstance(items, Packed) else items
+        assert isinstance(elements, Sequence | range)
+        before = sys.modules.get(MAIN)
+        sys.modules[MAIN] = self.arrived.module
+        watch = _Surroundings(self)
+        watch.begin()
+        checked = first
+        self._flushed = result.started
+        _active.run = self
+        try:
+            for number, element in enumerate(elements, first):
+                begun = time.monotonic()
+                failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
+                for _ in range(self.body.retries if failed else 0):
+                    _emit(AGAIN, number)
+                    self._forget(number, result)
+                    failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
+                    if not failed:
+                        break
+                ended = time.monotonic()
+                result.seconds.append(ended - begun)
+                if failed:
+                    break
+                if self._check_cost and self._check_cost < CHECK_SHARE * (ended - begun):
+                    self._look_for_losses(checked, number, result)
+                    if result.lost:
+                        break
+                    checked = number + 1
+            if not result.lost and checked < first + len(result.seconds):
+                self._look_for_losses(checked, first + len(result.seconds) - 1, result)
+        finally:
+            _active.run = None
+            watch.end()
+            if self.random is not None:
+                self.random.end()
+            if before is not None:
+                sys.modules[MAIN] = before
+        self._flush(result, emit=False)
+        return result
+
+    def _forget(self, number: int, result: ChunkResult) -> None:
+        """Drop what a failed attempt left."""
+        result.failure = None
+        result.records = [record for record in result.records if record[0] != number]
+
+    def _iteration(self, number: int, element: Any, packed: bool, result: ChunkResult, emit: bool) -> bool:
+        """Run one iteration; whether it raised."""
+        namespace, log = self.namespace, self.log
+        objects: dict[int, object] = {}
+        states: dict[int, watching.State] = {}
+        for name in self.body.assigned:
+            namespace.pop(name, None)
+        log.clear()
+        self.unbound.clear()
+        failure: BaseException | None = None
+        try:
+            if packed:
+                data, buffers = element
+                element, objects = travel.unpack_element(data, buffers, self.arrived)
+                states = {n: s for n, o in objects.items() if (s := self._state(o)) != ("constant",)}
+            if self.random is not None:
+                self.random.begin(number)
+            namespace[ITEM] = element
+            exec(self.body.code, namespace)
+        except BaseException as error:
+            failure = error
+        value = namespace.pop(VALUE, None) if self.body.yields else None
+        namespace.pop(ITEM, None)
+        bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
+        unbound = [name for name in self.unbound if name not in bindings]
+        changes: list[tuple[int, str, Any]] = []
+        for key, state in states.items():
+            if not watching.is_as(self._state(objects[key]), state):
+                content = watching.content_of(objects[key])
+                if content is None:
+                    result.lost.append((number, number, None, f"the element of iteration {number}"))
+                else:
+                    changes.append((key, *content))
+        left: Left = (list(log), bindings, unbound, changes, value)
+        if not objects and failure is None and _is_plain(left):
+            if not self._pending:
+                self._pending_first = number
+            self._pending.append(left)
+        else:
+            self._flush(result, emit=emit and failure is None)
+            known = self.known
+            if objects:
+                known = known | {id(obj): ("i", key) for key, obj in objects.items()}
+            try:
+                record = (number, *self._pickled([left], known, bool(objects)))
+            except Exception as error:
+                if failure is None:
+                    failure = _unsendable(error, left)
+                kept = {n: v for n, v in bindings.items() if self._travels(v, known, bool(objects))}
+                entries = [e for e in log if self._travels(e, known, bool(objects))]
+                safe: Left = (entries, kept, unbound, [], None)
+                record = (number, *self._pickled([safe], known, bool(objects)))
+            self._send(record, result, emit and failure is None)
+        if emit and self._pending and time.monotonic() - self._flushed > FLUSH_AFTER:
+            self._flush(result, emit=True)
+        if failure is not None:
+            self._flush(result, emit=False)
+            result.failure = self._failure(number, failure, objects)
+            return True
+        return False
+
+    def _travels(self, value: object, known: dict[int, travel.Key], objects: bool) -> bool:
+        try:
+            self._pickled(value, known, objects)
+        except Exception:
+            return False
+        return True
+
+    def _pickled(self, value: object, known: dict[int, travel.Key], objects: bool) -> tuple[bytes, list[Any]]:
+        file = io.BytesIO()
+        buffers: list[pickle.PickleBuffer] = []
+        kind = travel.ReturnerOfObjects if objects or self.with_objects else travel.Returner
+        pickler = kind(file, self.arrived, known, self.is_local, buffers)
+        pickler.dump(value)
+        return file.getvalue(), list(buffers)
+
+    def _flush(self, result: ChunkResult, *, emit: bool) -> None:
+        """Send the plain iterations that have gathered."""
+        if not self._pending:
+            return
+        record = (self._pending_first, pickle.dumps(self._pending, 5), [])
+        self._pending = []
+        self._send(record, result, emit)
+
+    def _send(self, record: tuple[int, bytes, list[Any]], result: ChunkResult, emit: bool) -> None:
+        number, data, buffers = record
+        size = len(data) + sum(buffer.raw().nbytes for buffer in buffers)
+        if emit and size < LARGE and not result.records:
+            from ipyparcache.engine.worker import emit as emit_event
+
+            inband = [bytes(buffer.raw()) for buffer in buffers]
+            emit_event(pickle.dumps((RECORD, number, data, inband), 5))
+            self._flushed = time.monotonic()
+            return
+        result.records.append(record)
+
+    def _failure(self, number: int, error: BaseException, objects: dict[int, object]) -> Failure:
+        import traceback as formatting
+
+        rows = _rows(error)
+        known = self.known | {id(obj): ("i", key) for key, obj in objects.items()}
+        text = "".join(formatting.format_exception_only(error)).strip()
+        error.__traceback__ = None
+        for attempt in (error, _reduced(error), _nearest(error)):
+            try:
+                data, buffers = self._pickled(attempt, known, bool(objects))
+                inband = pickle.dumps((data, [bytes(b.raw()) for b in buffers]), 5)
+                return Failure(number, inband, text, rows)
+            except Exception:
+                continue
+        data, _ = self._pickled(RuntimeError(text), {}, False)
+        return Failure(number, pickle.dumps((data, []), 5), text, rows)
+
+    # what analysis cannot see
+
+    def _look_for_losses(self, first: int, last: int, result: ChunkResult) -> None:
+        begun = time.monotonic()
+        for number, state in self._before.items():
+            obj = self.arrived.objects[number]
+            now = self._state(obj)
+            if not watching.is_as(now, state):
+                result.lost.append((first, last, number, ""))
+        namespace = self.namespace
+        for name, value in self._fixed.items():
+            if namespace.get(name, self) is not value:
+                result.lost.append((first, last, None, name))
+        if len(namespace) > len(self._fixed):
+            for name in namespace.keys() - self._fixed.keys() - self._hidden:
+                result.lost.append((first, last, None, name))
+        if self._global_random is not None and self._random_state() != self._global_random:
+            result.lost.append((first, last, None, "the global random generator"))
+        self._check_cost = max(time.monotonic() - begun, 1e-6)
+
+    def _random_state(self) -> object:
+        state: list[object] = []
+        random = sys.modules.get("random")
+        if random is not None:
+            state.append(random.getstate())
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and "numpy.random" in sys.modules:
+            legacy = numpy.random.get_state()
+            state.append((legacy[1].tobytes(), *legacy[2:]))
+        return state
+
+
+class _Surroundings:
+    """Warnings, log records and displays of a chunk, caught to be shown in the kernel."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+        self.thread = threading.get_ident()
+
+    def begin(self) -> None:
+        """Catch from now on."""
+        import builtins
+        import logging
+
+        self._showwarning = warnings.showwarning
+        warnings.showwarning = self._warn
+        self._filters = list(warnings.filters)
+        # "Once" is decided in the kernel, which sees all iterations.
+        warnings.filters[:] = [  # type: ignore[index]
+            ("always", *entry[1:]) if entry[0] in ("default", "once", "module") else entry
+            for entry in self._filters
+        ]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        self._default = warnings.defaultaction  # type: ignore[attr-defined]
+        self._handler = _Handler()
+        self._root_handlers = list(logging.root.handlers)
+        logging.root.handlers[:] = [self._handler]
+        self._display = getattr(builtins, "display", None)
+        if self._display is None:
+            builtins.display = display  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """Leave the process as it was."""
+        import builtins
+        import logging
+
+        warnings.showwarning = self._showwarning
+        warnings.filters[:] = self._filters  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        logging.root.handlers[:] = self._root_handlers
+        if self._display is None:
+            del builtins.display  # type: ignore[attr-defined]
+
+    def _warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if file is not None:
+            self._showwarning(message, category, filename, lineno, file, line)
+            return
+        payload = self.run._pickled((message, category), self.run.known, False)
+        _emit(WARNING, (payload[0], [bytes(b.raw()) for b in payload[1]], filename, lineno))
+
+
+def _handler_class() -> Any:
+    import logging
+
+    class Handler(logging.Handler):
+        """Sends log records to the kernel."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            facts = dict(record.__dict__)
+            facts["msg"], facts["args"] = record.getMessage(), None
+            if record.exc_info:
+                facts["exc_text"] = logging.Formatter().formatException(record.exc_info)
+                facts["exc_info"] = None
+            plain = {name: value for name, value in facts.items() if type(value) in ATOMS}
+            _emit(LOGGED, plain)
+
+    return Handler
+
+
+def _Handler() -> Any:  # noqa: N802 - stands for a class that needs logging, which is loaded late
+    return _handler_class()()
+
+
+_active = threading.local()
+
+
+def _emit(kind: int, payload: object) -> None:
+    from ipyparcache.engine.worker import emit
+
+    emit(pickle.dumps((kind, payload), 5))
+
+
+def display(*objects: object, **options: object) -> None:
+    """Stands on a worker for IPython's `display`: the kernel shows the objects."""
+    run: _Run | None = getattr(_active, "run", None)
+    if run is None:
+        raise RuntimeError("display() was called outside of an iteration")
+    data, buffers = run._pickled((objects, options), run.known, bool(run.arrived.objects))
+    _emit(DISPLAY, (data, [bytes(b.raw()) for b in buffers]))
+
+
+def worker_display() -> Callable[..., None]:
+    """What IPython's `display` is on a worker."""
+    return display
+
+
+def _hashed(key: Any) -> Any:
+    hash(key)
+    return key
+
+
+def _snapshot(value: Any) -> Any:
+    """A shallow copy of what may change later; iterators are read to their end, as their consumer would."""
+    kind = type(value)
+    if kind in (list, dict, set, bytearray, deque, OrderedDict, defaultdict):
+        return value.copy()
+    if kind in (tuple, frozenset, range):
+        return value
+    module = kind.__module__.partition(".")[0]
+    if module in ("numpy", "pandas") and hasattr(value, "copy"):
+        return value.copy()
+    if hasattr(value, "__next__"):
+        return list(value)
+    return value
+
+
+def _is_plain(left: Left) -> bool:
+    """Whether nothing in it could be shared with anything: atoms only."""
+    entries, bindings, _, changes, value = left
+    if changes:
+        return False
+    for entry in entries:
+        for part in entry:
+            if type(part) not in ATOMS:
+                return False
+    for part in bindings.values():
+        if type(part) not in ATOMS:
+            return False
+    return value is None or (type(value) is list and all(type(part) in ATOMS for part in value))
+
+
+def _unsendable(error: Exception, left: Left) -> BaseException:
+    entries, bindings, _, _, value = left
+    for what, part in [*bindings.items(), *(("a collected value", e) for e in entries), ("a value", value)]:
+        try:
+            pickle.dumps(part, 5)
+        except Exception:
+            return TypeError(f"{what} of this iteration cannot come back from its worker: {error}")
+    return TypeError(f"what this iteration leaves cannot come back from its worker: {error}")
+
+
+def _rows(error: BaseException) -> Traceback:
+    """File, function and line of the frames of a traceback, without ours."""
+    rows: Traceback = []
+    entry = error.__traceback__
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename != __file__:
+            rows.append((code.co_filename, code.co_name, entry.tb_lineno))
+        entry = entry.tb_next
+    return rows
+
+
+def _reduced(error: BaseException) -> BaseException:
+    """The exception with only those arguments and attributes that pickle."""
+
+    def part(value: object) -> object:
+        try:
+            pickle.dumps(value, 5)
+        except Exception:
+            return repr(value)
+        return value
+
+    made = travel.exception(type(error), tuple(map(part, error.args)), {})
+    made.__dict__.update({name: part(value) for name, value in error.__dict__.items()})
+    return made
+
+
+def _nearest(error: BaseException) -> BaseException:
+    """The nearest base class of an exception that is everywhere, with its text."""
+    kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
+    made = travel.exception(kind, (str(error),), {})
+    made.__dict__.update({k: v for k, v in error.__dict__.items() if type(v) in ATOMS or k == "__notes__"})
+    return made
+
+
+def is_plain_sequence(items: Iterable[object]) -> bool:
+    """Whether all elements are atoms, or tuples of atoms, so that they travel without numbers."""
+    for item in items:
+        kind = type(item)
+        if kind in ATOMS:
+            continue
+        if kind is tuple and all(type(part) in ATOMS for part in item):  # type: ignore[attr-defined]
+            continue
+        return False
+    return True
+
+
+__all__ = ["Body", "ChunkResult", "Failure", "Packed", "Task", "display", "is_plain_sequence"]

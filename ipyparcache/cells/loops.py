@@ -1,0 +1,839 @@
+"""`%%parallel`: a cell's loops as tasks, and a namespace afterwards that is the one the serial cell would have left."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import pickle
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from ipyparcache.analysis import refusals
+from ipyparcache.analysis.parfor import VALUE, Comprehension, Facts, Loop, Parfor, Serial, Step, steps_of
+from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells.facts import facts_of
+from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
+from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.errors import ChangeLost, IterationError, LoopRefused, TaskCancelled
+from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
+
+TARGET = 0.025  # seconds that a chunk should take: long against sending it, short at the end of the loop
+LARGEST = 4096  # iterations of a chunk
+MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """The options of `%%parallel`."""
+
+    jobs: int | None = None
+    backend: str = "processes"
+    cached: bool = False
+    seed: int | None = None
+    background: str | None = None
+    on_error: str = "raise"
+    timeout: float | None = None
+    retries: int = 0
+    chunk: int | None = None
+    order: str = "kept"
+    inner_threads: int | None = None
+    progress: bool | None = None
+    no_progress: bool = False
+    quiet: bool = False
+
+
+class Host(Protocol):
+    """The kernel, as a loop sees it."""
+
+    namespace: dict[str, Any]
+    file_name: str
+
+    def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
+        """Execute a statement as the shell does, show the value of the cell's last expression, raise its error."""
+
+    def write(self, stream: str, text: str) -> None:
+        """Write to the cell's `stdout` or `stderr`."""
+
+    def show_note(self, html: str, text: str) -> None:
+        """Show something of ours below the cell."""
+
+    def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
+        """Show objects as a call of `display` in the cell would."""
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell whose loops can run in tasks."""
+
+    steps: tuple[Step, ...]
+    facts: Facts
+    options: LoopOptions
+
+
+@dataclass
+class LoopReport:
+    """What became of one loop.
+
+    Attributes
+    ----------
+    rows
+        For the timeline: worker, begin and end (monotonic clock), first iteration, number of iterations.
+    partial
+        What iterations behind an error or interrupt had left: number and entries, not merged.
+    """
+
+    line: int
+    iterations: int = 0
+    seconds: float = 0.0
+    rows: list[tuple[int, float, float, int, int]] = field(default_factory=list)
+    errors: list[IterationError] = field(default_factory=list)
+    partial: dict[int, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunReport:
+    """What became of a cell's loops."""
+
+    loops: list[LoopReport] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+def refused(refusal: Refusal) -> LoopRefused:
+    """The error that tells of a refusal."""
+    return LoopRefused(refusal.line, refusal.variable, refusal.reason, refusal.advice)
+
+
+def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions) -> CellPlan:
+    """Take a cell apart into statements and loops.
+
+    Raises
+    ------
+    LoopRefused
+        If one of its loops cannot be run in tasks; nothing has been executed then.
+    """
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    facts = facts_of(names, namespace)
+    if options.on_error == "collect" and options.retries < 0:
+        raise refused(refusals.NotSupported(1, None, "--retries takes 0 or more"))
+    steps = steps_of(tree, facts)
+    if isinstance(steps, Refusal):
+        raise refused(steps)
+    return CellPlan(tuple(steps), facts, options)
+
+
+def run_cell(plan: CellPlan, host: Host) -> RunReport:
+    """Run the statements of a planned cell in order, its loops in tasks.
+
+    The error that ends the cell is raised, with the report as its attribute `report`.
+    """
+    report = RunReport()
+    ran = False
+    for number, step in enumerate(plan.steps):
+        last = number == len(plan.steps) - 1
+        try:
+            if isinstance(step, Serial):
+                host.run_statement(step.statement, last=last)
+            elif isinstance(step, Loop):
+                _run_loop(step, plan, host, report, fresh=not ran)
+                for position, statement in enumerate(step.parfor.orelse):
+                    host.run_statement(statement, last=last and position == len(step.parfor.orelse) - 1)
+            else:
+                _run_comprehension(step, plan, host, report, fresh=not ran, last=last)
+        except BaseException as error:
+            report.error = error
+            error.report = report  # type: ignore[attr-defined]
+            raise
+        ran = True
+    return report
+
+
+def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool) -> None:
+    run = LoopRun(step.parfor, plan, host)
+    report.loops.append(run.report)
+    try:
+        run.prepare()
+    except LoopRefused as error:
+        if fresh:
+            raise
+        _say_serial(error, host)
+        host.run_statement(step.statement, last=False)
+        return
+    for _ in run.iterate():
+        continue
+
+
+def _run_comprehension(
+    step: Comprehension, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool, last: bool
+) -> None:
+    run = LoopRun(step.parfor, plan, host)
+    report.loops.append(run.report)
+    try:
+        run.prepare()
+    except LoopRefused as error:
+        if fresh:
+            raise
+        _say_serial(error, host)
+        host.run_statement(step.original, last=last)
+        return
+    stream = run.iterate()
+    values = (value for part in stream for value in part)
+    place: object = values
+    if step.kind == "list":
+        place = list(values)
+    elif step.kind == "set":
+        place = set(values)
+    elif step.kind == "dict":
+        place = dict(values)
+    host.namespace[VALUE] = place
+    try:
+        host.run_statement(step.statement, last=last)
+    finally:
+        host.namespace.pop(VALUE, None)
+        values.close()
+        stream.close()
+
+
+def _say_serial(error: LoopRefused, host: Host) -> None:
+    text = f"ran here, one iteration after the other: {error}"
+    host.show_note(f"<div>{text}</div>", text)
+
+
+@dataclass
+class _Chunk:
+    """Iterations sent together, until they are merged."""
+
+    number: int
+    first: int
+    count: int
+    objects: list[dict[int, object]]
+    events: list[tuple[str, Any]] = field(default_factory=list)
+    records: dict[int, tuple[bytes, list[Any]]] = field(default_factory=dict)
+    shown: int = 0
+    result: ChunkResult | None = None
+    error: Error | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+class LoopRun:
+    """One loop while it runs.
+
+    Iterations are sent in chunks sized by their measured time; what a chunk did is merged when all chunks before it
+    have been merged and it was found to have changed nothing but what it may.
+    """
+
+    def __init__(self, parfor: Parfor, plan: CellPlan, host: Host) -> None:
+        self.parfor = parfor
+        self.plan = plan
+        self.options = plan.options
+        self.host = host
+        self.namespace = host.namespace
+        self.report = LoopReport(parfor.line)
+        self.cancelled = threading.Event()
+        self.jobs = jobs_of(self.options.jobs)
+        self.chunks: dict[int, _Chunk] = {}
+        self.sent = 0
+        self.merged = 0
+        self._iterations_sent = 0
+        self._mean: float | None = None
+        self._bytes = 0.0
+        self._stop_feeding = False
+        self._touched: dict[int, object] = {}
+        self._peeked: list[Any] = []
+        self._source_error: tuple[int, BaseException] | None = None
+        self._left: int | None = None
+        self._registry_once: dict[Any, Any] = {}
+        self.replayer: Replayer | None = None
+        self.parcel: travel.Parcel | None = None
+        self.tracker: Any = None
+
+    # before it starts
+
+    def prepare(self) -> None:
+        """Evaluate the iterable and pack what the body reads.
+
+        Raises
+        ------
+        LoopRefused
+            If live values show what the text did not: an alias, something that cannot travel.
+        """
+        parfor, namespace = self.parfor, self.namespace
+        self._check_guards()
+        roots = {name: namespace[name] for name in parfor.changed if name in namespace}
+        names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
+        left_out = (set(parfor.changed) | set(parfor.temporaries)) - set(parfor.reads)
+        self.local = _LocalModules()
+        try:
+            self.parcel = travel.pack(
+                namespace, sorted(names - left_out), self.local, (), self._replaced(), left_out
+            )
+        except travel.NotTravelling as error:
+            raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+        self._check_readers(self.parcel)
+        self._check_aliases(roots, self.parcel)
+        self.known = self.parcel.number_of()
+        # A number or text has no place of its own: elements are looked up only where something could be met again.
+        self.replayer = Replayer(parfor, namespace, self.host.file_name)
+
+    def start(self) -> None:
+        """Evaluate the iterable: from here on the loop has begun."""
+        code = compile(
+            ast.fix_missing_locations(ast.Expression(self.parfor.iterable)), self.host.file_name, "eval"
+        )
+        iterable = eval(code, self.namespace)
+        for name in self.parfor.changed:
+            if self.namespace.get(name, self) is iterable and not isinstance(iterable, dict):
+                line = self.parfor.changed[name][0]
+                if not self._writes_items_only(name):
+                    raise refused(refusals.IterableChanged(self.parfor.line, name, line))
+        self.source = iter(iterable)
+        left = operator.length_hint(iterable, -1)
+        self._left = left if left >= 0 else None
+
+    def _writes_items_only(self, name: str) -> bool:
+        return all(
+            site.method in ("item", "augmented", "own") for site in self.parfor.sites if name in site.roots
+        )
+
+    def _check_guards(self) -> None:
+        """A replayed write inside of a `try` must be one that cannot raise."""
+        for site in self.parfor.sites:
+            if site.guarded and not all(_cannot_raise(site.method, self.namespace.get(n)) for n in site.roots):
+                raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def _check_readers(self, parcel: travel.Parcel) -> None:
+        """Functions that travel along must not read what the loop assigns, but as analysis saw it."""
+        parfor = self.parfor
+        known = {name for name in self.plan.facts.helpers}
+        for name, readers in parcel.readers.items():
+            if name in parfor.changed:
+                line = parfor.changed[name][0]
+            elif name in parfor.assigned_at:
+                line = parfor.assigned_at[name]
+            else:
+                continue
+            for reader in sorted(readers):
+                if name in parfor.changed or reader not in known:
+                    raise refused(refusals.ReadByHelper(parfor.line, name, reader, line))
+        for name in sorted(parcel.written):
+            if name in parfor.changed or name in parfor.temporaries:
+                reader = min(parcel.written[name])
+                raise refused(refusals.GlobalWrite(parfor.line, name, reader))
+
+    def _check_aliases(self, roots: Mapping[str, object], parcel: travel.Parcel) -> None:
+        identities = {id(obj) for obj in parcel.objects.values()}
+        for name, value in roots.items():
+            line, attribute = self.parfor.changed[name]
+            if attribute is not None or type(value) in travel.ATOMS:
+                continue
+            parts = [value]
+            if isinstance(value, dict):
+                parts += [v for v in value.values() if isinstance(v, list | dict | set)]
+            elif isinstance(value, list | tuple):
+                parts += [v for v in value if isinstance(v, list | dict | set)]
+            owner = getattr(value, "base", None)
+            if owner is not None:
+                parts.append(owner)
+            for part in parts:
+                if id(part) in identities:
+                    other = next((n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part), "another name")
+                    raise refused(refusals.SharedWithResult(self.parfor.line, name, other, line))
+
+    def _replaced(self) -> dict[int, tuple[Any, ...]]:
+        """IPython's `display`, which a worker has not."""
+        module = sys.modules.get("IPython.core.display_functions")
+        function = getattr(module, "display", None)
+        if function is None:
+            return {}
+        return {id(function): (iteration.worker_display, ())}
+
+    def _task(self) -> Task:
+        assert self.parcel is not None
+        parfor = self.parfor
+        code = compile(parfor.body, self.host.file_name, "exec", dont_inherit=True)
+        by_content = frozenset(
+            number
+            for number, site in enumerate(parfor.sites)
+            if not (
+                site.method in ("item", "items", "attribute")
+                and all(_keeps_references(self.namespace.get(name)) for name in site.roots)
+            )
+        )
+        seed = (self.options.seed,) if self.options.seed is not None else None
+        return Task(
+            Body(
+                code,
+                tuple(n for n in parfor.temporaries),
+                by_content,
+                frozenset(self.local.names),
+                seed,
+                parfor.yields,
+                False,
+                self.options.retries,
+                self.parcel.data,
+                tuple(self.parcel.buffers),
+            )
+        )
+
+    # the elements
+
+    def _elements(self) -> Iterator[tuple[object, ...]]:
+        """The arguments of the tasks: chunks of elements, drawn when they are wanted."""
+        assert self.parcel is not None
+        while not self._stop_feeding:
+            size = self._size()
+            items: list[Any] = []
+            ended = False
+            try:
+                items.extend(islice(self.source, size))
+                ended = len(items) < size
+            except BaseException as error:
+                # `islice` hands over nothing when the iterable raises: what it had drawn is in `items` only if drawn singly.
+                self._source_error = (self._iterations_sent + len(items), error)
+                ended = True
+            if items:
+                yield self._chunk_of(items)
+            if ended:
+                return
+
+    def _size(self) -> int:
+        options = self.options
+        if options.timeout is not None or options.retries or options.on_error == "collect":
+            return 1
+        if options.chunk is not None:
+            return options.chunk
+        if self._mean is None:
+            return 1
+        size = max(1, min(int(TARGET / max(self._mean, 1e-7)), LARGEST, self._iterations_sent * 4))
+        if self._bytes:
+            size = max(1, min(size, int(MOST_BYTES / self._bytes)))
+        if self._left is not None:
+            size = max(1, min(size, -(-(self._left - self._iterations_sent) // (4 * self.jobs))))
+        return size
+
+    def _chunk_of(self, items: list[Any]) -> tuple[object, ...]:
+        first = self._iterations_sent
+        objects: list[dict[int, object]] = []
+        sent: object = items
+        if not is_plain_sequence(items):
+            parts = []
+            for number, item in enumerate(items, first):
+                try:
+                    data, buffers, found = travel.pack_element(item, self.known, self.namespace, self.local)
+                except Exception as error:
+                    why = f"element {number} of the loop is a {type(item).__name__}: {error}"
+                    raise refused(refusals.CannotTravel(self.parfor.line, "the element", why)) from None
+                parts.append((data, buffers))
+                objects.append(found)
+            sent = Packed(tuple(parts))
+        chunk = _Chunk(self.sent, first, len(items), objects)
+        self.chunks[chunk.number] = chunk
+        self.sent += 1
+        self._iterations_sent += len(items)
+        return first, sent, True
+
+    # running
+
+    def iterate(self) -> Iterator[list[Any]]:
+        """Run the loop; yields the elements of a comprehension, iteration by iteration, as they are merged."""
+        begun = time.monotonic()
+        self.start()
+        options = Options(
+            n_jobs=self.jobs,
+            backend=BACKENDS.get(self.options.backend, self.options.backend),
+            batch=1,
+            timeout=self.options.timeout,
+            retries=0,
+            on_error="collect",
+            inner_threads=self.options.inner_threads,
+            capture=True,
+        )
+        tasks = run_tasks(
+            self._task(), self._elements(), options, on_event=self._take_event, cancelled=self.cancelled
+        )
+        try:
+            for number, outcome in tasks:
+                self._take_outcome(number, outcome)
+                yield from self._merge_ready()
+                if self._source_error is not None and self._source_error[0] == self.report.iterations:
+                    break
+            yield from self._merge_ready()
+            if self._source_error is not None:
+                error = self._source_error[1]
+                raise without_frames_of(error, _OWN_FILES)
+        except GeneratorExit:
+            self._note_read_ahead()
+            raise
+        except BaseException as error:
+            close = getattr(tasks, "close", None)
+            self._stop_feeding = True
+            if isinstance(error, KeyboardInterrupt):
+                self._merge_interrupted()
+            if close is not None:
+                close()
+            self._keep_partial()
+            self._note_read_ahead()
+            raise
+        finally:
+            close = getattr(tasks, "close", None)
+            if close is not None:
+                close()
+            self.report.seconds = time.monotonic() - begun
+
+    def _take_event(self, number: int, event: object) -> None:
+        chunk = self.chunks[number]
+        if isinstance(event, Output):
+            chunk.events.append((event.stream, event.data))
+        elif isinstance(event, Emitted):
+            kind, *rest = pickle.loads(event.payload)
+            if kind == iteration.RECORD:
+                first, data, buffers = rest
+                chunk.records[first] = (data, buffers)
+            elif kind == iteration.AGAIN:
+                # A failed attempt: what it printed and left does not count.
+                chunk.events.clear()
+                chunk.records.pop(rest[0], None)
+            else:
+                chunk.events.append(("", (kind, rest[0])))
+        if number == self.merged and not self.options.retries:
+            self._show(chunk)
+
+    def _show(self, chunk: _Chunk) -> None:
+        """Pass on what the chunk has put out so far."""
+        while chunk.shown < len(chunk.events):
+            stream, data = chunk.events[chunk.shown]
+            chunk.shown += 1
+            if stream:
+                self.host.write(stream, data.decode("utf-8", "replace"))
+            else:
+                self._show_special(*data)
+        chunk.events.clear()
+        chunk.shown = 0
+
+    def _show_special(self, kind: int, payload: Any) -> None:
+        if kind == iteration.DISPLAY:
+            data, buffers = payload
+            objects, options = self._load(data, buffers, {})
+            self.host.display(objects, options)
+        elif kind == iteration.WARNING:
+            data, buffers, file_name, line = payload
+            message, category = self._load(data, buffers, {})
+            _warn(message, category, file_name, line, self.namespace)
+        elif kind == iteration.LOGGED:
+            import logging
+
+            logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
+
+    def _take_outcome(self, number: int, outcome: Outcome) -> None:
+        chunk = self.chunks[number]
+        if isinstance(outcome, Value):
+            result = outcome.value
+            assert isinstance(result, ChunkResult)
+            chunk.result = result
+            for first, data, buffers in result.records:
+                chunk.records[first] = (data, buffers)
+            ran = len(result.seconds)
+            if ran:
+                mean = sum(result.seconds) / ran
+                self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
+                size = sum(len(d) + sum(len(memoryview(b).cast("B")) for b in bs) for d, bs in chunk.records.values())
+                self._bytes = max(size / ran, 0.7 * self._bytes)
+            ended = result.started + sum(result.seconds)
+            self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
+            if result.failure is not None or result.lost:
+                self._stop_feeding = self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
+        else:
+            chunk.error = outcome
+            if self.options.on_error != "collect":
+                self._stop_feeding = True
+
+    # merging
+
+    def _merge_ready(self) -> Iterator[list[Any]]:
+        """Merge the chunks that are over, as far as all before them have been merged."""
+        while self.merged in self.chunks and self.chunks[self.merged].is_over:
+            chunk = self.chunks[self.merged]
+            self._show(chunk)
+            yield from self._merge(chunk)
+            del self.chunks[self.merged]
+            self.merged += 1
+            following = self.chunks.get(self.merged)
+            if following is not None and not self.options.retries:
+                self._show(following)
+
+    def _merge(self, chunk: _Chunk) -> Iterator[list[Any]]:
+        result = chunk.result
+        lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
+        failure = result.failure if result is not None else None
+        for number, left in self._iterations_of(chunk):
+            if lost_from is not None and number >= lost_from:
+                break
+            if failure is not None and number == failure.iteration and self.options.on_error == "collect":
+                break
+            self._apply(number, left, chunk)
+            if failure is None or number < failure.iteration:
+                self.report.iterations += 1
+                if self.parfor.yields:
+                    yield self._values(left)
+        if lost_from is not None and result is not None:
+            raise self._lost(result, lost_from)
+        if failure is not None:
+            error = self._error_of(failure, chunk)
+            if self.options.on_error != "collect":
+                raise error
+            yield from self._collect(failure.iteration, error, chunk)
+        if chunk.error is not None:
+            done = chunk.first + sum(1 for _ in self._iterations_of(chunk))
+            error = chunk.error.exception
+            if isinstance(error, TaskCancelled):
+                raise KeyboardInterrupt
+            self._note(error, done, {})
+            if self.options.on_error != "collect":
+                raise error
+            yield from self._collect(done, error, chunk)
+
+    def _values(self, left: Left) -> list[Any]:
+        value = left[4]
+        assert isinstance(value, list)
+        return value
+
+    def _iterations_of(self, chunk: _Chunk) -> Iterator[tuple[int, Left]]:
+        """What the iterations of a chunk left, in order, as far as they came home."""
+        for first in sorted(chunk.records):
+            data, buffers = chunk.records[first]
+            objects = chunk.objects[first - chunk.first] if chunk.objects else {}
+            for offset, left in enumerate(self._load(data, buffers, objects)):
+                yield first + offset, left
+
+    def _load(self, data: bytes, buffers: Sequence[Any], objects: Mapping[int, object]) -> Any:
+        assert self.parcel is not None
+        live = self.parcel.objects
+
+        def resolve(key: travel.Key) -> object:
+            return live[key[1]] if key[0] == "b" else objects[key[1]]
+
+        return travel.load_result(data, buffers, self.namespace, resolve)
+
+    def _apply(self, number: int, left: Left, chunk: _Chunk) -> None:
+        assert self.replayer is not None
+        objects = chunk.objects[number - chunk.first] if chunk.objects else {}
+        if self._touched and any(id(obj) in self._touched for obj in objects.values()):
+            raise ChangeLost(
+                self.parfor.line,
+                "an element that an earlier iteration had changed too",
+                number,
+                number,
+                "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
+            )
+        for key, _, _ in left[3]:
+            self._touched[id(objects[key])] = objects[key]
+        try:
+            self.replayer.apply(left, objects)
+        except Exception as error:
+            raise self._note(without_frames_of(error, _OWN_FILES), number, left[1]) from None
+
+    def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
+        data, buffers = pickle.loads(failure.data)
+        objects = chunk.objects[failure.iteration - chunk.first] if chunk.objects else {}
+        error = self._load(data, buffers, objects)
+        assert isinstance(error, BaseException)
+        bindings: Mapping[str, object] = {}
+        for number, left in self._iterations_of(chunk):
+            if number == failure.iteration:
+                bindings = left[1]
+        return self._note(with_traceback(error, failure.traceback), failure.iteration, bindings)
+
+    def _note(self, error: BaseException, number: int, bindings: Mapping[str, object]) -> BaseException:
+        """Say in the exception which iteration it comes from."""
+        shown = ", ".join(f"{n} = {_brief(bindings[n])}" for n in self.parfor.targets if n in bindings)
+        error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
+        return error
+
+    def _collect(self, number: int, error: BaseException, chunk: _Chunk) -> Iterator[list[Any]]:
+        notes = getattr(error, "__notes__", [""])
+        element = notes[-1].partition("(")[2].rstrip(")")
+        failed = IterationError(number, element, error)
+        self.report.errors.append(failed)
+        self.report.iterations += 1
+        if self.parfor.yields:
+            yield [failed]
+
+    def _lost(self, result: ChunkResult, first: int) -> ChangeLost:
+        assert self.parcel is not None
+        last = max(entry[1] for entry in result.lost if entry[0] == first)
+        what: list[str] = []
+        for begin, _, number, name in result.lost:
+            if begin != first:
+                continue
+            if number is None:
+                what.append(f"`{name}`" if name.isidentifier() else name)
+            else:
+                what.append(self._name_of(self.parcel.objects.get(number)))
+        shown = ", ".join(dict.fromkeys(what))
+        return ChangeLost(self.parfor.line, shown, first, last, _LOST_ADVICE)
+
+    def _name_of(self, target: object) -> str:
+        """How the body reaches an object."""
+        names = sorted(self.parfor.reads)
+        assert self.parcel is not None
+        names += sorted(set(self.parcel.readers) - set(names))
+        for name in names:
+            if self.namespace.get(name, self) is target:
+                return f"`{name}`"
+        from ipyparcache.digest.objects import find_path
+
+        for name in names:
+            if name in self.namespace:
+                path = find_path(name, self.namespace[name], target)
+                if path and path != name:
+                    return f"`{path}`"
+        for name in names:
+            if _reaches(self.namespace.get(name), target):
+                return f"something that `{name}` uses"
+        return f"a {type(target).__name__}"
+
+    def _merge_interrupted(self) -> None:
+        """After an interrupt: iterations of the lowest unfinished chunk that came home are merged."""
+        chunk = self.chunks.get(self.merged)
+        if chunk is None:
+            return
+        self._show(chunk)
+        expected = chunk.first
+        for number, left in self._iterations_of(chunk):
+            if number != expected or (chunk.result is not None and chunk.result.failure is not None):
+                break
+            self._apply(number, left, chunk)
+            self.report.iterations += 1
+            expected += 1
+
+    def _keep_partial(self) -> None:
+        """Later iterations that had finished are not lost."""
+        for number in sorted(self.chunks):
+            chunk = self.chunks[number]
+            if number == self.merged and chunk.result is not None:
+                continue
+            for at, left in self._iterations_of(chunk):
+                self.report.partial[at] = left
+
+    def _note_read_ahead(self) -> None:
+        ahead = self._iterations_sent - self.report.iterations - 1
+        if ahead > 0 and self.source is not None and hasattr(self.source, "send"):
+            self.report.notes.append(f"the iterator was read {ahead} elements ahead of the iteration that ended the loop")
+
+
+class _LocalModules:
+    """Whether a module is local code; remembers those asked that are."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __call__(self, name: str) -> bool:
+        if name in self.names:
+            return True
+        from ipyparcache.digest.modules import origin_of
+
+        if name in (travel.MAIN, "__mp_main__", "builtins") or origin_of(name) != "local":
+            return False
+        self.names.add(name)
+        return True
+
+
+BACKENDS = {"threading": "threads", "loky": "processes"}
+_OWN_FILES = frozenset({__file__, travel.__file__, watching.__file__, Replayer.apply.__code__.co_filename})
+_LOST_ADVICE = (
+    "Return the new value from the iteration and collect it (`out.append(...)`, `out[key] = ...`), "
+    "or drop %%parallel from the cell."
+)
+
+
+def jobs_of(jobs: int | None) -> int:
+    """How many workers `-j` asks for: all processors without it, those left for a negative number."""
+    if jobs is None:
+        return cpu_count()
+    return jobs if jobs > 0 else max(1, cpu_count() + 1 + jobs)
+
+
+def _cannot_raise(method: str, root: object) -> bool:
+    if method in ("append", "extend", "insert", "appendleft"):
+        return type(root).__name__ in ("list", "deque")
+    if method in ("add", "update", "discard", "setdefault", "item"):
+        return isinstance(root, dict | set)
+    if method == "reduce":
+        return isinstance(root, int | float | complex)
+    return False
+
+
+def _keeps_references(root: object) -> bool:
+    """Whether an item write into `root` keeps the object itself, not a copy of its content."""
+    return isinstance(root, dict | list) or (root is not None and type(root).__module__ == travel.MAIN)
+
+
+def _warn(
+    message: Any, category: type[Warning], file_name: str, line: int, namespace: dict[str, Any]
+) -> None:
+    """A warning of a worker, as if it had been raised here: filters and "once" count over all iterations."""
+    import warnings
+
+    registry = namespace.setdefault("__warningregistry__", {})
+    module = travel.MAIN
+    for name, loaded in list(sys.modules.items()):
+        if name != travel.MAIN and getattr(loaded, "__file__", None) == file_name:
+            module, registry = name, loaded.__dict__.setdefault("__warningregistry__", {})
+            break
+    warnings.warn_explicit(message, category, file_name, line, module, registry)
+
+
+def _brief(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _reaches(value: object, target: object, depth: int = 4) -> bool:
+    import gc
+
+    seen: set[int] = set()
+    layer: list[object] = [value]
+    for _ in range(depth):
+        following: list[object] = []
+        for obj in layer:
+            for part in gc.get_referents(obj):
+                if part is target:
+                    return True
+                if id(part) not in seen and not isinstance(part, types.ModuleType) and not _is_namespace(part):
+                    seen.add(id(part))
+                    following.append(part)
+        layer = following[:10_000]
+    return False
+
+
+def _is_namespace(part: object) -> bool:
+    return isinstance(part, dict) and "__builtins__" in part
+
+
+__all__ = [
+    "CellPlan",
+    "Host",
+    "LoopOptions",
+    "LoopReport",
+    "LoopRun",
+    "RunReport",
+    "jobs_of",
+    "plan_cell",
+    "run_cell",
+]
+

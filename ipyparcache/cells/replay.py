@@ -1,0 +1,98 @@
+"""The one place where what iterations did is done to the live namespace, in their order."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ipyparcache.analysis.parfor import HOLE, Parfor
+from ipyparcache.cells import watching
+from ipyparcache.cells.iteration import Left, Traceback
+
+
+class Replayer:
+    """Applies what an iteration left to the namespace: the same for success, error and interrupt.
+
+    Parameters
+    ----------
+    file_name
+        The cell's, so that an error of a replayed statement shows the cell's own line.
+    """
+
+    def __init__(self, parfor: Parfor, namespace: dict[str, Any], file_name: str) -> None:
+        self.parfor = parfor
+        self.namespace = namespace
+        self.sites = _compiled(parfor, namespace, file_name)
+
+    def apply(self, left: Left, objects: Mapping[int, object]) -> None:
+        """Do to the namespace what one iteration did; an error is raised where the serial loop would raise it."""
+        entries, bindings, unbound, changes, _ = left
+        sites = self.sites
+        done = 0
+        try:
+            for entry in entries:
+                sites[entry[0]](*entry[1:])
+                done += 1
+        except Exception:
+            line = self.parfor.sites[entries[done][0]].line
+            before = self.parfor.assigned_at
+            bindings = {n: v for n, v in bindings.items() if before.get(n, 0) <= line}
+            self._bind(bindings, unbound)
+            raise
+        self._bind(bindings, unbound)
+        for number, how, content in changes:
+            watching.put_content(objects[number], how, content)
+
+    def _bind(self, bindings: Mapping[str, object], unbound: Sequence[str]) -> None:
+        for name in unbound:
+            self.namespace.pop(name, None)
+        self.namespace.update(bindings)
+
+
+def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list[Callable[..., None]]:
+    """Each site as a function of its operands over the live namespace."""
+    definitions: list[ast.stmt] = []
+    for number, site in enumerate(parfor.sites):
+        arguments = ast.arguments([], [ast.arg(HOLE % n) for n in range(site.holes)], None, [], [], None, [])
+        body: list[ast.stmt] = [site.statement]
+        if site.assigns:
+            body.insert(0, ast.Global(sorted(site.assigns)))
+        made = ast.FunctionDef(f"site{number}", arguments, body, [], None, None)
+        definitions.append(ast.copy_location(made, site.statement))
+    module = ast.fix_missing_locations(ast.Module(definitions, []))
+    found: dict[str, Any] = {}
+    exec(compile(module, file_name, "exec", dont_inherit=True), namespace, found)
+    return [found[f"site{n}"] for n in range(len(parfor.sites))]
+
+
+def with_traceback(error: BaseException, rows: Traceback) -> BaseException:
+    """The exception with a traceback that shows these lines, although no frame of them ran here."""
+    chain: types.TracebackType | None = None
+    for file_name, name, line in reversed(rows):
+        chain = _entry(file_name, name, line, chain)
+    return error.with_traceback(chain)
+
+
+def _entry(
+    file_name: str, name: str, line: int, following: types.TracebackType | None
+) -> types.TracebackType | None:
+    code = compile("raise error", file_name, "exec").replace(co_name=name, co_firstlineno=max(line, 1))
+    try:
+        exec(code, {"__name__": "__main__", "error": ZeroDivisionError()})
+    except ZeroDivisionError as error:
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if last is not None:
+            return types.TracebackType(following, last.tb_frame, last.tb_lasti, max(line, 1))
+    return following
+
+
+def without_frames_of(error: BaseException, files: frozenset[str]) -> BaseException:
+    """The exception without the frames of our own files at the start of its traceback."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_code.co_filename in files:
+        entry = entry.tb_next
+    return error.with_traceback(entry)

@@ -1,0 +1,635 @@
+"""How the notebook's objects travel to the workers of a loop and how what the iterations leave comes home.
+
+Functions, classes and local modules go by value into one namespace that stands for `__main__` (and one for each local
+module), as they are now. Pickler and unpickler number the objects that they meet in the same order (the memo of
+protocol 5), so these numbers name an object on both sides: what comes home refers to a live object by its number and
+never brings a copy of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAIN = "__main__"
+SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
+ATOMS = frozenset({int, float, str, bool, type(None), bytes, complex})
+#: Objects that are numbered but are no containers of the user's: they can be referred to, not looked into.
+DEFINITIONS = (types.FunctionType, type, types.ModuleType)
+_IMMUTABLE = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    types.CodeType,
+    range,
+    slice,
+    frozenset,
+    tuple,
+)
+
+Key = tuple[str, int]
+
+
+class NotTravelling(Exception):
+    """A name whose value cannot be pickled; the text says which part and why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name = name
+        self.why = why
+
+
+# ---- what the pickles name: rebuilt on arrival
+
+
+class _Arrival(threading.local):
+    """Where the objects of the pickle being loaded belong."""
+
+    spaces: dict[str, dict[str, Any]]
+    resolve: Callable[[Key], object]
+
+
+_arrival = _Arrival()
+
+
+def space(name: str) -> dict[str, Any]:
+    """The namespace of this name in the pickle being loaded."""
+    found = _arrival.spaces.get(name)
+    if found is None:
+        if name.startswith("="):
+            found = importlib.import_module(name[1:]).__dict__
+        else:
+            found = {"__name__": name, "__builtins__": __builtins__}
+        _arrival.spaces[name] = found
+    return found
+
+
+def module(name: str, file: str | None) -> types.ModuleType:
+    """The local module of this name, with the namespace of the pickle being loaded."""
+    found = _arrival.spaces.get("@" + name)
+    if found is None:
+        made = types.ModuleType(name)
+        if file is not None:
+            made.__file__ = file
+        made.__dict__.update(_arrival.spaces.get(name, {}))
+        _arrival.spaces[name] = made.__dict__
+        _arrival.spaces["@" + name] = {"module": made}
+        sys.modules[name] = made
+        return made
+    return found["module"]  # type: ignore[no-any-return]
+
+
+def function(code: types.CodeType, spaces: dict[str, Any], name: str, closure: tuple[Any, ...] | None) -> Any:
+    """A function over a namespace; its state follows."""
+    return types.FunctionType(code, spaces, name, None, closure)
+
+
+def set_function(made: Any, state: tuple[dict[str, Any], dict[str, Any], list[tuple[int, Any]]]) -> None:
+    """Give a function its attributes and its cells their contents."""
+    attributes, own, contents = state
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    made.__dict__.update(own)
+    for number, content in contents:
+        made.__closure__[number].cell_contents = content
+
+
+def cell() -> types.CellType:
+    """An empty cell; the functions that hold it bring its content."""
+    return types.CellType()
+
+
+def live(side: str, number: int) -> object:
+    """The object that the other side knows by this number."""
+    return _arrival.resolve((side, number))
+
+
+def view(owner: Any, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> object:
+    """A view of a live array."""
+    import numpy as np
+
+    return np.ndarray(shape, dtype, owner, offset, strides)
+
+
+def exception(kind: type[BaseException], arguments: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
+    """An exception made without its `__init__`."""
+    if issubclass(kind, BaseExceptionGroup):
+        made: BaseException = kind.__new__(kind, *arguments)
+    else:
+        made = kind.__new__(kind)
+        made.args = arguments
+    for name, value in fields.items():
+        try:
+            setattr(made, name, value)
+        except (AttributeError, TypeError):
+            continue
+    return made
+
+
+def set_exception(made: BaseException, state: tuple[dict[str, Any], Any, Any, bool]) -> None:
+    """Give an exception its attributes, cause and context."""
+    attributes, cause, context, suppressed = state
+    made.__dict__.update(attributes)
+    made.__cause__ = cause
+    made.__context__ = context
+    made.__suppress_context__ = suppressed
+
+
+#: Fields of exceptions that are neither in `args` nor in `__dict__`.
+_FIELDS: dict[type[BaseException], tuple[str, ...]] = {
+    OSError: ("errno", "strerror", "filename", "filename2"),
+    ImportError: ("msg", "name", "path"),
+    SyntaxError: ("msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset"),
+    UnicodeError: ("encoding", "object", "start", "end", "reason"),
+    StopIteration: ("value",),
+    SystemExit: ("code",),
+    NameError: ("name",),
+    AttributeError: ("name",),
+}
+
+
+# ---- pickling
+
+
+@functools.cache
+def _cloud() -> Any:
+    import cloudpickle.cloudpickle as source
+
+    return source
+
+
+@functools.cache
+def _more_reducers() -> dict[type, Callable[[Any], Any]]:
+    table = dict(_cloud().Pickler._dispatch_table)
+    for kind in (io.TextIOWrapper, types.CellType, types.ModuleType):  # an open file would travel as its text
+        table.pop(kind, None)
+    return table
+
+
+def _is_importable(obj: Any, name: str | None, owner: object) -> bool:
+    if not isinstance(owner, str) or owner in (MAIN, "__mp_main__"):
+        return False
+    found: object = sys.modules.get(owner)
+    for part in (name or "").split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+class Traveller(pickle.Pickler):
+    """Pickles what a namespace holds: notebook code by value, everything else as usual.
+
+    Parameters
+    ----------
+    spaces
+        Namespaces that travel by value, by their name on the other side: `__main__` and local modules.
+    is_local
+        Whether a module of this name is local code, which travels by value too.
+    """
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        spaces: Mapping[str, dict[str, Any]],
+        is_local: Callable[[str], bool],
+        buffers: list[pickle.PickleBuffer] | None = None,
+    ) -> None:
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            if buffer.raw().nbytes < SMALL_BUFFER:
+                return True
+            assert buffers is not None
+            buffers.append(buffer)
+            return False
+
+        super().__init__(file, 5, buffer_callback=None if buffers is None else keep)
+        self.spaces = {id(namespace): name for name, namespace in spaces.items()}
+        self.by_name = dict(spaces)
+        self.is_local = is_local
+        self.wanted: list[tuple[str, str, str]] = []
+        self.replaced: dict[int, tuple[Any, ...]] = {}
+        self._keep: list[object] = []
+        self._stand_ins: dict[str, _Space] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        """How objects that pickle knows no opcode for are taken apart."""
+        kind = type(obj)
+        special = self.replaced.get(id(obj))
+        if special is not None:
+            return special
+        if kind is types.FunctionType:
+            return self._function(obj)
+        if issubclass(kind, type):
+            return self._class(obj)
+        if kind is types.ModuleType:
+            return self._module(obj)
+        if kind is types.CellType:
+            return cell, ()
+        if kind is functools._lru_cache_wrapper:
+            from ipyparcache.pickling import cached_again
+
+            if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
+                return NotImplemented
+            return cached_again, (obj.__wrapped__, obj.cache_parameters())
+        if isinstance(obj, BaseException):
+            return self._exception(obj)
+        more = _more_reducers().get(kind)
+        return NotImplemented if more is None else more(obj)
+
+    def _function(self, obj: types.FunctionType) -> Any:
+        name = self.spaces.get(id(obj.__globals__))
+        if name is None:
+            owner = obj.__module__
+            if _is_importable(obj, obj.__qualname__, owner) and not self.is_local(owner):
+                return NotImplemented
+            if hasattr(obj, "registry") and hasattr(obj, "_clear_cache") and hasattr(obj, "__wrapped__"):
+                from ipyparcache.pickling import dispatched_again
+
+                return dispatched_again, (obj.__wrapped__, dict(obj.registry))  # type: ignore[attr-defined]
+            name = self._space_of(obj)
+        read = sorted(globals_of(obj.__code__))
+        if not name.startswith("="):
+            self.wanted.extend((name, each, obj.__qualname__) for each in read)
+        contents = []
+        for number, part in enumerate(obj.__closure__ or ()):
+            try:
+                contents.append((number, part.cell_contents))
+            except ValueError:
+                continue
+        attributes = {
+            "__qualname__": obj.__qualname__,
+            "__module__": obj.__module__,
+            "__doc__": obj.__doc__,
+            "__defaults__": obj.__defaults__,
+            "__kwdefaults__": obj.__kwdefaults__,
+            "__annotations__": obj.__annotations__,
+        }
+        stand_in = self._stand_ins.setdefault(name, _Space(name))
+        arguments = (obj.__code__, stand_in, obj.__name__, obj.__closure__)
+        return function, arguments, (attributes, obj.__dict__, contents), None, None, set_function
+
+    def _space_of(self, obj: types.FunctionType) -> str:
+        """The name of the namespace of a function that is not the notebook's."""
+        owner = obj.__globals__.get("__name__")
+        module = sys.modules.get(owner) if isinstance(owner, str) else None
+        if module is not None and module.__dict__ is obj.__globals__ and isinstance(owner, str):
+            name = owner if self.is_local(owner) else "=" + owner
+        else:
+            name = f"#{len(self.spaces)}"
+        self.spaces[id(obj.__globals__)] = name
+        self.by_name[name] = obj.__globals__
+        self._keep.append(obj)
+        return name
+
+    def _class(self, obj: type) -> Any:
+        source = _cloud()
+        if obj in source._BUILTIN_TYPE_NAMES or obj.__module__ == "builtins":
+            reduced = source._class_reduce(obj)
+            return reduced
+        if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
+            return NotImplemented
+        make, arguments, *rest = source._dynamic_class_reduce(obj)
+        # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version lives on.
+        place = 4 if make is source._make_skeleton_class else 5
+        return (make, (*arguments[:place], None, *arguments[place + 1 :]), *rest)
+
+    def _module(self, obj: types.ModuleType) -> Any:
+        name = obj.__name__
+        if self.spaces.get(id(obj.__dict__)) == MAIN:
+            return module, (MAIN, None)
+        if not self.is_local(name):
+            return importlib.import_module, (name,)
+        self.spaces[id(obj.__dict__)] = name
+        self.by_name[name] = obj.__dict__
+        skipped = ("__builtins__", "__loader__", "__spec__", "__cached__", "__warningregistry__")
+        self.wanted.extend((name, each, name) for each in list(obj.__dict__) if each not in skipped)
+        return module, (name, getattr(obj, "__file__", None))
+
+    def _exception(self, obj: BaseException) -> Any:
+        fields = {
+            name: getattr(obj, name, None)
+            for base, names in _FIELDS.items()
+            if isinstance(obj, base)
+            for name in names
+        }
+        arguments: tuple[Any, ...] = obj.args
+        if isinstance(obj, BaseExceptionGroup):
+            arguments = (obj.message, list(obj.exceptions))
+        for owner in type(obj).__mro__:
+            slots = owner.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if hasattr(obj, name):
+                    fields[name] = getattr(obj, name)
+        state = (dict(obj.__dict__), obj.__cause__, obj.__context__, obj.__suppress_context__)
+        return exception, (type(obj), arguments, fields), state, None, None, set_exception
+
+
+class _Space:
+    """Stands in a pickle for the namespace of this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return space, (self.name,)
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_of(code: types.CodeType) -> frozenset[str]:
+    """Names that a code object, or code inside of it, reads or writes as globals."""
+    return frozenset(_global_names(code, ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")))
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_written_by(code: types.CodeType) -> frozenset[str]:
+    """Names that a code object, or code inside of it, assigns as globals."""
+    return frozenset(_global_names(code, ("STORE_GLOBAL", "DELETE_GLOBAL")))
+
+
+def _global_names(code: types.CodeType, operations: tuple[str, ...]) -> Iterator[str]:
+    import dis
+
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in operations:
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant, operations)
+
+
+# ---- to the workers
+
+
+@dataclass
+class Parcel:
+    """What the body reads, pickled once, with the numbers of its objects.
+
+    Attributes
+    ----------
+    objects
+        Live objects by number: those that a result may refer to.
+    readers
+        For every name of the notebook that a travelling function reads: the functions that do.
+    """
+
+    data: bytes
+    buffers: list[pickle.PickleBuffer]
+    objects: dict[int, object]
+    readers: dict[str, set[str]]
+    written: dict[str, set[str]]
+
+    def number_of(self) -> dict[int, int]:
+        """Numbers by the id of the live object."""
+        return {id(obj): number for number, obj in self.objects.items()}
+
+
+def pack(
+    namespace: dict[str, Any],
+    names: Iterable[str],
+    is_local: Callable[[str], bool],
+    more: Iterable[object] = (),
+    replaced: Mapping[int, tuple[Any, ...]] | None = None,
+    left_out: Iterable[str] = (),
+) -> Parcel:
+    """Pickle the values of `names` with all notebook code and globals that they reach.
+
+    `more` are objects that travel along without a name (the classes of the elements).
+
+    Raises
+    ------
+    NotTravelling
+        If a value, or a part of it, cannot be pickled.
+    """
+    skipped: dict[tuple[str, str], str] = {(MAIN, name): "" for name in left_out}
+    while True:
+        try:
+            return _pack(namespace, list(names), is_local, list(more), dict(replaced or {}), skipped)
+        except _Skip as found:
+            skipped[found.place] = found.why
+
+
+class _Skip(Exception):
+    def __init__(self, place: tuple[str, str], why: str) -> None:
+        super().__init__(place)
+        self.place = place
+        self.why = why
+
+
+def _pack(
+    namespace: dict[str, Any],
+    names: list[str],
+    is_local: Callable[[str], bool],
+    more: list[object],
+    replaced: dict[int, tuple[Any, ...]],
+    skipped: dict[tuple[str, str], str],
+) -> Parcel:
+    file = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler = Traveller(file, {MAIN: namespace}, is_local, buffers)
+    pickler.replaced = replaced
+    sent: set[tuple[str, str]] = set()
+    readers: dict[str, set[str]] = {}
+    pickler.wanted = [(MAIN, name, "") for name in names]
+    for thing in more:
+        pickler.dump(("", "", thing))
+    while pickler.wanted:
+        where, name, reader = pickler.wanted.pop(0)
+        if where == MAIN and reader:
+            readers.setdefault(name, set()).add(reader)
+        values = pickler.by_name[where]
+        if (where, name) in sent or (where, name) in skipped or name not in values:
+            continue
+        sent.add((where, name))
+        try:
+            pickler.dump((where, name, values[name]))
+        except Exception as error:
+            why = f"{type(values[name]).__name__}: {error}"
+            if where != MAIN:
+                raise _Skip((where, name), why) from None
+            raise NotTravelling(name, why) from None
+    memo = pickler.memo.copy()
+    objects = {number: obj for number, obj in memo.values() if is_numbered(obj) and type(obj) is not _Space}
+    written: dict[str, set[str]] = {}
+    for obj in objects.values():
+        if type(obj) is types.FunctionType and obj.__globals__ is namespace:
+            for each in globals_written_by(obj.__code__):
+                written.setdefault(each, set()).add(obj.__qualname__)
+    return Parcel(file.getvalue(), buffers, objects, readers, written)
+
+
+def is_numbered(obj: object) -> bool:
+    """Whether an object of a pickle's memo can be told apart from its equals, so that its number is kept."""
+    return not isinstance(obj, _IMMUTABLE)
+
+
+@dataclass
+class Arrived:
+    """What a parcel is on a worker.
+
+    Attributes
+    ----------
+    namespace
+        The one namespace that stands for `__main__`.
+    objects
+        The objects by number.
+    """
+
+    namespace: dict[str, Any]
+    module: types.ModuleType
+    objects: dict[int, object]
+    spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
+    """Load a parcel into a new `__main__`."""
+    made = types.ModuleType(MAIN)
+    made.__dict__["__builtins__"] = __builtins__
+    _arrival.spaces = {MAIN: made.__dict__, "@" + MAIN: {"module": made}}
+    file = io.BytesIO(data)
+    loader = pickle.Unpickler(file, buffers=buffers)
+    ends = len(data)
+    before = sys.modules.get(MAIN)
+    sys.modules[MAIN] = made
+    try:
+        while file.tell() < ends:
+            where, name, value = loader.load()
+            if name:
+                space(where)[name] = value
+    finally:
+        if before is not None:
+            sys.modules[MAIN] = before
+    spaces = {id(values) for values in _arrival.spaces.values()}
+    objects: dict[int, object] = {
+        number: obj for number, obj in loader.memo.copy().items() if is_numbered(obj) and id(obj) not in spaces
+    }
+    return Arrived(made.__dict__, made, objects, _arrival.spaces)
+
+
+# ---- elements: to a worker, each pickled for itself
+
+
+class _Element(Traveller):
+    """Pickles an element; what the parcel has brought already is named by its number."""
+
+    known: dict[int, int]
+
+    def persistent_id(self, obj: Any) -> Any:
+        number = self.known.get(id(obj))
+        return None if number is None else ("b", number)
+
+
+def pack_element(
+    item: object, known: dict[int, int], namespace: dict[str, Any], is_local: Callable[[str], bool]
+) -> tuple[bytes, list[pickle.PickleBuffer], dict[int, object]]:
+    """Pickle one element; its own numbered objects are handed back with it."""
+    file = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler = _Element(file, {MAIN: namespace}, is_local, buffers)
+    pickler.known = known
+    pickler.dump(item)
+    objects = {number: obj for number, obj in pickler.memo.copy().values() if is_numbered(obj)}
+    return file.getvalue(), buffers, objects
+
+
+class _Loader(pickle.Unpickler):
+    resolve: Callable[[Key], object]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.resolve(pid)
+
+
+def unpack_element(data: bytes, buffers: Iterable[Any], arrived: Arrived) -> tuple[object, dict[int, object]]:
+    """Load one element on a worker, with its numbered objects."""
+    loader = _Loader(io.BytesIO(data), buffers=buffers)
+    loader.resolve = lambda key: arrived.objects[key[1]]
+    _arrival.spaces = arrived.spaces
+    item = loader.load()
+    return item, {number: obj for number, obj in loader.memo.copy().items() if is_numbered(obj)}
+
+
+# ---- what an iteration leaves: home from a worker
+
+
+class Returner(Traveller):
+    """Pickles on a worker; live objects of the caller are named by their number, functions stay the notebook's."""
+
+    def __init__(
+        self,
+        file: io.BytesIO,
+        arrived: Arrived,
+        known: Mapping[int, Key],
+        is_local: Callable[[str], bool],
+        buffers: list[pickle.PickleBuffer],
+    ) -> None:
+        super().__init__(file, {MAIN: arrived.namespace}, is_local, buffers)
+        self.known = known
+        for name, values in arrived.spaces.items():
+            if not name.startswith("@"):
+                self.spaces[id(values)] = name
+                self.by_name[name] = values
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Functions, classes and modules of the caller by number; views of its arrays as views."""
+        key = self.known.get(id(obj))
+        if key is not None:
+            return live, key
+        kind = type(obj)
+        if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.base is not None:
+            found = self._view(obj)
+            if found is not None:
+                return found
+        return super().reducer_override(obj)
+
+    def _view(self, obj: Any) -> Any:
+        owner = obj.base
+        while owner is not None:
+            key = self.known.get(id(owner))
+            if key is not None and type(owner) is type(obj) and owner.flags.c_contiguous:
+                offset = obj.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+                if 0 <= offset <= owner.nbytes:
+                    return view, (owner, obj.dtype, obj.shape, obj.strides, offset)
+                return None
+            owner = getattr(owner, "base", None)
+        return None
+
+
+class ReturnerOfObjects(Returner):
+    """The same where the caller's lists, dicts and sets may come home too; every object is asked."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        """The caller's name of the object."""
+        return self.known.get(id(obj))
+
+
+def load_result(
+    data: bytes, buffers: Iterable[Any], namespace: dict[str, Any], resolve: Callable[[Key], object]
+) -> Any:
+    """Load, in the kernel, what an iteration left."""
+    loader = _Loader(io.BytesIO(data), buffers=buffers)
+    loader.resolve = resolve
+    _arrival.spaces = _Live({MAIN: namespace})
+    _arrival.resolve = resolve
+    return loader.load()
+
+
+class _Live(dict[str, dict[str, Any]]):
+    """The kernel's own namespaces by name."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = super().get(name)
+        if found is None and name.startswith("@"):
+            loaded = sys.modules.get(name[1:])
+            return {"module": loaded} if loaded is not None else default
+        if found is None and not name.startswith(("=", "#")) and name in sys.modules:
+            return sys.modules[name].__dict__
+        return found if found is not None else default

@@ -1,0 +1,227 @@
+"""Own states of mutable objects: whether an iteration changed them, and how a change is made to the live object."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import sys
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+SMALL_ARRAY = 1 << 16  # bytes up to which an array's content is kept instead of its digest
+
+State = tuple[Any, ...]
+_MODULE_NAMES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
+_CLASS_NAMES = frozenset(
+    {"__dict__", "__weakref__", "__doc__", "_abc_impl", "__abstractmethods__", "__annotations__"}
+)
+
+
+def _same_items(one: Iterable[object], other: Iterable[object]) -> bool:
+    return all(map(operator.is_, one, other))
+
+
+def _same_dict(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
+    return len(one) == len(other) and _same_items(one, other) and _same_items(one.values(), other.values())
+
+
+def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
+    """The own state of an object, its children by reference; comparable by `is_as`."""
+    kind = type(obj)
+    if kind is list or kind is deque:
+        return "items", list(obj)
+    if kind is dict or kind is OrderedDict or kind is defaultdict:
+        return "dict", dict(obj)
+    if kind is set:
+        return "set", set(obj)
+    if kind is bytearray:
+        return "bytes", bytes(obj)
+    if kind is types.FunctionType:
+        contents = []
+        for part in obj.__closure__ or ():
+            try:
+                contents.append(part.cell_contents)
+            except ValueError:
+                contents.append(None)
+        return "function", [obj.__code__, obj.__defaults__, obj.__kwdefaults__, *contents], dict(obj.__dict__)
+    if isinstance(obj, type):
+        if not is_user_code(obj.__module__):
+            return ("constant",)
+        return "class", {name: value for name, value in vars(obj).items() if name not in _CLASS_NAMES}
+    if kind is types.ModuleType:
+        if not is_user_code(obj.__name__):
+            return ("constant",)
+        return "module", {name: value for name, value in vars(obj).items() if name not in _MODULE_NAMES}
+    if kind is random.Random:
+        return "equal", random.Random.getstate(obj)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if kind is numpy.ndarray:
+            return _array_state(obj)
+        if isinstance(obj, numpy.random.Generator):
+            return "repr", repr(obj.bit_generator.state)
+        if isinstance(obj, numpy.random.BitGenerator):
+            return "repr", repr(obj.state)
+        if isinstance(obj, numpy.random.RandomState):
+            return "repr", repr(
+                [part.tobytes() if hasattr(part, "tobytes") else part for part in obj.get_state()]
+            )
+        if isinstance(obj, numpy.dtype | numpy.ufunc | numpy.generic):
+            return ("constant",)
+    if kind in (
+        types.BuiltinFunctionType,
+        types.MethodType,
+        types.CellType,
+        property,
+        staticmethod,
+        classmethod,
+    ):
+        return ("constant",)
+    if is_user_code(kind.__module__):
+        return _instance_state(obj)
+    return _digest_state(obj)
+
+
+def _array_state(obj: Any) -> State:
+    if obj.dtype.hasobject:
+        return "items", [obj.shape, obj.dtype], obj.ravel().tolist()
+    facts = (obj.shape, obj.strides, obj.dtype.str)
+    if obj.nbytes <= SMALL_ARRAY:
+        return "array", facts, obj.tobytes()
+    return "array", facts, array_digest(obj)
+
+
+def array_digest(obj: Any) -> bytes:
+    """XXH3 of an array's content: it only asks whether the content is as before."""
+    import numpy as np
+    import xxhash
+
+    if obj.flags.c_contiguous:
+        data = obj
+    elif obj.flags.f_contiguous:
+        data = obj.T
+    else:
+        data = np.ascontiguousarray(obj)
+    return xxhash.xxh3_128_digest(data.reshape(-1).view(np.uint8).data)
+
+
+def _instance_state(obj: Any) -> State:
+    own: dict[str, object] = {}
+    for name in _slots_of(type(obj)):
+        if hasattr(obj, name):
+            own[name] = getattr(obj, name)
+    attributes = dict(getattr(obj, "__dict__", ()))
+    if any(isinstance(found, functools.cached_property) for found in vars(type(obj)).values()):
+        # What a cached_property keeps says nothing new.
+        attributes = {
+            name: value
+            for name, value in attributes.items()
+            if not isinstance(getattr(type(obj), name, None), functools.cached_property)
+        }
+    base: object = None
+    if isinstance(obj, list | deque):
+        base = list(obj)
+    elif isinstance(obj, dict):
+        base = dict(obj)
+    elif isinstance(obj, set):
+        base = set(obj)
+    return "instance", attributes, own, base
+
+
+@functools.cache
+def _slots_of(kind: type) -> tuple[str, ...]:
+    found: list[str] = []
+    for owner in kind.__mro__:
+        slots = owner.__dict__.get("__slots__", ())
+        found.extend((slots,) if isinstance(slots, str) else slots)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
+
+
+def _digest_state(obj: Any) -> State:
+    """Objects of libraries count by what they are pickled as, so that caches that fill lazily do not."""
+    from ipyparcache.digest.objects import digest_of, is_atomic
+
+    if is_atomic(obj):
+        return ("constant",)
+    try:
+        return "digest", digest_of(obj)
+    except Exception:
+        # Without a digest, what it holds at the top must do.
+        return "instance", dict(getattr(obj, "__dict__", ())), {}, None
+
+
+def is_as(now: State, before: State) -> bool:
+    """Whether two own states of one object are the same: children by identity, content by value."""
+    if now[0] != before[0]:
+        return False
+    for one, other in zip(now[1:], before[1:], strict=True):
+        if isinstance(one, dict):
+            if not _same_dict(one, other):
+                return False
+        elif isinstance(one, list):
+            if len(one) != len(other) or not _same_items(one, other):
+                return False
+        elif isinstance(one, set):
+            if set(map(id, one)) != set(map(id, other)):
+                return False
+        elif one != other:
+            return False
+    return True
+
+
+# ---- changes of elements
+
+
+def content_of(obj: Any) -> tuple[str, Any] | None:
+    """What must be put into the live object to make it as `obj` is; None where that cannot be done soundly."""
+    kind = type(obj)
+    if kind is list or kind is deque:
+        return "items", list(obj)
+    if isinstance(obj, dict) and kind in (dict, OrderedDict, defaultdict):
+        return "dict", list(obj.items())
+    if kind is set:
+        return "set", list(obj)
+    if kind is bytearray:
+        return "bytes", bytes(obj)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and kind is numpy.ndarray:
+        return "array", obj.copy()
+    if isinstance(obj, type) or kind in (types.FunctionType, types.ModuleType):
+        return None
+    from ipyparcache.digest import objects
+
+    try:
+        return "state", objects.state_of(obj)
+    except Exception:
+        return None
+
+
+def put_content(obj: Any, how: str, content: Any) -> None:
+    """Make the live object as the worker's copy was."""
+    if how == "items":
+        if isinstance(obj, deque):
+            obj.clear()
+            obj.extend(content)
+        else:
+            obj[:] = content
+    elif how == "dict":
+        if list(obj) == [key for key, _ in content]:
+            for key, value in content:
+                obj[key] = value
+        else:
+            obj.clear()
+            obj.update(content)
+    elif how == "set":
+        obj.clear()
+        obj.update(content)
+    elif how == "bytes":
+        obj[:] = content
+    elif how == "array":
+        obj[...] = content
+    else:
+        from ipyparcache.digest.objects import put_state
+
+        put_state(obj, content)

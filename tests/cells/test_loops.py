@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+from tests.cells.sessions import describe, new_namespace, parallel, serial
+
+from ipyparcache.errors import LoopRefused
+
+SAME = {
+    "append": ("def f(x):\n    return x * x\nout = []\nref = out", "for i in range(10):\n    out.append(f(i))"),
+    "extend_and_plus": (
+        "out, more = [], ['x']\nref = more",
+        "for i in range(6):\n    out.extend(range(i))\n    more += [i, str(i)]",
+    ),
+    "numbers": (
+        "total, n, neg, prod, bits = 5, 0, 100, 1, 0",
+        "for i in range(1, 9):\n    total += i * i\n    n += 1\n    neg -= i\n    prod *= i\n    if i % 2:\n        bits |= 1 << i",
+    ),
+    "array_rows": (
+        "import numpy as np\nimg, over = np.zeros((6, 4)), np.zeros(9)\nref = img",
+        "for i in range(6):\n    img[i, :] = i\n    img[i, 1:3] += 0.5\n    over[i:i + 3] = i",
+    ),
+    "last_values": (
+        "out, seventh, untouched = [], None, 'as before'",
+        "for i in range(20):\n    tmp = {'row': [i]}\n    a, *rest = i, i + 1, i + 2\n    if i % 7 == 0:\n        seventh = i\n"
+        "    if i > 100:\n        untouched = i\n    i = i * 10\n    out.append(tmp)",
+    ),
+    "shared_objects": (
+        "cfg, base, out = {'k': 1}, [0], []",
+        "for i in range(5):\n    out.append((i, cfg, base))",
+    ),
+    "elements": (
+        "class P:\n    score = 0\n    def __init__(self, v):\n        self.v = v\n"
+        "people, rows = [P(i) for i in range(6)], [{'a': i} for i in range(6)]",
+        "for p in people:\n    p.score = p.v * 10\nfor row in rows:\n    row['b'] = row['a'] + 1",
+    ),
+    "dict_values": (
+        "d, lists = {c: i for i, c in enumerate('abcdef')}, {c: [c] for c in 'abc'}",
+        "for k in d:\n    d[k] += 100\nfor k, v in lists.items():\n    v.append(k * 2)",
+    ),
+    "setdefault_get": (
+        "words = 'the cat the dog a cat'.split()\ngroups, n = {}, {}",
+        "for w in words:\n    groups.setdefault(len(w), []).append(w)\n    n[w] = n.get(w, 0) + 1",
+    ),
+    "best": (
+        "xs = [3, 9, 2, 9, -4, 8]\nhi, best, where = float('-inf'), None, None",
+        "for i, x in enumerate(xs):\n    hi = max(hi, x)\n    if best is None or x > best:\n        best, where = x, i",
+    ),
+    "rebuilt": ("out, total = ['first'], 0.1", "for i in range(6):\n    out = out + [i]\n    total = total + i * 0.3"),
+    "prints": ("out = []", "for i in range(8):\n    print('round', i)\n    print('  more', i)\n    out.append(i)"),
+    "comprehensions": (
+        "def f(x, y=0):\n    return x * 10 + y\nxs, x = [1, 2, 3, 4], 'outer'",
+        "a = [f(x) for x in xs]\nb = [f(x) for x in xs if x % 2]\nc = [f(x, y) for x in xs for y in range(x)]\n"
+        "d = [[f(x, y) for y in xs] for x in xs]\ne = {x: f(x) for x in xs}\ng = {f(x) for x in xs}",
+    ),
+    "generators": (
+        "def f(x):\n    return x * 0.1\nxs = range(20)",
+        "total = sum(f(x) for x in xs)\ntop = max((f(x), x) for x in xs)\nfirst = any(f(x) > 0.3 for x in xs)\n"
+        "text = ','.join(str(f(x)) for x in xs)\ntop",
+    ),
+    "statements_of_a_body": (
+        "out, bad = [], []",
+        "for i in range(6):\n    import math\n    try:\n        v = 10 // (i - 3)\n    except ZeroDivisionError as e:\n"
+        "        bad.append((i, str(e)))\n        v = None\n    else:\n        v += 1\n    finally:\n        w = v\n"
+        "    match i % 3:\n        case 0:\n            kind = 'fizz'\n        case _:\n            kind = str(i)\n"
+        "    def g(q):\n        return q + i\n    out.append((v, kind, math.floor(i / 2), g(1)))\nok = g(100), w, kind",
+    ),
+    "nothing_to_do": (
+        "xs, out, keep = [], [], 'kept'",
+        "for x in xs:\n    tmp = x\n    keep = x\n    out.append(tmp)\nelse:\n    ended = True",
+    ),
+    "targets": (
+        "out = []",
+        "for (a, [b, *c]), d in [((1, [2, 3, 4]), 5), ((6, [7]), 8)]:\n    out.append((a, b, c, d))",
+    ),
+    "generator_with_side_effects": (
+        "pulled, out = [], []\ndef source(n):\n    for i in range(n):\n        pulled.append(i)\n        yield i * 10",
+        "for x in source(7):\n    out.append(x + 1)",
+    ),
+    "iterator_left_over": (
+        "import itertools\nit, out = iter(range(100)), []",
+        "for a, b in zip(range(5), it):\n    out.append(a * b)\nfor x in itertools.islice(it, 4):\n    out.append(x)\nnxt = next(it)",
+    ),
+    "classes": (
+        "class T:\n    k = 1\n    def run(self, x):\n        return x + self.k\nimport enum\nclass C(enum.Enum):\n    A = 1\n    B = 2\nmade = []",
+        "for x in range(4):\n    t = T()\n    t.r = t.run(x)\n    made.append((t, C.A if x % 2 else C.B))",
+    ),
+    "views_of_rows": (
+        "import numpy as np\na = np.arange(12.0).reshape(4, 3)",
+        "for row in a:\n    row *= 2",
+    ),
+    "errors": (
+        "xs, out, d, total = [5, 4, 0, 2, 1], ['kept'], {}, 1\ndef inv(x):\n    return 20 / x",
+        "for i, x in enumerate(xs):\n    d[i] = x\n    q = inv(x)\n    out.append(q)\n    total += x",
+    ),
+    "own_exception": (
+        "class MyErr(Exception):\n    def __init__(self, row, why):\n        super().__init__(f'{why} at {row}')\n        self.row = row\nout = []",
+        "for i in range(10):\n    out.append(i)\n    if i == 3:\n        raise MyErr(i, 'negative')",
+    ),
+    "failing_source": (
+        "out = []\ndef source():\n    yield 1\n    yield 2\n    raise OSError('connection lost')",
+        "for x in source():\n    out.append(x)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_loop_leaves_what_the_serial_loop_leaves(name):
+    setup, cell = SAME[name]
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    out, error = serial(plain, cell)
+
+    host, raised, _ = parallel(tested, cell)
+
+    assert type(raised) is type(error) or type(raised).__name__ == type(error).__name__, raised
+    assert describe(tested) == describe(plain)
+    assert host.stdout == out
+
+
+REFUSED = {
+    "break": ("xs = []", "for x in xs:\n    if x:\n        break", "break"),
+    "carried": ("prev = 1", "for x in range(3):\n    cur = prev + x\n    prev = cur", "prev"),
+    "own_container": ("fib = [1, 1]", "for i in range(3):\n    fib.append(fib[i] + 1)", "fib"),
+    "running_total": ("t, c = 0, []", "for x in range(3):\n    t += x\n    c.append(t)", "t"),
+    "global_write": ("N = 0\ndef f():\n    global N\n    N += 1", "for x in range(3):\n    f()", "N"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_carried_loop_is_refused_with_its_variable(name):
+    setup, cell, word = REFUSED[name]
+    namespace = new_namespace(setup)
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, LoopRefused)
+    assert f"`{word}`" in str(error)
+    assert describe(namespace) == before
