@@ -123,6 +123,11 @@ class Entries:
         """32 bytes that only this user knows, derived from the signing key, to key digests of what may be secret."""
         return blake3.blake3(self._key, derive_key_context="ipyparcache digests of secrets").digest()
 
+    @property
+    def secret(self) -> bytes:
+        """32 bytes that only holders of the signing key know, for digests of what may be a password."""
+        return blake3.blake3(self._key, derive_key_context="ipyparcache 1 digests of secrets").digest()
+
     def under(self, key: str) -> list[Entry]:
         """The entries under this key, newest first; damaged and foreign ones are set aside and complained
         about."""
