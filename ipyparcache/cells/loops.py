@@ -542,6 +542,8 @@ class LoopRun:
             result = outcome.value
             assert isinstance(result, ChunkResult)
             chunk.result = result
+            assert self.parcel is not None
+            result.lost = [e for e in result.lost if e[2] is None or e[2] in self.parcel.objects]
             for first, data, buffers in result.records:
                 chunk.records[first] = (data, buffers)
             ran = len(result.seconds)
@@ -637,6 +639,8 @@ class LoopRun:
                 number,
                 "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
             )
+        # A buffer of an array has a number on the worker only; the array itself is in the list too.
+        left[3][:] = [change for change in left[3] if change[0] in objects]
         for key, _, _ in left[3]:
             self._touched[id(objects[key])] = objects[key]
         try:

@@ -24,7 +24,7 @@ SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
 ATOMS = frozenset({int, float, str, bool, type(None), bytes, complex})
 #: Objects that are numbered but are no containers of the user's: they can be referred to, not looked into.
 DEFINITIONS = (types.FunctionType, type, types.ModuleType)
-_IMMUTABLE = (
+_NOT_NUMBERED = (
     str,
     bytes,
     int,
@@ -37,6 +37,7 @@ _IMMUTABLE = (
     slice,
     frozenset,
     tuple,
+    pickle.PickleBuffer,
 )
 
 Key = tuple[str, int]
@@ -274,7 +275,7 @@ class Traveller(pickle.Pickler):
             "__kwdefaults__": obj.__kwdefaults__,
             "__annotations__": obj.__annotations__,
         }
-        stand_in = self._stand_ins.setdefault(name, _Space(name))
+        stand_in = self._stand_ins.setdefault(name, _Space((name,)))
         arguments = (obj.__code__, stand_in, obj.__name__, obj.__closure__)
         return function, arguments, (attributes, obj.__dict__, contents), None, None, set_function
 
@@ -334,14 +335,11 @@ class Traveller(pickle.Pickler):
         return exception, (type(obj), arguments, fields), state, None, None, set_exception
 
 
-class _Space:
-    """Stands in a pickle for the namespace of this name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _Space(tuple[str]):
+    """Stands in a pickle for the namespace of this name; a tuple, so that it is no numbered object."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return space, (self.name,)
+        return space, tuple(self)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -458,7 +456,7 @@ def _pack(
                 raise _Skip((where, name), why) from None
             raise NotTravelling(name, why) from None
     memo = pickler.memo.copy()
-    objects = {number: obj for number, obj in memo.values() if is_numbered(obj) and type(obj) is not _Space}
+    objects = {number: obj for number, obj in memo.values() if is_numbered(obj)}
     written: dict[str, set[str]] = {}
     for obj in objects.values():
         if type(obj) is types.FunctionType and obj.__globals__ is namespace:
@@ -469,7 +467,7 @@ def _pack(
 
 def is_numbered(obj: object) -> bool:
     """Whether an object of a pickle's memo can be told apart from its equals, so that its number is kept."""
-    return not isinstance(obj, _IMMUTABLE)
+    return not isinstance(obj, _NOT_NUMBERED)
 
 
 @dataclass
@@ -554,7 +552,13 @@ def unpack_element(data: bytes, buffers: Iterable[Any], arrived: Arrived) -> tup
     loader.resolve = lambda key: arrived.objects[key[1]]
     _arrival.spaces = arrived.spaces
     item = loader.load()
-    return item, {number: obj for number, obj in loader.memo.copy().items() if is_numbered(obj)}
+    spaces = {id(values) for values in arrived.spaces.values()}
+    objects: dict[int, object] = {
+        number: obj
+        for number, obj in loader.memo.copy().items()
+        if is_numbered(obj) and id(obj) not in spaces
+    }
+    return item, objects
 
 
 # ---- what an iteration leaves: home from a worker

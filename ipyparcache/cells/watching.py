@@ -16,7 +16,7 @@ SMALL_ARRAY = 1 << 16  # bytes up to which an array's content is kept instead of
 State = tuple[Any, ...]
 _MODULE_NAMES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
 _CLASS_NAMES = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "_abc_impl", "__abstractmethods__", "__annotations__"}
+    {"__dict__", "__weakref__", "__doc__", "__slotnames__", "_abc_impl", "__abstractmethods__", "__annotations__"}
 )
 
 

@@ -129,6 +129,6 @@ def describe(namespace: dict[str, Any]) -> dict[str, str]:
             return f"{label}({', '.join(f'{k}={text(v)}' for k, v in sorted(vars(value).items()))})"
         if isinstance(value, list) or hasattr(value, "popleft"):
             return f"{label}[{', '.join(map(text, value))}]"
-        return f"{label} {value!r}"
+        return f"{label} {object.__repr__(value).partition(' at ')[0]}"
 
     return {name: text(namespace[name]) for name in sorted(namespace) if name not in hidden}
