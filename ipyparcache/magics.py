@@ -145,8 +145,8 @@ async def _run(shell: Any, stack: Stack) -> None:
     try:
         with auto.paused():
             body = parse_body(shell, stack.body, stack.lines_above)
-    except SyntaxError:
-        shell.showsyntaxerror()
+    except SyntaxError as error:
+        show_error(shell, error)
         raise
     execute: Callable[[Body], Awaitable[BaseException | None]]
     if stack.parallel is None:

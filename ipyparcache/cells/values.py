@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import importlib
 import io
+import os
 import pickle
 import sys
 import types
@@ -73,6 +74,9 @@ class _Packer(pickle.Pickler):
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray:
             return self.owners.reduce(obj)
+        if kind in _FILES and obj.closed:
+            raw = getattr(obj, "buffer", obj)
+            return _make_closed_file, (kind.__name__, raw.name, getattr(obj, "mode", None))
         if isinstance(obj, enum.Enum):
             return NotImplemented
         if self.is_ours(kind):
@@ -276,6 +280,25 @@ def _set_function_state(function: types.FunctionType, state: tuple[Any, ...]) ->
     function.__module__ = module
     function.__doc__ = doc
     function.__annotations__ = annotations
+
+
+_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
+
+
+def _make_closed_file(kind: str, name: Any, mode: str | None) -> Any:
+    """A closed file object of the same name and mode; no file of that name is touched."""
+    plain = (mode or "r").replace("b", "").replace("t", "")
+    raw: Any = io.FileIO(os.devnull, plain.replace("x", "w"))
+    raw.name = name
+    made = raw
+    if kind != "FileIO":
+        buffered = io.BufferedRandom if "+" in plain else io.BufferedReader if "r" in plain else io.BufferedWriter
+        made = buffered(raw)
+    if kind == "TextIOWrapper":
+        made = io.TextIOWrapper(made)
+        made.mode = mode
+    made.close()
+    return made
 
 
 def _fill_cell(cell: Any, content: tuple[Any, ...]) -> None:

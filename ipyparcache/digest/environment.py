@@ -638,6 +638,10 @@ def note_seeded(name: str) -> None:
 
 
 def _is_seeded(name: str) -> bool:
+    generator = _GENERATORS[name]
+    if _installed and generator.library in sys.modules and name not in _patched:
+        _patch_seeders(name, generator)  # loaded by a cell, which may have seeded it at once
+        _seeded.add(name)
     return name in _seeded
 
 
@@ -701,10 +705,8 @@ class _RandomStart:
 
 
 def _note_generators(seen: Seen) -> None:
-    for name, generator in _GENERATORS.items():
-        if _installed and generator.library in sys.modules and name not in _patched:
-            _patch_seeders(name, generator)  # loaded by a cell, which may have seeded it at once
-            _seeded.add(name)
+    for name in _GENERATORS:
+        _is_seeded(name)
     start = _RandomStart(
         {
             name: _hexed_value(state)

@@ -965,6 +965,16 @@ class WeakSetKind(Kind):
         obj.update(state)
 
 
+class FileKind(RefusedKind):
+    """Files: open ones have no digest, closed ones are but a name and a mode."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        if not obj.closed:
+            raise walk.fail(self.reason, obj)
+        raw = getattr(obj, "buffer", obj)
+        walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
+
+
 class ExceptionKind(Kind):
     """What every exception holds besides its `__dict__`."""
 
@@ -1227,7 +1237,8 @@ def _find_kind(cls: type) -> Kind:
         return KINDS[ModuleType]
     name = f"{module_of(cls)}.{cls.__qualname__}"
     if name in REFUSED:
-        return RefusedKind(REFUSED[name])
+        kind = FileKind if name.startswith("_io.") else RefusedKind
+        return kind(REFUSED[name])
     if user:
         return _user_kind(cls)
     if issubclass(cls, BaseException):
