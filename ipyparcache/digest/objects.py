@@ -965,16 +965,6 @@ class WeakSetKind(Kind):
         obj.update(state)
 
 
-class FileKind(RefusedKind):
-    """Files: open ones have no digest, closed ones are but a name and a mode."""
-
-    def write(self, walk: Walk, obj: Any) -> None:
-        if not obj.closed:
-            raise walk.fail(self.reason, obj)
-        raw = getattr(obj, "buffer", obj)
-        walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
-
-
 class ExceptionKind(Kind):
     """What every exception holds besides its `__dict__`."""
 
@@ -1176,6 +1166,16 @@ class RefusedKind(Kind):
 
     def write(self, walk: Walk, obj: Any) -> None:
         raise walk.fail(self.reason, obj)
+
+
+class FileKind(RefusedKind):
+    """Files: open ones have no digest, closed ones are but a name and a mode."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        if not obj.closed:
+            raise walk.fail(self.reason, obj)
+        raw = getattr(obj, "buffer", obj)
+        walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
 
 
 def write_reduced(walk: Walk, obj: Any) -> None:
