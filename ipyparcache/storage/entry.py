@@ -32,6 +32,7 @@ import xxhash
 
 from ipyparcache import settings
 from ipyparcache.errors import DamagedEntry, StoreUnavailable
+from ipyparcache.storage.compression import compress_block, decompress_into
 from ipyparcache.storage.eviction import EntryInfo, names_beyond, names_to_evict
 from ipyparcache.storage.ledger import Ledger, Use
 from ipyparcache.storage.local import MAPPED, LocalStore
@@ -101,6 +102,16 @@ class Entry:
         """
         return self._entries.read_payload(self, check=check)
 
+    def file(self) -> str | None:
+        """The file in which this entry lies alone and uncompressed, for `buffer_offset`; None if there is
+        none."""
+        compressed = any(row.codec for row in self._rows)
+        return None if compressed else self._entries.store.path(self.name)
+
+    def buffer_offset(self, number: int) -> int:
+        """Where a buffer begins in `file`."""
+        return self._rows[number + 1].offset
+
     def used(self) -> None:
         """A hit took its value from this entry: counts for eviction and statistics."""
         self._entries.ledger.note_use(self.name, self.seconds)
@@ -120,13 +131,9 @@ class Entries:
 
     @property
     def secret(self) -> bytes:
-        """32 bytes that only this user knows, derived from the signing key, to key digests of what may be secret."""
+        """32 bytes that only this user knows, derived from the signing key, to key digests of what may be
+        secret."""
         return blake3.blake3(self._key, derive_key_context="ipyparcache digests of secrets").digest()
-
-    @property
-    def secret(self) -> bytes:
-        """32 bytes that only holders of the signing key know, for digests of what may be a password."""
-        return blake3.blake3(self._key, derive_key_context="ipyparcache 1 digests of secrets").digest()
 
     def under(self, key: str) -> list[Entry]:
         """The entries under this key, newest first; damaged and foreign ones are set aside and complained
@@ -148,10 +155,13 @@ class Entries:
         buffers: Sequence[Buffer | pickle.PickleBuffer] = (),
         *,
         seconds: float = 0.0,
+        codec: tuple[str, int | None] | None = None,
+        own_file: bool = False,
     ) -> int:
         """Store one entry, in place of an older one of that key and trace; bytes written.
 
-        `seconds` is the run time that a hit will save.
+        `seconds` is the run time that a hit will save. With `codec`, a name and level, pickle and buffers are
+        compressed; what is compressed cannot be mapped. With `own_file` it is never packed with others.
 
         Raises
         ------
@@ -162,19 +172,22 @@ class Entries:
         text = json.dumps(manifest, separators=(",", ":")).encode()
         raws = [memoryview(b.raw() if isinstance(b, pickle.PickleBuffer) else b).cast("B") for b in buffers]
         start = _HEADER.size + _CODE + _ROW.size * (1 + len(raws)) + len(text)
-        table = [_ROW.pack(start, len(pickled), len(pickled), bytes(16), b"")]
-        body: list[Buffer] = [pickled]
-        end = start + len(pickled)
+        stored, how = _encoded(pickled, codec)
+        digest = blake3.blake3(stored).digest()
+        table = [_ROW.pack(start, len(stored), len(pickled), bytes(16), how)]
+        body: list[Buffer] = [stored]
+        end = start + len(stored)
         for raw in raws:
             offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-            table.append(_ROW.pack(offset, len(raw), len(raw), xxhash.xxh3_128_digest(raw), b""))
-            body += [bytes(offset - end), raw]
-            end = offset + len(raw)
+            stored, how = _encoded(raw, codec)
+            table.append(_ROW.pack(offset, len(stored), len(raw), xxhash.xxh3_128_digest(stored), how))
+            body += [bytes(offset - end), stored]
+            end = offset + len(stored)
         self._refuse_beyond_budget(end)
-        digest = blake3.blake3(pickled).digest()
         header = _HEADER.pack(_MAGIC, FORMAT, 0, len(table), len(text), time.time(), seconds, digest)
         rows = b"".join(table)
-        written = self.store.put(name, [header, self._code(name, header, rows, text), rows, text, *body])
+        code = self._code(name, header, rows, text)
+        written = self.store.put(name, [header, code, rows, text, *body], own_file=own_file)
         if any(len(raw) >= MAPPED for raw in raws):
             self._note_written(name)
         self._account(written)
@@ -302,16 +315,17 @@ class Entries:
         pickled = blob.read(first.offset, first.stored)
         if blake3.blake3(pickled).digest() != entry._digest:
             raise DamagedEntry(entry.name, "its pickle was changed")
+        pickled = _decoded(pickled, first)
         known = not check and blob.signature is not None and self.ledger.checked(entry.name) == blob.signature
         buffers = []
         large = False
         for row in rest:
             memory = blob.writable(row.offset, row.stored)
-            if row.length < MAPPED or not known:
-                large |= row.length >= MAPPED
+            if row.stored < MAPPED or not known:
+                large |= row.stored >= MAPPED
                 if xxhash.xxh3_128_digest(memory) != row.checksum:
                     raise DamagedEntry(entry.name, "a buffer was changed")
-            buffers.append(memory)
+            buffers.append(memoryview(_decoded(memory, row)) if row.codec else memory)
         if large and blob.signature is not None:
             self.ledger.note_checked(entry.name, blob.signature)
         return pickled, buffers
@@ -406,6 +420,24 @@ class Entries:
             self.remove(names_to_evict(self.infos(), int(budget * _KEPT_SHARE), time.time()))
             total = None
         self._total = total
+
+
+def _encoded(data: Buffer, codec: tuple[str, int | None] | None) -> tuple[Buffer, bytes]:
+    """What to store of a part, and the name of its codec; as it is where compressing does not make it
+    smaller."""
+    if codec is not None and len(data) > 100:
+        smaller = compress_block(*codec, data)
+        if len(smaller) < len(data):
+            return smaller, codec[0].encode("ascii")
+    return data, b""
+
+
+def _decoded(data: Buffer, row: Row) -> Buffer:
+    if not row.codec:
+        return data
+    memory = bytearray(row.length)
+    decompress_into(row.codec, data, memoryview(memory))
+    return memory
 
 
 _opened: dict[tuple[str, bytes, str, int | None], Entries] = {}

@@ -82,6 +82,32 @@ def stored_array(index: int, dtype: object, shape: tuple[int, ...], order: str, 
     raise pickle.UnpicklingError("this pickle is part of a file with arrays: read it with ipyparcache.load")
 
 
+def take_apart(value: object, protocol: int = 5) -> tuple[memoryview, list[np.ndarray[Any, Any]]]:
+    """The pickle of a value without the bytes of its arrays, and the arrays, for `put_together`."""
+    text = io.BytesIO()
+    dumper = _Dumper(text, protocol)
+    dumper.dump(value)
+    return text.getbuffer(), dumper.arrays
+
+
+def put_together(pickled: Any, array: Callable[..., Any]) -> Any:
+    """The value of a pickle from `take_apart`.
+
+    `array` makes each array, from its number, dtype, shape, order ("C" or "F") and whether it was writable.
+    """
+    return _ArrayUnpickler(io.BytesIO(pickled), array).load()
+
+
+def raw_bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of an array in the order that `put_together` is told; a copy if it has gaps."""
+    import numpy as np
+
+    if not array.flags.forc:
+        array = np.ascontiguousarray(array)
+    order: Any = "C" if array.flags.c_contiguous else "F"
+    return array.reshape(-1, order=order).view(np.uint8).data if array.nbytes else memoryview(b"")
+
+
 def dump(
     value: object,
     filename: str | os.PathLike[str] | IO[bytes],
@@ -227,24 +253,21 @@ def _mode_of(path: str) -> int:
 
 
 def _write(value: object, file: Any, protocol: int | None) -> None:
-    text = io.BytesIO()
-    dumper = _Dumper(text, protocol)
-    dumper.dump(value)
-    pickled = text.getbuffer()
-    if not dumper.arrays:
+    pickled, arrays = take_apart(value, pickle.DEFAULT_PROTOCOL if protocol is None else protocol)
+    if not arrays:
         file.write(pickled)
         return
     base = _position(file)
-    end = len(_MAGIC) + _FRONT.size + _ROW.size * len(dumper.arrays) + len(pickled)
+    end = len(_MAGIC) + _FRONT.size + _ROW.size * len(arrays) + len(pickled)
     rows, gaps = [], []
-    for array in dumper.arrays:
+    for array in arrays:
         offset = -(-(base + end) // _ALIGNMENT) * _ALIGNMENT - base
         gaps.append(offset - end)
         rows.append(_ROW.pack(offset, array.nbytes))
         end = offset + array.nbytes
     file.write(b"".join([_MAGIC, _FRONT.pack(len(pickled), len(rows)), *rows]))
     file.write(pickled)
-    for array, gap in zip(dumper.arrays, gaps, strict=True):
+    for array, gap in zip(arrays, gaps, strict=True):
         file.write(bytes(gap))
         _write_array(array, file)
 
@@ -389,7 +412,7 @@ class _Loader:
         elif self._rows:
             # Where the next object begins, if several were written into one file.
             self._file.seek(self._base + sum(self._rows[-1]))
-        return _ArrayUnpickler(io.BytesIO(pickled), self._array).load()
+        return put_together(pickled, self._array)
 
     def _read_arrays(self, at: int) -> Iterator[np.ndarray[Any, Any]]:
         import numpy as np

@@ -150,13 +150,13 @@ class LocalStore(Store):
             os.close(handle)
             raise
 
-    def put(self, name: str, parts: Sequence[Buffer]) -> int:
+    def put(self, name: str, parts: Sequence[Buffer], *, own_file: bool = False) -> int:
         """Append to the log, or write the file aside and rename it."""
         path = self._path(name)
         size = sum(memoryview(part).nbytes for part in parts)
         try:
             self._prepare()
-            if size <= PACKED:
+            if size <= PACKED and not own_file:
                 self._put_packed(name, b"".join(parts), path)
                 return size
             self._packed.remove([name])
@@ -188,6 +188,10 @@ class LocalStore(Store):
                 os.unlink(temporary)
             raise
         return written
+
+    def path(self, name: str) -> str | None:
+        """The file of this name, unless the blob lies in a log."""
+        return None if self._packed.get(checked_name(name)) is not None else str(self._path(name))
 
     def delete(self, name: str) -> bool:
         """Unlink the file, or note in the log that the blob is gone."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Signature: TypeAlias = tuple[int, int, int, int]
@@ -79,14 +79,20 @@ class Store(ABC):
         """The blob of this name, or None where there is none or it cannot be read."""
 
     @abstractmethod
-    def put(self, name: str, parts: Sequence[Buffer]) -> int:
+    def put(self, name: str, parts: Sequence[Buffer], *, own_file: bool = False) -> int:
         """Write the parts one after another as the blob `name`, in place of an older one; bytes written.
+
+        With `own_file`, a store of files gives it one of its own, so that `path` can name it.
 
         Raises
         ------
         StoreUnavailable
             If it cannot be written; nothing of it is left then.
         """
+
+    def path(self, name: str) -> str | None:
+        """The file that holds this blob alone; None where there is no such file."""
+        return None
 
     @abstractmethod
     def delete(self, name: str) -> bool:
@@ -141,3 +147,63 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a blob of a store")
     return name
+
+
+class StoreBackendBase(ABC):
+    """What a third party writes to have `Memory` keep its results elsewhere: a file system, in short.
+
+    Register a subclass with `register_store_backend`. `ipyparcache` signs and checks what it puts there; the
+    backend only moves bytes.
+    """
+
+    location: str = ""
+    verbose: int = 0
+
+    @abstractmethod
+    def _open_item(self, f: str, mode: str) -> Any:
+        """Open an item of the store, `rb` or `wb`, as a file object."""
+
+    @abstractmethod
+    def _item_exists(self, location: str) -> bool:
+        """Whether an item lies there."""
+
+    @abstractmethod
+    def _move_item(self, src: str, dst: str) -> None:
+        """Move an item, in place of one that lies there."""
+
+    @abstractmethod
+    def create_location(self, location: str) -> None:
+        """Make a place for items."""
+
+    @abstractmethod
+    def clear_location(self, location: str) -> None:
+        """Remove a place with all items in it, or an item."""
+
+    @abstractmethod
+    def get_items(self) -> Any:
+        """All items, each with `path`, `size` and `last_access`."""
+
+    @abstractmethod
+    def configure(
+        self, location: str, verbose: int = 0, backend_options: dict[str, Any] | None = None
+    ) -> None:
+        """Set the backend up for a place."""
+
+
+STORE_BACKENDS: dict[str, type[StoreBackendBase]] = {}
+"""Backends that `register_store_backend` made known by name."""
+
+
+def register_store_backend(backend_name: str, backend: type[StoreBackendBase]) -> None:
+    """Make a backend known, for `Memory(backend=backend_name)`.
+
+    Raises
+    ------
+    ValueError
+        If the name is no string, or the backend no subclass of `StoreBackendBase`.
+    """
+    if not isinstance(backend_name, str):
+        raise ValueError(f"Store backend name should be a string, {backend_name!r} was given.")
+    if not isinstance(backend, type) or not issubclass(backend, StoreBackendBase):
+        raise ValueError(f"Store backend should inherit StoreBackendBase, {backend!r} was given.")
+    STORE_BACKENDS[backend_name] = backend

@@ -1,0 +1,299 @@
+"""Digests of calls: of a function with everything that it reaches, and of its arguments by parameter.
+
+The digest of a function is kept as long as a few identity checks say that nothing of what it reaches has
+changed: the code, defaults and closures of the functions, and what the global names stand for. Only mutable
+objects that it reaches are looked at again in each call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from marshal import dumps
+from typing import Any
+
+from blake3 import blake3
+
+from ipyparcache.digest.code import facts_of
+from ipyparcache.digest.objects import PRIMITIVES, Traversal, is_atomic, is_pure, without_nan
+
+_MISSING = object()
+
+_QUIET_MODULES = frozenset(
+    {
+        "math", "cmath", "operator", "itertools", "functools", "collections", "collections.abc", "statistics",
+        "re", "decimal", "fractions", "numbers", "string", "bisect", "heapq", "copy", "dataclasses", "typing",
+        "abc", "enum", "datetime", "time", "json", "textwrap", "hashlib", "base64", "struct", "array", "zlib",
+        "types",
+    }
+)  # fmt: skip
+"""Standard modules whose functions ask nothing of files, environment or console."""
+
+_LOUD_BUILTINS = frozenset(
+    {
+        "open", "input", "exec", "eval", "compile", "__import__", "breakpoint", "globals", "locals", "vars",
+        "getattr",
+    }
+)  # fmt: skip
+
+_QUIET_NUMPY = frozenset(
+    {
+        "abs", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort", "array", "asarray",
+        "clip", "concatenate", "cos", "cumsum", "diff", "dot", "einsum", "exp", "eye", "float32", "float64",
+        "full", "int32", "int64", "isnan", "linspace", "log", "log10", "log2", "max", "maximum", "mean",
+        "median", "min", "minimum", "nan", "nansum", "ndarray", "ones", "ones_like", "outer", "percentile",
+        "pi", "prod", "quantile", "repeat", "reshape", "round", "sin", "sort", "sqrt", "square",
+        "stack", "std",
+        "sum", "tile", "unique", "vander", "var", "vstack", "hstack", "where", "zeros", "zeros_like",
+    }
+)  # fmt: skip
+
+
+class FunctionDigest:
+    """The digest of one function, and whether it may ask anything of the world outside."""
+
+    def __init__(self, function: Callable[..., object]):
+        self.function = function
+        self.is_quiet = False
+        """Whether nothing that its code reaches can open files, read the environment or the console."""
+
+        self._digest: bytes | None = None
+        self._traversal: Traversal | None = None
+        self._functions: list[tuple[types.FunctionType, Any, Any, Any, tuple[Any, ...]]] = []
+        self._names: list[tuple[Mapping[str, Any], str, Any]] = []
+        self._has_mutable = True
+
+    def now(self) -> bytes:
+        """The digest as things are.
+
+        Raises
+        ------
+        Undigestible
+            If something that the function reaches has no stable content.
+        """
+        if self._digest is not None and self._is_as_before():
+            return self._digest
+        traversal = Traversal()
+        traversal.add("function", self.function)
+        traversal.follow()
+        self._note(traversal)
+        self._digest = traversal.combined()[:16]
+        return self._digest
+
+    def _note(self, traversal: Traversal) -> None:
+        functions, self._has_mutable = [], False
+        for _, _, thing in traversal.numbered():
+            if type(thing) is types.FunctionType and not thing.__dict__:
+                functions.append(_state_of(thing))
+            elif type(thing) is not types.CellType:
+                self._has_mutable = True
+        names = []
+        for read in traversal.reads:
+            namespace = traversal.namespace_of(read.owner)
+            value = namespace.get(read.name, _MISSING)
+            names.append((namespace, read.name, value))
+        self._functions, self._names = functions, names
+        self._traversal = traversal
+        self.is_quiet = _is_quiet(traversal)
+
+    def _is_as_before(self) -> bool:
+        for function, code, defaults, keywords, cells in self._functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
+                return False
+            if cells:
+                try:
+                    if any(cell.cell_contents is not value for cell, value in cells):
+                        return False
+                except ValueError:
+                    return False
+        for namespace, name, value in self._names:
+            if namespace.get(name, _MISSING) is not value:
+                return False
+        if self._has_mutable:
+            assert self._traversal is not None
+            return not self._traversal.changed()
+        return True
+
+
+def _state_of(function: types.FunctionType) -> tuple[types.FunctionType, Any, Any, Any, tuple[Any, ...]]:
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append((cell, cell.cell_contents))
+        except ValueError:
+            cells.append((cell, _MISSING))
+    return function, function.__code__, function.__defaults__, function.__kwdefaults__, tuple(cells)
+
+
+def _is_quiet(traversal: Traversal) -> bool:
+    for _, _, thing in traversal.numbered():
+        if type(thing) is types.FunctionType:
+            if facts_of(thing.__code__).imports:
+                return False
+        elif not isinstance(thing, types.CellType | list | dict | set | bytearray) and not _is_array(thing):
+            return False
+    for read in traversal.reads:
+        value = traversal.namespace_of(read.owner).get(read.name, _MISSING)
+        if value is _MISSING:
+            if read.name in _LOUD_BUILTINS:
+                return False
+        elif isinstance(value, types.ModuleType):
+            if value.__name__ == "numpy" and read.attributes is not None and read.attributes <= _QUIET_NUMPY:
+                continue
+            if value.__name__ not in _QUIET_MODULES:
+                return False
+        elif (type(value) is not types.FunctionType and not is_atomic(value) and not _is_array(value)) or (
+            isinstance(value, types.BuiltinFunctionType) and value.__module__ not in _QUIET_MODULES
+        ):
+            return False
+    return True
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
+
+
+class Parameters:
+    """The parameters of a function, for binding arguments to them."""
+
+    def __init__(self, function: Callable[..., object], name: str, ignore: Sequence[str] = ()):
+        self.name = name
+        self.ignore = frozenset(ignore)
+        self._function = function
+        plain = function if type(function) is types.FunctionType else None
+        code = plain.__code__ if plain is not None else None
+        self._plain: tuple[str, ...] | None = None
+        if code is not None and not code.co_kwonlyargcount and not code.co_flags & 0xC and not self.ignore:
+            self._plain = code.co_varnames[: code.co_argcount]
+            if getattr(function, "__wrapped__", None) is not None:
+                self._plain = None
+        self._signature: inspect.Signature | None = None
+        if self._plain is None:
+            try:
+                self._signature = inspect.signature(function)
+            except (ValueError, TypeError):
+                self._signature = None
+        self._check_ignored()
+
+    def _check_ignored(self) -> None:
+        if not self.ignore or self._signature is None:
+            return
+        known = set(self._signature.parameters) | {"*", "**"}
+        unknown = sorted(self.ignore - known)
+        if unknown:
+            raise ValueError(
+                f"Ignore list: argument '{unknown[0]}' is not defined for "
+                f"function {self.name}{self._signature}"
+            )
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """Every parameter that counts with its value, defaults as they are now; `*` and `**` hold the rest.
+
+        Raises
+        ------
+        ValueError
+            If the function cannot be called with these arguments.
+        """
+        names = self._plain
+        if names is not None and not kwargs:
+            if len(args) == len(names):
+                return list(zip(names, args, strict=True))
+            defaults = self._function.__defaults__ or ()
+            missing = len(names) - len(args)
+            if 0 < missing <= len(defaults):
+                return list(zip(names, args + defaults[-missing:], strict=True))
+        return self._bind_any(args, kwargs)
+
+    def _bind_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        if self._signature is None:
+            if self._plain is None:
+                return [("*", args), ("**", sorted(kwargs.items()))]
+            self._signature = inspect.signature(self._function)
+        # The defaults of a function may have been replaced since the signature was taken.
+        signature = self._signature
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(self._complaint(str(error), args)) from None
+        bound.apply_defaults()
+        found = []
+        for name, value in bound.arguments.items():
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                found.append(("*", value))
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                found.append(("**", sorted(value.items())))
+            else:
+                found.append((name, value))
+        ignored = self.ignore
+        if not ignored:
+            return found
+        for name in ignored & {"**"}:
+            found = [pair for pair in found if pair[0] != name]
+        kept = []
+        for name, value in found:
+            if name in ignored or (name == "*" and self._star() in ignored):
+                continue
+            if name == "**":
+                value = [pair for pair in value if pair[0] not in ignored]
+            kept.append((name, value))
+        return kept
+
+    def _star(self) -> str:
+        assert self._signature is not None
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                return parameter.name
+        return ""
+
+    def _complaint(self, reason: str, args: tuple[Any, ...]) -> str:
+        if "too many positional" in reason:
+            return (
+                f"Too many arguments for {self.name}{self._signature}: {len(args)} positional ones were given"
+            )
+        return f"Wrong number of arguments for {self.name}{self._signature}: {reason}"
+
+
+def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
+    """Digest of bound arguments: of their content, and of what they share.
+
+    Raises
+    ------
+    Undigestible
+        If an argument has no stable content.
+    """
+    values = [value for _, value in bound]
+    if is_pure(values):
+        return blake3(dumps([name for name, _ in bound], 2) + dumps(list(without_nan(values)), 2)).digest(16)
+    traversal = Traversal()
+    for name, value in bound:
+        traversal.add(name, value)
+    traversal.follow()
+    return traversal.combined()[:16]
+
+
+def are_plain(bound: list[tuple[str, Any]]) -> bool:
+    """Whether no method of an argument can ask anything of the world outside."""
+    return all(_is_plain(value, 3) for _, value in bound)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    cls = type(value)
+    if cls in PRIMITIVES:
+        return True
+    if _is_array(value):
+        return not value.dtype.hasobject
+    if cls in (list, tuple, set, frozenset):
+        return is_pure(value) or (
+            depth > 0 and len(value) < 100 and all(_is_plain(v, depth - 1) for v in value)
+        )
+    if cls is dict:
+        return is_pure(value) and (is_pure(value.values()) or _is_plain([*value.values()], depth))
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and issubclass(cls, numpy.generic)
