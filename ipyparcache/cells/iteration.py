@@ -88,8 +88,11 @@ class ChunkResult:
     pid: int = 0
 
 
-Left = tuple[list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object]
-"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a comprehension."""
+Left = tuple[
+    list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object, dict[str, str]
+]
+"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a comprehension,
+and the types of bindings that cannot come home."""
 
 
 class _Key:
@@ -179,6 +182,7 @@ class _Run:
         }
         self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
         self.random = _Random(body.seed) if body.seed is not None else None
+        self.patches = [patch for patch in self.arrived.patches if _differs(*patch)]
         self._hide()
         self._before = {
             n: s for n, o in self.arrived.objects.items() if (s := self._state(o)) != ("constant",)
@@ -300,7 +304,7 @@ class _Run:
                     result.lost.append((number, number, None, f"the element of iteration {number}"))
                 else:
                     changes.append((key, *content))
-        left: Left = (list(log), bindings, unbound, changes, value)
+        left: Left = (list(log), bindings, unbound, changes, value, {})
         if not objects and failure is None and _is_plain(left):
             if not self._pending:
                 self._pending_first = number
@@ -313,12 +317,16 @@ class _Run:
             try:
                 record = (number, *self._pickled([left], known, bool(objects)))
             except Exception as error:
-                if failure is None:
-                    failure = _unsendable(error, left)
                 kept = {n: v for n, v in bindings.items() if self._travels(v, known, bool(objects))}
-                entries = [e for e in log if self._travels(e, known, bool(objects))]
-                safe: Left = (entries, kept, unbound, [], None)
-                record = (number, *self._pickled([safe], known, bool(objects)))
+                dropped = {n: type(v).__name__ for n, v in bindings.items() if n not in kept}
+                safe: Left = (list(log), kept, unbound, changes, value, dropped)
+                try:
+                    record = (number, *self._pickled([safe], known, bool(objects)))
+                except Exception:
+                    failure = failure or _unsendable(error, left)
+                    entries = [e for e in log if self._travels(e, known, bool(objects))]
+                    safe = (entries, kept, unbound, [], None, dropped)
+                    record = (number, *self._pickled([safe], known, bool(objects)))
             self._send(record, result, emit and failure is None)
         if emit and self._pending and time.monotonic() - self._flushed > FLUSH_AFTER:
             self._flush(result, emit=True)
@@ -424,6 +432,12 @@ class _Surroundings:
         import builtins
         import logging
 
+        self._plain_attributes = []
+        for name, attribute, value in self.run.patches:
+            module = sys.modules[name]
+            self._plain_attributes.append((module, attribute, getattr(module, attribute, None)))
+            setattr(module, attribute, value)
+
         self._showwarning = warnings.showwarning
         warnings.showwarning = self._warn
         self._filters = list(warnings.filters)
@@ -446,6 +460,8 @@ class _Surroundings:
         import builtins
         import logging
 
+        for module, attribute, value in self._plain_attributes:
+            setattr(module, attribute, value)
         warnings.showwarning = self._showwarning
         warnings.filters[:] = self._filters  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
@@ -514,6 +530,20 @@ def worker_display() -> Callable[..., None]:
     return display
 
 
+def _differs(name: str, attribute: str, value: object) -> bool:
+    """Whether a module has another value here than in the kernel."""
+    import importlib
+
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return False
+    here = getattr(module, attribute, None)
+    if type(value) in ATOMS:
+        return type(here) in ATOMS and (type(here) is not type(value) or repr(here) != repr(value))
+    return True
+
+
 def _hashed(key: Any) -> Any:
     hash(key)
     return key
@@ -536,7 +566,7 @@ def _snapshot(value: Any) -> Any:
 
 def _is_plain(left: Left) -> bool:
     """Whether nothing in it could be shared with anything: atoms only."""
-    entries, bindings, _, changes, value = left
+    entries, bindings, _, changes, value, _ = left
     if changes:
         return False
     for entry in entries:
@@ -550,8 +580,8 @@ def _is_plain(left: Left) -> bool:
 
 
 def _unsendable(error: Exception, left: Left) -> BaseException:
-    entries, bindings, _, _, value = left
-    for what, part in [*bindings.items(), *(("a collected value", e) for e in entries), ("a value", value)]:
+    entries, _, _, _, value, _ = left
+    for what, part in [*(("a collected value", entry) for entry in entries), ("a value", value)]:
         try:
             pickle.dumps(part, 5)
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import operator
 import pickle
 import sys
@@ -15,6 +16,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ipyparcache.analysis import refusals
+from ipyparcache.analysis.flow import Flow
 from ipyparcache.analysis.parfor import VALUE, Comprehension, Facts, Loop, Parfor, Serial, Step, steps_of
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells import iteration, travel, watching
@@ -159,6 +161,7 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
 
 def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool) -> None:
     run = LoopRun(step.parfor, plan, host)
+    run.given_up = _given_up(plan.steps[plan.steps.index(step) + 1 :])
     report.loops.append(run.report)
     try:
         run.prepare()
@@ -201,6 +204,13 @@ def _run_comprehension(
         host.namespace.pop(VALUE, None)
         values.close()
         stream.close()
+
+
+def _given_up(steps: Sequence[Step]) -> frozenset[str]:
+    """Names that these steps rebind or delete before they read them."""
+    flow = Flow()
+    flow.run((step.original if isinstance(step, Comprehension) else step.statement for step in steps), ())
+    return frozenset(name for name in flow.bound if flow.early(name) is None)
 
 
 def _say_serial(error: LoopRefused, host: Host) -> None:
@@ -257,7 +267,7 @@ class LoopRun:
         self._registry_once: dict[Any, Any] = {}
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
-        self.tracker: Any = None
+        self.given_up: frozenset[str] = frozenset()
 
     # before it starts
 
@@ -277,7 +287,7 @@ class LoopRun:
         self.local = _LocalModules()
         try:
             self.parcel = travel.pack(
-                namespace, sorted(names - left_out), self.local, (), self._replaced(), left_out
+                namespace, sorted(names - left_out), self.local, (), self._replaced(), left_out, self._asked()
             )
         except travel.NotTravelling as error:
             raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
@@ -350,6 +360,13 @@ class LoopRun:
                 if id(part) in identities:
                     other = next((n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part), "another name")
                     raise refused(refusals.SharedWithResult(self.parfor.line, name, other, line))
+
+    def _asked(self) -> Iterator[tuple[types.ModuleType, str]]:
+        """Attributes of modules that the body reads by name."""
+        for name, attribute in self.parfor.attributes:
+            value = self.namespace.get(name)
+            if isinstance(value, types.ModuleType):
+                yield value, attribute
 
     def _replaced(self) -> dict[int, tuple[Any, ...]]:
         """IPython's `display`, which a worker has not."""
@@ -491,6 +508,21 @@ class LoopRun:
             if close is not None:
                 close()
             self.report.seconds = time.monotonic() - begun
+            self._settle_dropped()
+
+    def _settle_dropped(self) -> None:
+        """Names whose value cannot come home: bound to nothing, or to None where the cell gives them up itself."""
+        assert self.replayer is not None
+        for name, kind in self.replayer.dropped.items():
+            if name in self.given_up:
+                self.namespace[name] = None
+                continue
+            text = (
+                f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left unbound; "
+                f"warning: a later cell that reads it fails"
+            )
+            self.report.notes.append(text)
+            self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
 
     def _take_event(self, number: int, event: object) -> None:
         chunk = self.chunks[number]

@@ -15,6 +15,8 @@ from ipyparcache.cells.iteration import Left, Traceback
 class Replayer:
     """Applies what an iteration left to the namespace: the same for success, error and interrupt.
 
+    `dropped` holds the names, with their types, whose last value could not come home.
+
     Parameters
     ----------
     file_name
@@ -25,10 +27,11 @@ class Replayer:
         self.parfor = parfor
         self.namespace = namespace
         self.sites = _compiled(parfor, namespace, file_name)
+        self.dropped: dict[str, str] = {}
 
     def apply(self, left: Left, objects: Mapping[int, object]) -> None:
         """Do to the namespace what one iteration did; an error is raised where the serial loop would raise it."""
-        entries, bindings, unbound, changes, _ = left
+        entries, bindings, unbound, changes, _, dropped = left
         sites = self.sites
         done = 0
         try:
@@ -42,6 +45,9 @@ class Replayer:
             self._bind(bindings, unbound)
             raise
         self._bind(bindings, unbound)
+        for name in dropped:
+            self.namespace.pop(name, None)
+        self.dropped.update(dropped)
         for number, how, content in changes:
             watching.put_content(objects[number], how, content)
 
@@ -49,6 +55,9 @@ class Replayer:
         for name in unbound:
             self.namespace.pop(name, None)
         self.namespace.update(bindings)
+        if self.dropped:
+            for name in bindings:
+                self.dropped.pop(name, None)
 
 
 def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list[Callable[..., None]]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAIN = "__main__"
+PATCH = "!"  # before the name of a module of which an attribute is sent
 SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
 ATOMS = frozenset({int, float, str, bool, type(None), bytes, complex})
 #: Objects that are numbered but are no containers of the user's: they can be referred to, not looked into.
@@ -218,6 +219,7 @@ class Traveller(pickle.Pickler):
         self.by_name = dict(spaces)
         self.is_local = is_local
         self.wanted: list[tuple[str, str, str]] = []
+        self.asked: set[tuple[types.ModuleType, str]] = set()
         self.replaced: dict[int, tuple[Any, ...]] = {}
         self._keep: list[object] = []
         self._stand_ins: dict[str, _Space] = {}
@@ -258,6 +260,10 @@ class Traveller(pickle.Pickler):
 
                 return dispatched_again, (obj.__wrapped__, dict(obj.registry))  # type: ignore[attr-defined]
             name = self._space_of(obj)
+        for name_of_module, attribute in attributes_of(obj.__code__):
+            module = obj.__globals__.get(name_of_module)
+            if type(module) is types.ModuleType:
+                self.asked.add((module, attribute))
         read = sorted(globals_of(obj.__code__))
         if not name.startswith("="):
             self.wanted.extend((name, each, obj.__qualname__) for each in read)
@@ -349,6 +355,25 @@ def globals_of(code: types.CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
+def attributes_of(code: types.CodeType) -> frozenset[tuple[str, str]]:
+    """Pairs (global name, attribute) that a code object, or code inside of it, reads."""
+    return frozenset(_attribute_reads(code))
+
+
+def _attribute_reads(code: types.CodeType) -> Iterator[tuple[str, str]]:
+    import dis
+
+    name: str | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and name is not None:
+            yield name, instruction.argval
+        name = instruction.argval if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _attribute_reads(constant)
+
+
+@functools.lru_cache(maxsize=4096)
 def globals_written_by(code: types.CodeType) -> frozenset[str]:
     """Names that a code object, or code inside of it, assigns as globals."""
     return frozenset(_global_names(code, ("STORE_GLOBAL", "DELETE_GLOBAL")))
@@ -398,10 +423,13 @@ def pack(
     more: Iterable[object] = (),
     replaced: Mapping[int, tuple[Any, ...]] | None = None,
     left_out: Iterable[str] = (),
+    asked: Iterable[tuple[types.ModuleType, str]] = (),
 ) -> Parcel:
     """Pickle the values of `names` with all notebook code and globals that they reach.
 
-    `more` are objects that travel along without a name (the classes of the elements).
+    `more` are objects that travel along without a name (the classes of the elements); `asked` are attributes of
+    modules that the body reads: a worker that has another plain value there, or a function of a library where the
+    notebook has put its own, gets the notebook's.
 
     Raises
     ------
@@ -411,7 +439,9 @@ def pack(
     skipped: dict[tuple[str, str], str] = {(MAIN, name): "" for name in left_out}
     while True:
         try:
-            return _pack(namespace, list(names), is_local, list(more), dict(replaced or {}), skipped)
+            return _pack(
+                namespace, list(names), is_local, list(more), dict(replaced or {}), skipped, set(asked)
+            )
         except _Skip as found:
             skipped[found.place] = found.why
 
@@ -430,17 +460,31 @@ def _pack(
     more: list[object],
     replaced: dict[int, tuple[Any, ...]],
     skipped: dict[tuple[str, str], str],
+    asked: set[tuple[types.ModuleType, str]],
 ) -> Parcel:
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler = Traveller(file, {MAIN: namespace}, is_local, buffers)
     pickler.replaced = replaced
+    pickler.asked = asked
+    patched: set[tuple[str, str]] = set()
     sent: set[tuple[str, str]] = set()
     readers: dict[str, set[str]] = {}
     pickler.wanted = [(MAIN, name, "") for name in names]
     for thing in more:
         pickler.dump(("", "", thing))
-    while pickler.wanted:
+    while pickler.wanted or pickler.asked:
+        while pickler.asked:
+            module, attribute = pickler.asked.pop()
+            place = (PATCH + module.__name__, attribute)
+            if place in patched or is_local(module.__name__) or module.__name__ == MAIN:
+                continue
+            patched.add(place)
+            value = module.__dict__.get(attribute, patched)
+            if type(value) in ATOMS or getattr(value, "__globals__", None) is namespace:
+                pickler.dump((*place, value))
+        if not pickler.wanted:
+            break
         where, name, reader = pickler.wanted.pop(0)
         if where == MAIN and reader:
             readers.setdefault(name, set()).add(reader)
@@ -486,6 +530,7 @@ class Arrived:
     module: types.ModuleType
     objects: dict[int, object]
     spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    patches: list[tuple[str, str, Any]] = field(default_factory=list)
 
 
 def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
@@ -496,12 +541,15 @@ def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
     file = io.BytesIO(data)
     loader = pickle.Unpickler(file, buffers=buffers)
     ends = len(data)
+    patches: list[tuple[str, str, Any]] = []
     before = sys.modules.get(MAIN)
     sys.modules[MAIN] = made
     try:
         while file.tell() < ends:
             where, name, value = loader.load()
-            if name:
+            if where.startswith(PATCH):
+                patches.append((where[1:], name, value))
+            elif name:
                 space(where)[name] = value
     finally:
         if before is not None:
@@ -510,7 +558,7 @@ def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
     objects: dict[int, object] = {
         number: obj for number, obj in loader.memo.copy().items() if is_numbered(obj) and id(obj) not in spaces
     }
-    return Arrived(made.__dict__, made, objects, _arrival.spaces)
+    return Arrived(made.__dict__, made, objects, _arrival.spaces, patches)
 
 
 # ---- elements: to a worker, each pickled for itself
