@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from ipyparcache.digest.objects import (
+from ipyparcache.digest.instances import InstanceKind, ReducedKind
+from ipyparcache.digest.walk import (
     FAMILIES,
     KINDS,
     NAMED,
-    InstanceKind,
     Kind,
-    ReducedKind,
     Walk,
     is_pure,
     without_nan,
@@ -265,6 +264,7 @@ class ScalarKind(Kind):
     """NumPy's scalars."""
 
     mutable = False
+    atomic = True
 
     def write(self, walk: Walk, obj: Any) -> None:
         value = np.asarray(obj)
@@ -281,6 +281,7 @@ class DtypeKind(Kind):
     """Dtypes."""
 
     mutable = False
+    atomic = True
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"dtype", dtype_facts(obj))

@@ -16,17 +16,16 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import EnumMeta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from ipyparcache.digest import modules
-from ipyparcache.digest.objects import (
+from ipyparcache.digest.containers import PartsKind
+from ipyparcache.digest.walk import (
     KINDS,
     PRIMITIVES,
     Kind,
-    PartsKind,
-    Traversal,
     Walk,
     class_dict,
     dumps,
@@ -34,6 +33,9 @@ from ipyparcache.digest.objects import (
     without_nan,
 )
 from ipyparcache.errors import Unrestorable
+
+if TYPE_CHECKING:
+    from ipyparcache.digest.objects import Traversal
 
 _OPCODES = dis.opmap
 _NAMED_GLOBAL = _OPCODES["LOAD_GLOBAL"]

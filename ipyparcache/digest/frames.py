@@ -14,7 +14,8 @@ import pandas as pd
 from blake3 import blake3
 
 from ipyparcache.digest.arrays import Array, content_digest, dtype_facts
-from ipyparcache.digest.objects import FAMILIES, KINDS, NAMED, Kind, ReducedKind, Walk, is_pure, without_nan
+from ipyparcache.digest.instances import ReducedKind
+from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure, without_nan
 from ipyparcache.errors import Unrestorable
 
 

@@ -1,0 +1,338 @@
+"""Kinds of instances: the notebook's by what they hold, those of distributions by their reduce value."""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import sys
+from types import FunctionType, ModuleType
+from typing import Any
+
+from ipyparcache.digest import modules
+from ipyparcache.digest.walk import (
+    FAMILIES,
+    KINDS,
+    NAMED,
+    PROVIDERS,
+    Kind,
+    Walk,
+    dict_of,
+    is_by_reference,
+    module_of,
+    same,
+    slots_of,
+)
+
+
+class InstanceKind(Kind):
+    """Instances of classes of the notebook and of local modules: type, builtin base, `__dict__`, slots.
+
+    Pickle hooks are not asked: what `__getstate__` leaves out may well be read by the cell.
+    """
+
+    def __init__(self, cls: type, base: Kind | None):
+        self.base = base
+        self.slots = slots_of(cls)
+        self.has_dict = cls.__dictoffset__ != 0
+        self.mutable = self.has_dict or bool(self.slots) or base is None or base.mutable
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"instance")
+        walk.definition(type(obj))
+        own = self._own(obj)
+        names = list(own)
+        walk.sequence(b"fields", names)
+        values = list(own.values())
+        walk.push(values)
+        if self.base is not None:
+            self.base.write(walk, obj)
+
+    def _own(self, obj: Any) -> dict[str, object]:
+        own = dict(dict_of(obj)) if self.has_dict else {}
+        for name, slot in self.slots:
+            try:
+                own[name] = slot.__get__(obj)
+            except AttributeError:  # never assigned
+                continue
+        return own
+
+    def attributes(self, obj: Any) -> list[tuple[str, object]]:
+        """Names and values of what the instance holds."""
+        return list(self._own(obj).items())
+
+    def state(self, obj: Any) -> object:
+        own = dict(dict_of(obj)) if self.has_dict else {}
+        slots = {}
+        for name, slot in self.slots:
+            try:
+                slots[name] = slot.__get__(obj)
+            except AttributeError:
+                continue
+        return {"dict": own, "slots": slots, "base": None if self.base is None else self.base.state(obj)}
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        own = self._own(obj)
+        return own, None if self.base is None or not self.base.mutable else self.base.mark(walk, obj)
+
+    def is_as(self, walk: Walk, obj: Any, mark: Any) -> bool:
+        if not same(self._own(obj), mark[0]):
+            return False
+        return self.base is None or not self.base.mutable or self.base.is_as(walk, obj, mark[1])
+
+    def put(self, obj: Any, state: Any) -> None:
+        if self.base is not None:
+            self.base.put(obj, state["base"])
+        if self.has_dict:
+            own = dict_of(obj)
+            own.clear()
+            own.update(state["dict"])
+        for name, slot in self.slots:
+            if name in state["slots"]:
+                slot.__set__(obj, state["slots"][name])
+            else:
+                try:
+                    slot.__delete__(obj)
+                except AttributeError:
+                    continue
+
+
+class LibraryInstanceKind(InstanceKind):
+    """Instances of distributions' classes that pickle the usual way: what `__getstate__` keeps."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"object of")
+        write_reduced(walk, obj)
+
+
+class ReducedKind(Kind):
+    """Objects of distributions by their own reduce value."""
+
+    def __init__(self, mutable: bool):
+        self.mutable = mutable
+        self.atomic = not mutable
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"reduced")
+        write_reduced(walk, obj)
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return walk.apart().run(obj)
+
+
+class RefusedKind(Kind):
+    """Objects that no digest can stand for."""
+
+    mutable = False
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        raise walk.fail(self.reason, obj)
+
+
+class FileKind(RefusedKind):
+    """Files: open ones have no digest, closed ones are but a name and a mode."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        if not obj.closed:
+            raise walk.fail(self.reason, obj)
+        raw = getattr(obj, "buffer", obj)
+        walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
+
+
+def write_reduced(walk: Walk, obj: Any) -> None:
+    """Write what pickle would: how to make the object, then its state."""
+    cls = type(obj)
+    try:
+        hook = copyreg.dispatch_table.get(cls)
+        value: Any = hook(obj) if hook is not None else obj.__reduce_ex__(4)
+    except Exception as error:
+        raise walk.fail(f"it has no stable content ({error})", obj) from None
+    walk.keep(value)
+    walk.definition(cls)
+    if isinstance(value, str):
+        walk.token(b"global", value)
+        return
+    make, arguments, state, items, pairs = (*value, None, None, None)[:5]
+    parts: list[object] = [make, *arguments]
+    walk.token(b"made by", len(arguments))
+    for own in state if type(state) is tuple and len(state) == 2 else (state,):
+        if type(own) is dict:
+            parts += [len(own), *own, *own.values()]
+        else:
+            parts.append(own)
+    for more in (items, pairs):
+        listed = list(more) if more is not None else None
+        if listed is None:
+            parts.append(None)
+        else:
+            walk.keep(listed)
+            parts.append(len(listed))
+            parts += listed
+    walk.keep(parts)
+    walk.push(parts)
+
+
+def find_kind(cls: type) -> Kind:
+    """How objects of a class without a kind of its own are digested."""
+    for base in cls.__mro__:
+        provider = PROVIDERS.get(module_of(base).partition(".")[0])
+        if provider is not None and module_of(base) != "builtins":
+            _provide(provider)
+    if cls in KINDS:
+        return KINDS[cls]
+    user = not is_by_reference(cls)
+    if not user:
+        for base in cls.__mro__:
+            if base in FAMILIES:
+                return FAMILIES[base]
+            named = NAMED.get(f"{module_of(base)}.{base.__qualname__}")
+            if named is not None:
+                return named(cls)
+    if issubclass(cls, type):
+        return KINDS[type]
+    if issubclass(cls, ModuleType):
+        return KINDS[ModuleType]
+    name = f"{module_of(cls)}.{cls.__qualname__}"
+    if name in REFUSED:
+        kind = FileKind if name.startswith("_io.") else RefusedKind
+        return kind(REFUSED[name])
+    if user:
+        return _user_kind(cls)
+    if issubclass(cls, BaseException):
+        return InstanceKind(cls, KINDS[BaseException])
+    if name in IMMUTABLE or module_of(cls) in IMMUTABLE_MODULES or _is_immutable_family(cls):
+        return ReducedKind(mutable=False)
+    if name in INSTANCES:
+        return InstanceKind(cls, _base_kind(cls))
+    if _has_usual_reduce(cls) and _base_kind(cls) is None and not _hides_state(cls):
+        return LibraryInstanceKind(cls, None)
+    return ReducedKind(mutable=True)
+
+
+def _user_kind(cls: type) -> Kind:
+    base = _base_kind(cls)
+    if base is None and _hides_state(cls):
+        # A C base that we know nothing of: only its own reduce value can tell what it holds.
+        return ReducedKind(mutable=True)
+    return InstanceKind(cls, base)
+
+
+def _base_kind(cls: type) -> Kind | None:
+    """Kind of the content that instances inherit from a builtin or library base."""
+    for base in cls.__mro__[1:]:
+        if base is object:
+            return None
+        if base in KINDS:
+            return KINDS[base]
+        if base in FAMILIES:
+            return FAMILIES[base]
+        named = NAMED.get(f"{module_of(base)}.{base.__qualname__}")
+        if named is not None:
+            return named(base)
+    return None
+
+
+def _provide(name: str) -> None:
+    if name not in sys.modules:
+        importlib.import_module(name)
+
+
+def _hides_state(cls: type) -> bool:
+    """Whether a class, or one it derives from, keeps data in C that neither `__dict__` nor slots show."""
+    for base in cls.__mro__:
+        if base is object:
+            continue
+        if not base.__flags__ & (1 << 9):  # not made by a class statement
+            return True
+        own = base.__basicsize__ - (base.__base__ or object).__basicsize__
+        slots = base.__dict__.get("__slots__", ())
+        count = 1 if isinstance(slots, str) else len(tuple(slots))
+        if own > 8 * (count + 2) or base.__itemsize__ != (base.__base__ or object).__itemsize__:
+            return True
+    return False
+
+
+def _has_usual_reduce(cls: type) -> bool:
+    found: Any = cls
+    return (
+        found.__reduce_ex__ is object.__reduce_ex__
+        and found.__reduce__ is object.__reduce__
+        and cls not in copyreg.dispatch_table
+    )
+
+
+def _is_immutable_family(cls: type) -> bool:
+    return any(f"{module_of(base)}.{base.__qualname__}" in IMMUTABLE_BASES for base in cls.__mro__)
+
+
+IMMUTABLE = frozenset(
+    {
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        "re.Pattern",
+        "types.GenericAlias",
+        "types.UnionType",
+        "zoneinfo.ZoneInfo",
+        "operator.itemgetter",
+        "operator.attrgetter",
+        "operator.methodcaller",
+        "time.struct_time",
+        "os.stat_result",
+    }
+)
+IMMUTABLE_MODULES = frozenset({"datetime", "ipaddress", "typing"})
+IMMUTABLE_BASES = frozenset({"pathlib.PurePath", "datetime.tzinfo", "datetime.date", "datetime.timedelta"})
+INSTANCES = frozenset(
+    {
+        "collections.Counter",
+        "collections.UserDict",
+        "collections.UserList",
+        "collections.ChainMap",
+        "types.SimpleNamespace",
+    }
+)
+"""Library classes whose instances are read and restored like those of the notebook."""
+
+_POSITION = "how far it has run cannot be told or restored"
+_LIVE = "it is a live connection to something outside"
+REFUSED = {
+    "builtins.generator": _POSITION,
+    "builtins.coroutine": _POSITION,
+    "builtins.async_generator": _POSITION,
+    "builtins.frame": "it is a running frame",
+    "builtins.traceback": "it refers to running frames",
+    "builtins.memoryview": "it is a window on memory that belongs to another object",
+    "_thread.lock": "a lock has no content",
+    "_thread.RLock": "a lock has no content",
+    "_thread._local": "it holds other values in every thread",
+    "_io.TextIOWrapper": "an open file has a position in something outside",
+    "_io.BufferedReader": "an open file has a position in something outside",
+    "_io.BufferedWriter": "an open file has a position in something outside",
+    "_io.BufferedRandom": "an open file has a position in something outside",
+    "_io.FileIO": "an open file has a position in something outside",
+    "mmap.mmap": "it is a window on a file",
+    "_socket.socket": _LIVE,
+    "socket.socket": _LIVE,
+    "sqlite3.Connection": _LIVE,
+    "sqlite3.Cursor": _LIVE,
+    "subprocess.Popen": _LIVE,
+    "threading.Thread": "a thread has no content",
+}
+
+
+def is_user_definition(value: object) -> bool:
+    """Whether a value is code of the notebook or of a local module, or a thin wrapper around such code."""
+    if isinstance(value, FunctionType):
+        return modules.is_user_code(value.__globals__.get("__name__"))
+    if isinstance(value, type):
+        return modules.is_user_code(value.__module__)
+    if isinstance(value, property):
+        return any(map(is_user_definition, (value.fget, value.fset, value.fdel)))
+    if isinstance(value, (staticmethod, classmethod)):
+        return is_user_definition(value.__func__)
+    is_accessor = type(value).__name__ in ("CachedAccessor", "Accessor")
+    accessor = getattr(value, "_accessor", None) if is_accessor else None
+    return accessor is not None and is_user_definition(accessor)
