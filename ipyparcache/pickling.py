@@ -43,7 +43,9 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes)
 
 
 def live_class(owner: int, number: int, version: str) -> type:
-    """The class that this process sent to its workers under this number; on a worker, the one that arrived."""
+    """The class that this process sent to its workers under this number; on a worker, the one that
+    arrived.
+    """
     if owner == os.getpid():
         if number in _live_classes:
             return _live_classes[number]
@@ -80,6 +82,17 @@ def dispatched_again(function: Callable[..., object], registry: dict[type, Any])
     return made
 
 
+def _loses_byte_order(value: object) -> bool:
+    """Whether numpy would bring an array back in another byte order: it does so where it pickles no
+    buffer.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not getattr(numpy, "ndarray", None):
+        return False
+    array: Any = value
+    return not (array.dtype.isnative or array.dtype.hasobject or array.flags.forc)
+
+
 # cloudpickle takes 25 ms to import, and a process that sends importable functions only never needs it: it is
 # loaded by the first pickle that does, while the fork server starts.
 @functools.cache
@@ -92,7 +105,7 @@ def _picklers() -> tuple[type, type]:
     def reduced_by_parts(obj: Any) -> Any:
         """The reduction of what cloudpickle cannot send, or NotImplemented."""
         if isinstance(obj, functools._lru_cache_wrapper):
-            if not by_reference(obj):
+            if not _importable(obj):
                 return cached_again, (obj.__wrapped__, obj.cache_parameters())
         elif (
             isinstance(obj, FunctionType)
@@ -102,6 +115,8 @@ def _picklers() -> tuple[type, type]:
             and not by_reference(obj)
         ):
             return dispatched_again, (obj.__wrapped__, dict(obj.registry))
+        elif _loses_byte_order(obj):
+            return obj.copy("C").__reduce_ex__(5)
         return NotImplemented
 
     class Sender(source.Pickler):  # type: ignore[misc]
@@ -215,6 +230,8 @@ def dumps(value: object, version: str, buffers: Buffers | None = None) -> bytes:
 
 def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
     """Pickle, on a worker, what a task returned."""
+    if _loses_byte_order(value):
+        value = cast("Any", value).copy("C")
     try:
         return pickle.dumps(value, 5, buffer_callback=buffers.keep if buffers is not None else None)
     except Exception:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ipyparcache.engine.outcome import Error
 
@@ -26,13 +26,28 @@ class Batch:
     careful: bool = True
     number: int = 0  # given when it is sent; grows within a worker
     slot: int = 0
+    # The arguments as they were pickled when it was sent first, and where its rows begin in them: what is
+    # sent again is what was sent, whatever has happened to the objects since.
+    packed: Any = None
+    offset: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def rest(self, position: int) -> Batch:
         """The tasks from `position` on, as a batch that was not sent yet."""
-        return Batch(self.first + position, self.rows[position:], self.triples, self.careful)
+        return self.part(position, len(self.rows))
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The tasks from position `start` to before `stop`, as a batch that was not sent yet."""
+        return Batch(
+            self.first + start,
+            self.rows[start:stop],
+            self.triples,
+            self.careful,
+            packed=self.packed,
+            offset=self.offset + start,
+        )
 
 
 @dataclass(slots=True)
@@ -117,6 +132,7 @@ class CallOptions:
     timed: bool = False
     inner_threads: int | None = None
     inner_forced: bool = False
+    keep_arguments: bool = False  # tasks may be sent again after they have run
     on_event: OnEvent | None = None
     # Entered by each thread of the threads backend around all that it runs.
     around_thread: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -101,7 +101,9 @@ def rebuild(
 ) -> BaseException:
     """Make an exception without calling its `__init__`."""
     if issubclass(kind, BaseExceptionGroup):
-        error: BaseException = kind.__new__(kind, *arguments)  # type: ignore[arg-type]
+        message, members = arguments
+        inner = [load_exception(data) for data in members]  # type: ignore[attr-defined]
+        error: BaseException = kind.__new__(kind, str(message), inner)
     else:
         error = kind.__new__(kind)
         error.args = arguments
@@ -149,7 +151,7 @@ def _by_parts(error: BaseException, dumps: Dumps) -> bytes:
 
     arguments: tuple[object, ...] = tuple(part(value) for value in error.args)
     if isinstance(error, BaseExceptionGroup):
-        arguments = (error.message, [_members(member, dumps) for member in error.exceptions])
+        arguments = (error.message, [dump_exception(member, dumps) for member in error.exceptions])
     state = {name: part(value) for name, value in getattr(error, "__dict__", {}).items()}
     for owner in type(error).__mro__:
         slots = owner.__dict__.get("__slots__", ())
@@ -180,11 +182,6 @@ def _text(error: BaseException) -> str:
         return f"{type(error).__qualname__}: {error}"
     except Exception:
         return type(error).__qualname__
-
-
-def _members(error: BaseException, dumps: Dumps) -> BaseException:
-    """The exception as it would arrive, for the members of a group that does not travel as it is."""
-    return load_exception(dump_exception(error, dumps))
 
 
 def _chain(error: BaseException) -> list[tuple[str, BaseException]]:

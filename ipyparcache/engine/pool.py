@@ -36,6 +36,7 @@ from ipyparcache.errors import EngineError, WorkersNotStarted
 
 IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
 GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
+LIFELINE = 9  # descriptor of the lifeline in a spawned worker
 STARTING = 30.0  # seconds in which a worker must have said hello
 KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm
 KEPT_OUTPUT = 1 << 20  # bytes of output that were passed on already and may stay in memory
@@ -144,6 +145,8 @@ class WorkerHandle:
         self.block = block
         self.streams: tuple[int, int] = (-1, -1)  # descriptors of what its tasks print
         self.read_to = [0, 0]  # how much of each was passed on
+        self.written_to = 0  # the stream that its task writes now, as far as it said
+        self.lifeline = -1  # end of a pipe that closes with this process: a spawned worker is killed then
         self.pid = 0
         self.said_hello = False
         self.ended: tuple[int, int] | None = None  # exit code (negative: signal), largest memory in bytes
@@ -168,6 +171,8 @@ class WorkerHandle:
         self.block.close()
         for fd in self.streams:
             os.close(fd)
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
 
 
 class Lease:
@@ -260,7 +265,8 @@ class Pool:
                     self._fork(("fork", number, self.idle_seconds, None), fds)
                 else:
                     there = {fd: 3 + at for at, fd in enumerate(fds)}
-                    self._spawn(worker, repr(("fds", self.idle_seconds, os.getpid())), there)
+                    worker.pid, worker.lifeline = self._spawn(("fds", self.idle_seconds, os.getpid()), there)
+                    worker.spawned = True
             undo.pop_all()
         return worker
 
@@ -280,7 +286,8 @@ class Pool:
                 if start_method() == "forkserver":
                     self._fork(("fork", number, self.idle_seconds, named), [])
                 else:
-                    launched = self._spawn(None, repr(("named", self.idle_seconds, os.getpid(), named)), {})
+                    launched, lifeline = self._spawn(("named", self.idle_seconds, os.getpid(), named), {})
+                    undo.callback(os.close, lifeline)
                 end = _accept(listener, token)
             undo.callback(end.close)
             channel = StreamChannel(end)
@@ -288,17 +295,23 @@ class Pool:
             worker.streams = (streams[0], streams[1])
             if launched:
                 worker.pid = launched
+                worker.lifeline = lifeline
                 worker.spawned = True
             undo.pop_all()
         return worker
 
-    def _spawn(self, worker: WorkerHandle | None, description: str, there: dict[int, int]) -> int:
-        paths = repr([path for path in sys.path if isinstance(path, str)])
-        pid = _launch(_interpreter(_SPAWNED, paths, description), there)
-        if worker is not None:
-            worker.pid = pid
-            worker.spawned = True
-        return pid
+    def _spawn(self, description: tuple[Any, ...], there: dict[int, int]) -> tuple[int, int]:
+        """Launch a worker; its process id, and the pipe end that keeps it alive."""
+        read, write = os.pipe()
+        try:
+            paths = repr([path for path in sys.path if isinstance(path, str)])
+            command = _interpreter(_SPAWNED, paths, repr(description))
+            return _launch(command, {**there, read: LIFELINE}), write
+        except BaseException:
+            os.close(write)
+            raise
+        finally:
+            os.close(read)
 
     # -- lending ------------------------------------------------------------------------------------------
 

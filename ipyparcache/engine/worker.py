@@ -18,7 +18,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+from itertools import islice, repeat
 from time import monotonic
 from typing import Any
 
@@ -49,7 +49,7 @@ RING_AFTER = 0.05  # seconds between two rings within a batch
 SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
 SCALARS = frozenset({type(None), bool, int, float, complex, str})
 VALUE, FAR_VALUE, ERROR, FAR_ERROR = range(4)  # forms of an outcome that is no scalar
-EMIT, END = range(2)  # kinds of event records
+EMIT, END, TO_OUT, TO_ERR = range(4)  # kinds of event records; the last two: this stream is written next
 # An event record: kind, index of the task, ends of stdout and stderr so far, length of the payload behind it.
 EVENT = struct.Struct("<BqQQI")
 
@@ -73,7 +73,7 @@ class _RawStream(io.FileIO):
         worker = self._worker
         if worker.capture and worker.last_written != self.fileno():
             worker.last_written = self.fileno()
-            worker.record_event(EMIT, b"")
+            worker.record_event(TO_OUT if self.fileno() == 1 else TO_ERR, b"")
         return super().write(data) or 0
 
 
@@ -144,7 +144,7 @@ class Worker:
 
     def _columns(self, message: Message) -> tuple[Iterable[object], ...]:
         """The arguments of a batch, one column a parameter."""
-        _, _, _, _, _, slot, form, constants, data, places, order = message
+        _, _, _, _, _, slot, form, constants, data, places, order, _ = message
         if form == "m":
             columns = list(data)
         else:
@@ -173,6 +173,7 @@ class Worker:
         self.call = number
         self.options = options
         self.capture = bool(options.get("capture"))
+        self.last_written = 1
         try:
             surroundings.restore(state if state is not None else self.state)
             self.state = None
@@ -283,6 +284,8 @@ class Worker:
             self.bell.send(("unread", batch, self._dump_error(error)))
             return
         rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=False) if columns else iter([()] * count)
+        if message[11] and columns:
+            rows = islice(rows, message[11], None)
         timed = bool(self.options.get("timeout"))
         capture = self.capture
         position = self.block.slot(slot)

@@ -223,6 +223,7 @@ class Run:
             timed=options.timeout is not None,
             inner_threads=options.inner_threads or inner_threads(options.n_jobs),
             inner_forced=options.inner_threads is not None,
+            keep_arguments=options.retries > 0,
             on_event=self._held.take if self._held is not None else on_event,
         )
         if around_thread is not None:
@@ -250,7 +251,7 @@ class Run:
                 if kept == 0:
                     continue
                 if kept < len(batch):
-                    batch = Batch(batch.first, batch.rows[:kept], batch.triples, batch.careful)
+                    batch = batch.part(0, kept)
             return batch
         if self.failed_at is not None or self._ending is not None or self.source.exhausted:
             return None
@@ -311,10 +312,7 @@ class Run:
         if len(batch) == 1 or len(batch) * mean < SPLIT:
             return [batch]
         step = -(-len(batch) // parts)
-        return [
-            Batch(batch.first + at, batch.rows[at : at + step], batch.triples, batch.careful)
-            for at in range(0, len(batch), step)
-        ]
+        return [batch.part(at, min(at + step, len(batch))) for at in range(0, len(batch), step)]
 
     def _give_up_or_retry(self, batch: Batch, position: int, error: Error) -> Done | None:
         """A task has failed: put it in again, or tell its outcome."""
@@ -325,7 +323,7 @@ class Run:
         if may_retry and (self.failed_at is None or index < self.failed_at):
             if self._held is not None:
                 self._held.settle(index, final=False)
-            self.backlog.appendleft(Batch(index, batch.rows[position : position + 1], batch.triples))
+            self.backlog.appendleft(batch.part(position, position + 1))
             return None
         if self._held is not None:
             self._held.settle(index, final=True)

@@ -13,6 +13,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ipyparcache.engine.backends.base import Crew
@@ -50,7 +51,17 @@ from ipyparcache.engine.transport import (
     layout,
     new_memory,
 )
-from ipyparcache.engine.worker import END, ERROR, EVENT, FAR_ERROR, FAR_VALUE, SCALARS, VALUE
+from ipyparcache.engine.worker import (
+    EMIT,
+    ERROR,
+    EVENT,
+    FAR_ERROR,
+    FAR_VALUE,
+    SCALARS,
+    TO_ERR,
+    TO_OUT,
+    VALUE,
+)
 
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
 PLAIN_BUFFER = 4 << 10  # a buffer of an argument leaves the pickle from this size on: one copy less
@@ -123,6 +134,34 @@ def _is_flat(value: Any) -> bool:
     if isinstance(value, dict):
         return set(map(type, value)) <= atoms and set(map(type, value.values())) <= atoms
     return set(map(type, value)) <= atoms
+
+
+@dataclass(slots=True)
+class _Packed:
+    """The pickled arguments of a batch, and of the batches that are parts of it."""
+
+    form: str  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
+    constants: list[tuple[int, _SharedContainer]]  # columns that are one shared object
+    data: Any  # columns or pickle; None while they lie in `where` alone
+    buffers: list[Any]
+    order: tuple[int, ...]
+    larges: list[Any]
+    where: tuple[WorkerHandle, int, tuple[tuple[int, int], ...]] | None = None
+
+
+def _is_plain(column: tuple[Any, ...]) -> bool:
+    """Whether the standard pickler does for these arguments what ours would do."""
+    numpy = sys.modules.get("numpy")
+    kinds = set(map(type, column)) - SCALARS - {bytes}
+    if not kinds:
+        return True
+    if numpy is None or kinds != {numpy.ndarray}:
+        return False
+    return all(
+        not value.dtype.hasobject and (value.dtype.isnative or value.flags.forc)
+        for value in column
+        if type(value) is numpy.ndarray
+    )
 
 
 class ProcessCrew(Crew):
@@ -231,6 +270,7 @@ class ProcessCrew(Crew):
         self._tell(worker, ("call", self._call, self._function, options, state), passed)
         worker.state_version = self._state_version
         worker.call = self._call
+        worker.written_to = 0
 
     def _tell(self, worker: WorkerHandle, message: Message, fds: Sequence[int] = ()) -> None:
         # A worker that is gone is noticed, and answered, when its bell is read.
@@ -255,14 +295,49 @@ class ProcessCrew(Crew):
         return not self._stopped and not self.lanes[lane].gone
 
     def send(self, lane: int, batch: Batch) -> None:
-        """Pickle the arguments of a batch and give it to a lane."""
+        """Pickle the arguments of a batch, if they are not yet, and give it to a lane."""
+        worker = self.lanes[lane]
         while len(self._containers) > SHARED_CONTAINERS:
             self._drop_oldest_container()
-        worker = self.lanes[lane]
+        fresh = batch.packed is None
+        packed: _Packed = self._packed(batch) if fresh else batch.packed
         batch.number = worker.next_batch
         batch.slot = 1 - worker.outstanding[-1].slot if worker.outstanding else 0
+        for _, container in packed.constants:
+            self._send_container(lane, container)
+        self._send_larges(lane, packed.larges)
+        places: tuple[tuple[int, int], ...] = ()
+        data = packed.data
+        if packed.buffers or (type(data) is bytes and len(data) > INLINE):
+            parts, found = layout(data, packed.buffers)
+            worker.block.write(DOWN + batch.slot, 0, parts)
+            places, data = tuple(found), None
+            if fresh and not self.options.keep_arguments:
+                # The buffers are the caller's arrays: from here on the copy in the block is what was sent.
+                packed.data = None
+                packed.buffers = []
+            packed.where = (worker, batch.slot, places)
+        constants = tuple((at, container.number) for at, container in packed.constants)
+        batch.packed = packed
+        head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
+        worker.next_batch += 1
+        worker.outstanding.append(batch)
+        self._tell(worker, (*head, packed.form, constants, data, places, packed.order, batch.offset))
+
+    def _hold(self, batch: Batch) -> Batch:
+        """Fetch the pickled arguments of a batch that is to be sent again out of the block that has them."""
+        packed: _Packed | None = batch.packed
+        if packed is not None and packed.data is None and packed.where is not None:
+            worker, slot, places = packed.where
+            pieces = [worker.block.read(DOWN + slot, start, size) for start, size in places]
+            packed.data, packed.buffers = pieces[0], list(pieces[1:])
+            packed.where = None
+        return batch
+
+    def _packed(self, batch: Batch) -> _Packed:
+        """Pickle the arguments of a batch."""
         columns: list[Any] = list(zip(*batch.rows, strict=True)) if batch.rows[0] else []
-        constants: list[tuple[int, int]] = []
+        constants: list[tuple[int, _SharedContainer]] = []
         plain = not batch.triples
         for at, column in enumerate(columns):
             if plain and set(map(type, column)) <= SCALARS and not self._is_long_text(column):
@@ -272,51 +347,33 @@ class ProcessCrew(Crew):
                 plain = False
                 continue
             columns[at] = None
-            constants.append((at, container.number))
-            self._send_container(lane, container)
-        head: tuple[Any, ...] = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
+            constants.append((at, container))
         if plain:
             data = tuple(columns)
-            message = (*head, "m", tuple(constants), data, None, ())
             if len(marshal.dumps(data)) <= INLINE:
-                self._commit(worker, batch, message)
-                return
-        self._send_pickled(lane, batch, head, columns, constants)
+                return _Packed("m", constants, data, [], (), [])
+        return self._pickled(batch, columns, constants)
 
     @staticmethod
     def _is_long_text(column: tuple[Any, ...]) -> bool:
         first = column[0]
         return type(first) is str and len(first) >= CONTAINER
 
-    def _send_pickled(
-        self,
-        lane: int,
-        batch: Batch,
-        head: tuple[Any, ...],
-        columns: list[Any],
-        constants: list[tuple[int, int]],
-    ) -> None:
+    def _pickled(
+        self, batch: Batch, columns: list[Any], constants: list[tuple[int, _SharedContainer]]
+    ) -> _Packed:
         from ipyparcache import pickling
 
-        worker = self.lanes[lane]
         buffers = pickling.Buffers(PLAIN_BUFFER)
-        numpy = sys.modules.get("numpy")
-        plain = SCALARS | {bytes, *((numpy.ndarray,) if numpy is not None else ())}
         try:
-            if all(column is None or set(map(type, column)) <= plain for column in columns) and not any(
-                numpy is not None and type(value) is numpy.ndarray and value.dtype.hasobject
-                for column in columns
-                for value in column or ()
-            ):
+            if all(column is None or _is_plain(column) for column in columns):
                 payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
             else:
                 payload = pickling.dumps(columns, self._version, buffers)
         except Exception as error:
-            raise pickle.PicklingError(
-                f"Could not pickle the task to send to the workers: {error}"
-            ) from error
+            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
         order: list[int] = []
-        small: list[memoryview] = []
+        small: list[Any] = []
         larges: list[Any] = []
         for raw in buffers.taken:
             if raw.nbytes >= LARGE:
@@ -325,21 +382,8 @@ class ProcessCrew(Crew):
                 order.append(-1 - large.number)
             else:
                 order.append(len(small))
-                small.append(raw)
-        self._send_larges(lane, larges)
-        form = "t" if batch.triples else "p"
-        if not small and len(payload) <= INLINE:
-            message = (*head, form, tuple(constants), payload, None, tuple(order))
-        else:
-            parts, places = layout(payload, small)
-            worker.block.write(DOWN + batch.slot, 0, parts)
-            message = (*head, form, tuple(constants), None, tuple(places), tuple(order))
-        self._commit(worker, batch, message)
-
-    def _commit(self, worker: WorkerHandle, batch: Batch, message: Message) -> None:
-        worker.next_batch += 1
-        worker.outstanding.append(batch)
-        self._tell(worker, message)
+                small.append(bytes(raw) if self.options.keep_arguments else raw)
+        return _Packed("t" if batch.triples else "p", constants, payload, small, tuple(order), larges)
 
     def _container(self, column: tuple[Any, ...], careful: bool) -> _SharedContainer | None:
         """The shared form of the large object that is the argument of every task of a batch, if it is one."""
@@ -363,9 +407,7 @@ class ProcessCrew(Crew):
                 pickle.dumps(value, 5) if _is_flat(value) else pickling.dumps(value, self._version, buffers)
             )
         except Exception as error:
-            raise pickle.PicklingError(
-                f"Could not pickle the task to send to the workers: {error}"
-            ) from error
+            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
         self._numbers += 1
         made = _SharedContainer(
             self._numbers, value, *self._pack(payload, buffers.taken, trusted=not careful)
@@ -489,6 +531,8 @@ class ProcessCrew(Crew):
                 if type(value) is tuple:
                     values[at] = self._unfold(worker, batch, value)
                     failed = failed or type(values[at]) is Error
+        if complete and done < len(batch):
+            self._hold(batch)
         self._count_read[lane] = done
         if position is not None:
             self._ring_read[lane] = position
@@ -529,8 +573,9 @@ class ProcessCrew(Crew):
         for batch in list(worker.outstanding):
             done = words[COMMITTED] if batch.number == running else 0
             if batch.number != running:
-                reports.append(NotBegun(batch))
+                reports.append(NotBegun(self._hold(batch)))
                 continue
+            self._hold(batch)
             self._pass_output(lane, live=False, upto=done)
             if done > self._count_read[lane]:
                 times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
@@ -597,7 +642,9 @@ class ProcessCrew(Crew):
                     index = min(index, batch.first + len(batch) - 1)
                     if self.options.capture:
                         self._hand_over(worker, index, (out, err))
-                    if kind != END and size:
+                    if kind in (TO_OUT, TO_ERR):
+                        worker.written_to = kind - TO_OUT
+                    elif kind == EMIT:
                         on_event(index, Emitted(log[at : at + size]))
                     at += size
                 read[batch.slot] = end
@@ -605,13 +652,14 @@ class ProcessCrew(Crew):
             self._hand_over(worker, batch.first + before[1], sizes)
 
     def _hand_over(self, worker: WorkerHandle, index: int, ends: Sequence[int]) -> None:
-        for which, name in enumerate(("stdout", "stderr")):
+        # What Python wrote came right behind the last record; bytes of the other stream are from below it.
+        for which in (worker.written_to, 1 - worker.written_to):
             start = worker.read_to[which]
             if ends[which] > start:
                 data = os.pread(worker.streams[which], ends[which] - start, start)
                 worker.read_to[which] = start + len(data)
                 if data and self.options.on_event is not None:
-                    self.options.on_event(index, Output(name, data))
+                    self.options.on_event(index, Output(("stdout", "stderr")[which], data))
 
     def _forward(self, worker: WorkerHandle) -> None:
         """Write what was printed to this process's own streams."""
@@ -650,7 +698,7 @@ class ProcessCrew(Crew):
             if received[0][0] == "batch":
                 batch = self._take_outstanding(worker, received[0][1])
                 if batch is not None:
-                    taken.append(batch)
+                    taken.append(self._hold(batch))
             else:
                 other.append(received)
         for message, fds in other:

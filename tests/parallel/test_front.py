@@ -1,0 +1,190 @@
+import multiprocessing
+import os
+import time
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from ipyparcache import Parallel, delayed, effective_n_jobs, parallel_config
+from ipyparcache.engine.outcome import Error
+from ipyparcache.parallel import front
+
+
+def square(number):
+    return number * number
+
+
+@pytest.fixture(params=["processes", "threads", "sequential"])
+def backend(request):
+    return request.param
+
+
+def test_results_come_in_the_order_of_the_tasks(backend):
+    assert Parallel(n_jobs=2, backend=backend)(delayed(square)(n) for n in range(500)) == [
+        n * n for n in range(500)
+    ]
+
+
+def test_functions_and_keywords_may_differ(backend):
+    tasks = [delayed(sqrt)(4), delayed(max)([3, 1], key=lambda n: -n), delayed(int)("7", base=8)]
+
+    assert Parallel(n_jobs=2, backend=backend)(tasks) == [2.0, 1, 7]
+
+
+def test_no_tasks_give_an_empty_list(backend):
+    assert Parallel(n_jobs=2, backend=backend)([]) == []
+
+
+def test_an_error_is_raised_as_it_was(backend):
+    with pytest.raises(ZeroDivisionError):
+        Parallel(n_jobs=2, backend=backend)(delayed(divmod)(1, n - 3) for n in range(10))
+
+
+def test_errors_can_be_collected():
+    found = Parallel(n_jobs=2, on_error="collect")(delayed(divmod)(6, n) for n in range(3))
+
+    assert isinstance(found[0], Error)
+    assert found[1:] == [(6, 0), (3, 0)]
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_a_generator_gives_results_before_later_tasks_end(backend, return_as):
+    found = Parallel(n_jobs=2, backend=backend, return_as=return_as)(
+        delayed(time.sleep)(0.0 if n == 0 else 1.5) for n in range(2)
+    )
+    begun = time.monotonic()
+    next(found)
+
+    assert time.monotonic() - begun < 1.5
+    assert list(found) == [None]
+
+
+def test_a_generator_works_on_while_no_one_asks():
+    drawn = []
+
+    def tasks():
+        for number in range(20):
+            drawn.append(number)
+            yield delayed(square)(number)
+
+    found = Parallel(n_jobs=2, return_as="generator")(tasks())
+    until = time.monotonic() + 5
+    while len(drawn) < 20 and time.monotonic() < until:
+        time.sleep(0.01)
+
+    assert len(drawn) == 20
+    assert list(found) == [n * n for n in range(20)]
+
+
+def test_a_closed_generator_does_not_show_in_the_next_call():
+    parallel = Parallel(n_jobs=2, return_as="generator")
+    found = parallel(delayed(time.sleep)(0.05) for _ in range(20))
+    next(found)
+    found.close()
+
+    assert list(parallel(delayed(square)(n) for n in range(3))) == [0, 1, 4]
+
+
+def test_an_object_whose_generator_is_alive_refuses_another_call(backend):
+    parallel = Parallel(n_jobs=2, backend=backend, return_as="generator")
+    found = parallel(delayed(square)(n) for n in range(5))
+
+    with pytest.raises(RuntimeError, match="already running"):
+        parallel([])
+    found.close()
+
+
+def test_a_late_task_raises_the_timeout_error_of_multiprocessing():
+    with pytest.raises(multiprocessing.TimeoutError):
+        Parallel(n_jobs=2, timeout=0.2)(delayed(time.sleep)(60) for _ in range(2))
+
+
+def test_one_job_runs_in_this_process_in_step_with_the_input():
+    log = []
+
+    def tasks():
+        for number in range(3):
+            log.append(f"made {number}")
+            yield delayed(log.append)(f"ran {number}")
+
+    Parallel(n_jobs=1)(tasks())
+
+    assert log == ["made 0", "ran 0", "made 1", "ran 1", "made 2", "ran 2"]
+
+
+def test_pre_dispatch_bounds_what_is_drawn_ahead(tmp_path):
+    drawn = []
+
+    def tasks():
+        for number in range(6):
+            if number == 3:
+                until = time.monotonic() + 5
+                while not list(tmp_path.iterdir()) and time.monotonic() < until:
+                    time.sleep(0.005)
+                drawn.append(len(list(tmp_path.iterdir())))
+            yield delayed((tmp_path / str(number)).touch)()
+
+    Parallel(n_jobs=2, pre_dispatch=3, batch_size=1)(tasks())
+
+    assert drawn[0] >= 1
+
+
+def test_values_of_n_jobs_are_read_as_joblib_reads_them(monkeypatch):
+    monkeypatch.setattr(front, "cpu_count", lambda: 4)
+
+    assert [effective_n_jobs(n) for n in (-1, -2, -100, 3, 2.9, "2", None)] == [4, 3, 1, 3, 2, 2, 1]
+    with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
+        Parallel(n_jobs=0)([])
+    with pytest.raises(ValueError, match="n_jobs could not be converted to int"):
+        Parallel(n_jobs="abc")
+
+
+def test_contexts_set_what_a_call_leaves_open():
+    with parallel_config(backend="threads", n_jobs=2), parallel_config(verbose=0):
+        parallel = Parallel()
+
+        assert (parallel.backend, parallel.n_jobs) == ("threads", 2)
+        assert Parallel(n_jobs=3).n_jobs == 3
+    assert Parallel().n_jobs == 1
+
+
+def test_calls_inside_a_task_stay_in_its_process():
+    def outer():
+        inner = Parallel(n_jobs=2)
+        return inner.backend, set(inner(delayed(os.getpid)() for _ in range(4))) == {os.getpid()}
+
+    assert Parallel(n_jobs=2)(delayed(outer)() for _ in range(2)) == [("threads", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "ahead"), [("2 * n_jobs", 8), ("all", None), (3, 3), ("n_jobs + 1.5", 5), (2.9, 2)]
+)
+def test_pre_dispatch_is_arithmetic(text, ahead):
+    assert front.parse_ahead(text, 4) == ahead
+
+
+@pytest.mark.parametrize("text", [0, "0", -1, "__import__('os')", "9**9**9", "n", "1/0", "1" * 31])
+def test_what_is_no_arithmetic_is_refused(text):
+    with pytest.raises(ValueError, match=r"\w"):
+        front.parse_ahead(text, 4)
+
+
+def test_delayed_keeps_the_names_of_its_function():
+    assert delayed(square).__name__ == "square"
+    assert delayed(square)(3) == (square, (3,), {})
+    assert delayed(np.add)(1, 2)[0] is np.add
+
+
+def test_only_an_iterable_that_runs_no_code_is_trusted():
+    data = [1]
+
+    def touch(value):
+        data.append(value)
+        return value
+
+    assert front.is_transparent([])
+    assert front.is_transparent(delayed(square)(n) for n in range(3))
+    assert not front.is_transparent(delayed(square)(touch(n)) for n in range(3))
+    assert not front.is_transparent(delayed(square)(n) for n in map(touch, [1]))
+    assert not front.is_transparent(map(delayed(square), [1]))
