@@ -1,7 +1,7 @@
 """`Parallel` and what belongs to it, as joblib's users know them.
 
-A call becomes a `dispatch.Run`: a source of (function, arguments, keywords), the options, and a crew of workers;
-here lie joblib's names and rules, there everything about sending, timing and failing.
+A call becomes a `dispatch.Run`: a source of (function, arguments, keywords), the options, and a crew of
+workers; here lie joblib's names and rules, there everything about sending, timing and failing.
 """
 
 from __future__ import annotations
