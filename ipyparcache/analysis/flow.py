@@ -122,9 +122,9 @@ class Flow:
             case ast.Delete(targets=targets):
                 return self._delete(targets, state)
             case ast.Raise(exc=exc, cause=cause):
-                for part in (exc, cause):
-                    if part is not None:
-                        state = self._expr(part, state)
+                for given in (exc, cause):
+                    if given is not None:
+                        state = self._expr(given, state)
                 return None
             case ast.Assert(test=test, msg=msg):
                 state = self._expr(test, state)

@@ -32,9 +32,38 @@ HOLE = "__ipyparcache_h%d__"
 TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
 #: Methods that change their object and whose call, as a statement of its own, can be replayed in iteration order.
 REPLAYED_METHODS = frozenset(
-    "append add extend update insert discard appendleft extendleft setdefault remove clear sort reverse pop popleft "
-    "popitem rotate subtract intersection_update difference_update symmetric_difference_update move_to_end "
-    "write writelines writerow writerows put put_nowait fill itemset".split()
+    [
+        "append",
+        "add",
+        "extend",
+        "update",
+        "insert",
+        "discard",
+        "appendleft",
+        "extendleft",
+        "setdefault",
+        "remove",
+        "clear",
+        "sort",
+        "reverse",
+        "pop",
+        "popleft",
+        "popitem",
+        "rotate",
+        "subtract",
+        "intersection_update",
+        "difference_update",
+        "symmetric_difference_update",
+        "move_to_end",
+        "write",
+        "writelines",
+        "writerow",
+        "writerows",
+        "put",
+        "put_nowait",
+        "fill",
+        "itemset",
+    ]
 )
 #: Those that copy what they are given, so that a later change of the operand must not reach the target.
 COPYING_METHODS = frozenset({"extend", "update", "extendleft", "subtract", "writelines", "writerows"})
@@ -77,9 +106,41 @@ DYNAMIC_WITHOUT_ARGUMENT = frozenset({"vars", "dir"})
 KERNEL_ONLY = frozenset({"input", "breakpoint"})
 #: Functions that read a generator to its end, or stop early only as `any` and `all` do.
 CONSUMERS = frozenset(
-    "sum max min any all list dict set sorted tuple frozenset str.join np.fromiter numpy.fromiter Counter "
-    "collections.Counter math.fsum fsum math.prod prod pd.concat pandas.concat np.array bytes bytearray deque "
-    "collections.deque OrderedDict statistics.mean mean statistics.median np.sum len".split()
+    [
+        "sum",
+        "max",
+        "min",
+        "any",
+        "all",
+        "list",
+        "dict",
+        "set",
+        "sorted",
+        "tuple",
+        "frozenset",
+        "str.join",
+        "np.fromiter",
+        "numpy.fromiter",
+        "Counter",
+        "collections.Counter",
+        "math.fsum",
+        "fsum",
+        "math.prod",
+        "prod",
+        "pd.concat",
+        "pandas.concat",
+        "np.array",
+        "bytes",
+        "bytearray",
+        "deque",
+        "collections.deque",
+        "OrderedDict",
+        "statistics.mean",
+        "mean",
+        "statistics.median",
+        "np.sum",
+        "len",
+    ]
 )
 
 
@@ -1046,11 +1107,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
     def expr(node: ast.expr) -> bool:
         if isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id in ours):
             return True
-        if (
-            isinstance(node, ast.List | ast.Set)
-            and not node.elts
-            or isinstance(node, ast.Dict)
-            and not node.keys
+        if (isinstance(node, ast.List | ast.Set) and not node.elts) or (
+            isinstance(node, ast.Dict) and not node.keys
         ):
             return True
         if not mentions(node):

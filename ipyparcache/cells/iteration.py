@@ -23,7 +23,7 @@ LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to 
 CHECK_SHARE = 0.02  # of the time of an iteration that looking for changes may cost, to be done after each
 
 #: Kinds of events that a chunk emits while it runs.
-RECORD, DISPLAY, WARNING, LOGGED, AGAIN = range(5)
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN = range(7)
 
 Traceback = list[tuple[str, str, int]]
 
@@ -60,10 +60,10 @@ class Body:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a chunk ended early: the pickled exception of its last iteration."""
+    """Why a chunk ended early: the exception of its last iteration, pickled if it comes from another process."""
 
     iteration: int
-    data: bytes
+    data: bytes | BaseException
     text: str
     traceback: Traceback
 
@@ -95,12 +95,14 @@ Left = tuple[
 and the types of bindings that cannot come home."""
 
 
-class _Key:
+class KeyOf:
+    """`KeyOf()[i, :]` is the key that `x[i, :]` would use."""
+
     def __getitem__(self, key: object) -> object:
         return key
 
 
-class _Random:
+class RandomStreams:
     """The random streams of an iteration: children of one seed, numbered by the iteration."""
 
     def __init__(self, entropy: tuple[int, ...]) -> None:
@@ -131,14 +133,14 @@ class _Random:
         def default_rng(seed: Any = None) -> Any:
             return plain(sequence.spawn(1)[0] if seed is None else seed)
 
-        np.random.default_rng = default_rng  # type: ignore[assignment]
+        np.random.default_rng = default_rng
 
     def end(self) -> None:
         """Give numpy its own `default_rng` back."""
         if self._default_rng is not None:
             import numpy as np
 
-            np.random.default_rng = self._default_rng  # type: ignore[assignment]
+            np.random.default_rng = self._default_rng
 
 
 class Task:
@@ -181,7 +183,7 @@ class _Run:
             id(obj): ("b", number) for number, obj in self.arrived.objects.items()
         }
         self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
-        self.random = _Random(body.seed) if body.seed is not None else None
+        self.random = RandomStreams(body.seed) if body.seed is not None else None
         self.patches = [patch for patch in self.arrived.patches if _differs(*patch)]
         self._hide()
         self._before = {
@@ -202,16 +204,16 @@ class _Run:
     def _hide(self) -> None:
         """Put what the rewritten body calls into the namespace."""
         self.namespace[LOG] = self.log.append
-        self.namespace[KEY] = _Key()
+        self.namespace[KEY] = KeyOf()
         self.namespace[CONTENT] = self._content
-        self.namespace[HASHED] = _hashed
+        self.namespace[HASHED] = hashed
         self.namespace[UNBIND] = self.unbound.append
 
     def _content(self, site: int, value: Any) -> Any:
         """The operand as it is now, where the target copies it; else the operand itself."""
         if type(value) in ATOMS or site not in self.body.by_content:
             return value
-        return _snapshot(value)
+        return snapshot(value)
 
     def _state(self, obj: object) -> watching.State:
         return watching.state_of(obj, self._is_user_code)
@@ -314,6 +316,7 @@ class _Run:
             known = self.known
             if objects:
                 known = known | {id(obj): ("i", key) for key, obj in objects.items()}
+
             try:
                 record = (number, *self._pickled([left], known, bool(objects)))
             except Exception as error:
@@ -355,7 +358,7 @@ class _Run:
         """Send the plain iterations that have gathered."""
         if not self._pending:
             return
-        record = (self._pending_first, pickle.dumps(self._pending, 5), [])
+        record: tuple[int, bytes, list[Any]] = (self._pending_first, pickle.dumps(self._pending, 5), [])
         self._pending = []
         self._send(record, result, emit)
 
@@ -374,7 +377,7 @@ class _Run:
     def _failure(self, number: int, error: BaseException, objects: dict[int, object]) -> Failure:
         import traceback as formatting
 
-        rows = _rows(error)
+        rows = traceback_rows(error)
         known = self.known | {id(obj): ("i", key) for key, obj in objects.items()}
         text = "".join(formatting.format_exception_only(error)).strip()
         error.__traceback__ = None
@@ -503,7 +506,7 @@ def _handler_class() -> Any:
     return Handler
 
 
-def _Handler() -> Any:  # noqa: N802 - stands for a class that needs logging, which is loaded late
+def _Handler() -> Any:
     return _handler_class()()
 
 
@@ -544,12 +547,13 @@ def _differs(name: str, attribute: str, value: object) -> bool:
     return True
 
 
-def _hashed(key: Any) -> Any:
+def hashed(key: Any) -> Any:
+    """The key, which can be hashed: what a dict or set would say otherwise is said where it is evaluated."""
     hash(key)
     return key
 
 
-def _snapshot(value: Any) -> Any:
+def snapshot(value: Any) -> Any:
     """A shallow copy of what may change later; iterators are read to their end, as their consumer would."""
     kind = type(value)
     if kind in (list, dict, set, bytearray, deque, OrderedDict, defaultdict):
@@ -589,7 +593,7 @@ def _unsendable(error: Exception, left: Left) -> BaseException:
     return TypeError(f"what this iteration leaves cannot come back from its worker: {error}")
 
 
-def _rows(error: BaseException) -> Traceback:
+def traceback_rows(error: BaseException) -> Traceback:
     """File, function and line of the frames of a traceback, without ours."""
     rows: Traceback = []
     entry = error.__traceback__

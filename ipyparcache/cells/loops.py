@@ -7,13 +7,13 @@ import html
 import operator
 import pickle
 import sys
-import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.flow import Flow
@@ -21,12 +21,16 @@ from ipyparcache.analysis.parfor import VALUE, Comprehension, Facts, Loop, Parfo
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.facts import facts_of
+from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
 from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
+from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.errors import ChangeLost, IterationError, LoopRefused, TaskCancelled
 from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
+from ipyparcache.progress.tracker import Tracker
+from ipyparcache.progress.widget import show
 
 TARGET = 0.025  # seconds that a chunk should take: long against sending it, short at the end of the loop
 LARGEST = 4096  # iterations of a chunk
@@ -133,12 +137,21 @@ def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions)
     return CellPlan(tuple(steps), facts, options)
 
 
+_last = RunReport()
+
+
+def last_report() -> RunReport:
+    """What became of the loops of the last cell: its errors, partial results and timeline."""
+    return _last
+
+
 def run_cell(plan: CellPlan, host: Host) -> RunReport:
     """Run the statements of a planned cell in order, its loops in tasks.
 
-    The error that ends the cell is raised, with the report as its attribute `report`.
+    The error that ends the cell is raised; `last_report` tells of its loops then, too.
     """
-    report = RunReport()
+    global _last
+    _last = report = RunReport()
     ran = False
     for number, step in enumerate(plan.steps):
         last = number == len(plan.steps) - 1
@@ -153,7 +166,6 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
                 _run_comprehension(step, plan, host, report, fresh=not ran, last=last)
         except BaseException as error:
             report.error = error
-            error.report = report  # type: ignore[attr-defined]
             raise
         ran = True
     return report
@@ -251,7 +263,7 @@ class LoopRun:
         self.host = host
         self.namespace = host.namespace
         self.report = LoopReport(parfor.line)
-        self.cancelled = threading.Event()
+        self.interrupts = Interrupts()
         self.jobs = jobs_of(self.options.jobs)
         self.chunks: dict[int, _Chunk] = {}
         self.sent = 0
@@ -281,6 +293,7 @@ class LoopRun:
         """
         parfor, namespace = self.parfor, self.namespace
         self._check_guards()
+        self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         roots = {name: namespace[name] for name in parfor.changed if name in namespace}
         names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
         left_out = (set(parfor.changed) | set(parfor.temporaries)) - set(parfor.reads)
@@ -290,7 +303,15 @@ class LoopRun:
                 namespace, sorted(names - left_out), self.local, (), self._replaced(), left_out, self._asked()
             )
         except travel.NotTravelling as error:
+            if self._is_threaded:
+                self.parcel = travel.Parcel(b"", [], {}, {}, {})
+                self._check_threads()
+                self.known = {}
+                self.replayer = Replayer(parfor, namespace, self.host.file_name)
+                return
             raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+        if self._is_threaded:
+            self._check_threads()
         self._check_readers(self.parcel)
         self._check_aliases(roots, self.parcel)
         self.known = self.parcel.number_of()
@@ -320,7 +341,9 @@ class LoopRun:
     def _check_guards(self) -> None:
         """A replayed write inside of a `try` must be one that cannot raise."""
         for site in self.parfor.sites:
-            if site.guarded and not all(_cannot_raise(site.method, self.namespace.get(n)) for n in site.roots):
+            if site.guarded and not all(
+                _cannot_raise(site.method, self.namespace.get(n)) for n in site.roots
+            ):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
 
     def _check_readers(self, parcel: travel.Parcel) -> None:
@@ -342,6 +365,21 @@ class LoopRun:
                 reader = min(parcel.written[name])
                 raise refused(refusals.GlobalWrite(parfor.line, name, reader))
 
+    def _check_threads(self) -> None:
+        """What one process cannot keep apart for several iterations at once."""
+        for node in ast.walk(self.parfor.body):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                why = f"with --backend threads the body cannot define `{node.name}`"
+                raise refused(refusals.NotSupported(node.lineno, node.name, why))
+        assert self.parcel is not None
+        readers = {name: min(found) for name, found in self.parcel.readers.items()}
+        for name in self.parfor.reads:
+            helper = self.plan.facts.helpers.get(name)
+            readers |= dict.fromkeys(helper.reads if helper is not None else (), name)
+        for name in self.parfor.temporaries:
+            if name in readers:
+                raise refused(refusals.ReadByHelper(self.parfor.line, name, readers[name], self.parfor.line))
+
     def _check_aliases(self, roots: Mapping[str, object], parcel: travel.Parcel) -> None:
         identities = {id(obj) for obj in parcel.objects.values()}
         for name, value in roots.items():
@@ -358,7 +396,10 @@ class LoopRun:
                 parts.append(owner)
             for part in parts:
                 if id(part) in identities:
-                    other = next((n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part), "another name")
+                    other = next(
+                        (n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part),
+                        "another name",
+                    )
                     raise refused(refusals.SharedWithResult(self.parfor.line, name, other, line))
 
     def _asked(self) -> Iterator[tuple[types.ModuleType, str]]:
@@ -376,7 +417,7 @@ class LoopRun:
             return {}
         return {id(function): (iteration.worker_display, ())}
 
-    def _task(self) -> Task:
+    def _task(self) -> Task | ThreadTask:
         assert self.parcel is not None
         parfor = self.parfor
         code = compile(parfor.body, self.host.file_name, "exec", dont_inherit=True)
@@ -389,6 +430,16 @@ class LoopRun:
             )
         )
         seed = (self.options.seed,) if self.options.seed is not None else None
+        if self._is_threaded:
+            return ThreadTask(
+                code,
+                self.namespace,
+                parfor.temporaries,
+                by_content,
+                yields=parfor.yields,
+                retries=self.options.retries,
+                seed=seed,
+            )
         return Task(
             Body(
                 code,
@@ -408,18 +459,20 @@ class LoopRun:
 
     def _elements(self) -> Iterator[tuple[object, ...]]:
         """The arguments of the tasks: chunks of elements, drawn when they are wanted."""
-        assert self.parcel is not None
         while not self._stop_feeding:
             size = self._size()
             items: list[Any] = []
             ended = False
+            self.interrupts.waiting = False
             try:
+                # What was drawn before the iterable raises stays in the list that is being extended.
                 items.extend(islice(self.source, size))
                 ended = len(items) < size
             except BaseException as error:
-                # `islice` hands over nothing when the iterable raises: what it had drawn is in `items` only if drawn singly.
                 self._source_error = (self._iterations_sent + len(items), error)
                 ended = True
+            finally:
+                self.interrupts.waiting = True
             if items:
                 yield self._chunk_of(items)
             if ended:
@@ -444,7 +497,7 @@ class LoopRun:
         first = self._iterations_sent
         objects: list[dict[int, object]] = []
         sent: object = items
-        if not is_plain_sequence(items):
+        if not self._is_threaded and not is_plain_sequence(items):
             parts = []
             for number, item in enumerate(items, first):
                 try:
@@ -463,52 +516,108 @@ class LoopRun:
 
     # running
 
-    def iterate(self) -> Iterator[list[Any]]:
+    def iterate(self) -> Generator[list[Any], None, None]:
         """Run the loop; yields the elements of a comprehension, iteration by iteration, as they are merged."""
         begun = time.monotonic()
         self.start()
+        tracker = Tracker(self._left, f"line {self.parfor.line}")
+        tracker.start()
+        self._tracker = tracker
+        wanted = self.options.progress is not False and not self.options.no_progress
+        keep: Literal["always", "never"] = "never" if self.options.quiet else "always"
+        bar = show(tracker, self.interrupts.asked.set, keep=keep) if wanted else None
+        status: Literal["done", "failed", "interrupted"] = "failed"
+        try:
+            with self.interrupts.caught(), routed_streams() if self._is_threaded else nullcontext():
+                yield from self._run_tasks()
+            status = "done"
+        except GeneratorExit:
+            status = "done"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            tracker.finish(status)
+            if bar is not None:
+                bar.close()
+            self.report.seconds = time.monotonic() - begun
+            self._settle_dropped()
+
+    def _run_tasks(self) -> Iterator[list[Any]]:
         options = Options(
             n_jobs=self.jobs,
             backend=BACKENDS.get(self.options.backend, self.options.backend),
             batch=1,
             timeout=self.options.timeout,
-            retries=0,
             on_error="collect",
             inner_threads=self.options.inner_threads,
             capture=True,
         )
+        self._running = self._task()
+        before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
-            self._task(), self._elements(), options, on_event=self._take_event, cancelled=self.cancelled
+            self._running,
+            self._elements(),
+            options,
+            on_event=self._take_event,
+            cancelled=self.interrupts.asked,
         )
+        assert isinstance(tasks, Generator)
         try:
-            for number, outcome in tasks:
-                self._take_outcome(number, outcome)
+            while (following := self._next_outcome(tasks)) is not None:
+                self._take_outcome(*following)
                 yield from self._merge_ready()
                 if self._source_error is not None and self._source_error[0] == self.report.iterations:
                     break
-            yield from self._merge_ready()
+            if self.interrupts.asked.is_set():
+                raise KeyboardInterrupt
+            self._check_states(before)
             if self._source_error is not None:
-                error = self._source_error[1]
-                raise without_frames_of(error, _OWN_FILES)
+                raise without_frames_of(self._source_error[1], _OWN_FILES)
         except GeneratorExit:
             self._note_read_ahead()
             raise
         except BaseException as error:
-            close = getattr(tasks, "close", None)
             self._stop_feeding = True
             if isinstance(error, KeyboardInterrupt):
                 self._merge_interrupted()
-            if close is not None:
-                close()
             self._keep_partial()
             self._note_read_ahead()
             raise
         finally:
-            close = getattr(tasks, "close", None)
-            if close is not None:
-                close()
-            self.report.seconds = time.monotonic() - begun
-            self._settle_dropped()
+            tasks.close()
+
+    def _next_outcome(self, tasks: Iterator[tuple[int, Outcome]]) -> tuple[int, Outcome] | None:
+        self.interrupts.waiting = True
+        try:
+            return next(tasks, None)
+        finally:
+            self.interrupts.waiting = False
+
+    def _states(self) -> dict[int, watching.State]:
+        """Own states of what threads share, to see afterwards whether they changed it side by side."""
+        assert self.parcel is not None
+        found = {n: self._state(obj) for n, obj in self.parcel.objects.items()}
+        return {n: state for n, state in found.items() if state != ("constant",)}
+
+    def _state(self, obj: object) -> watching.State:
+        return watching.state_of(
+            obj, lambda name: name == travel.MAIN or (isinstance(name, str) and name in self.local.names)
+        )
+
+    def _check_states(self, before: Mapping[int, watching.State]) -> None:
+        assert self.parcel is not None
+        for number, state in before.items():
+            obj = self.parcel.objects[number]
+            if not watching.is_as(self._state(obj), state):
+                raise ChangeLost(
+                    self.parfor.line,
+                    f"{self._name_of(obj)} from several threads at once, in no fixed order,",
+                    0,
+                    max(0, self.report.iterations - 1),
+                    _LOST_ADVICE,
+                )
 
     def _settle_dropped(self) -> None:
         """Names whose value cannot come home: bound to nothing, or to None where the cell gives them up itself."""
@@ -533,6 +642,9 @@ class LoopRun:
             if kind == iteration.RECORD:
                 first, data, buffers = rest
                 chunk.records[first] = (data, buffers)
+            elif kind == iteration.TEXT:
+                stream, text = rest[0]
+                chunk.events.append((stream, text.encode("utf-8", "surrogatepass")))
             elif kind == iteration.AGAIN:
                 # A failed attempt: what it printed and left does not count.
                 chunk.events.clear()
@@ -548,7 +660,7 @@ class LoopRun:
             stream, data = chunk.events[chunk.shown]
             chunk.shown += 1
             if stream:
-                self.host.write(stream, data.decode("utf-8", "replace"))
+                self.host.write(stream, bytes(data).decode("utf-8", "replace"))
             else:
                 self._show_special(*data)
         chunk.events.clear()
@@ -559,6 +671,9 @@ class LoopRun:
             data, buffers = payload
             objects, options = self._load(data, buffers, {})
             self.host.display(objects, options)
+        elif kind == iteration.SHOWN:
+            assert isinstance(self._running, ThreadTask)
+            self.host.display(*self._running.shown.pop(payload))
         elif kind == iteration.WARNING:
             data, buffers, file_name, line = payload
             message, category = self._load(data, buffers, {})
@@ -582,14 +697,18 @@ class LoopRun:
             if ran:
                 mean = sum(result.seconds) / ran
                 self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
-                size = sum(len(d) + sum(len(memoryview(b).cast("B")) for b in bs) for d, bs in chunk.records.values())
-                self._bytes = max(size / ran, 0.7 * self._bytes)
+                if not self._is_threaded:
+                    self._bytes = max(_size_of(chunk.records.values()) / ran, 0.7 * self._bytes)
             ended = result.started + sum(result.seconds)
+            self._tracker.done_batch(ran, sum(result.seconds), result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
             if result.failure is not None or result.lost:
-                self._stop_feeding = self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
+                self._stop_feeding = (
+                    self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
+                )
         else:
             chunk.error = outcome
+            self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
             if self.options.on_error != "collect":
                 self._stop_feeding = True
 
@@ -648,7 +767,7 @@ class LoopRun:
         for first in sorted(chunk.records):
             data, buffers = chunk.records[first]
             objects = chunk.objects[first - chunk.first] if chunk.objects else {}
-            for offset, left in enumerate(self._load(data, buffers, objects)):
+            for offset, left in enumerate(self._load(data, buffers, objects) if data else buffers):
                 yield first + offset, left
 
     def _load(self, data: bytes, buffers: Sequence[Any], objects: Mapping[int, object]) -> Any:
@@ -681,6 +800,10 @@ class LoopRun:
             raise self._note(without_frames_of(error, _OWN_FILES), number, left[1]) from None
 
     def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
+        if isinstance(failure.data, BaseException):
+            error = without_frames_of(failure.data, _OWN_FILES)
+            found = [left[1] for number, left in self._iterations_of(chunk) if number == failure.iteration]
+            return self._note(error, failure.iteration, found[0] if found else {})
         data, buffers = pickle.loads(failure.data)
         objects = chunk.objects[failure.iteration - chunk.first] if chunk.objects else {}
         error = self._load(data, buffers, objects)
@@ -766,7 +889,9 @@ class LoopRun:
     def _note_read_ahead(self) -> None:
         ahead = self._iterations_sent - self.report.iterations - 1
         if ahead > 0 and self.source is not None and hasattr(self.source, "send"):
-            self.report.notes.append(f"the iterator was read {ahead} elements ahead of the iteration that ended the loop")
+            self.report.notes.append(
+                f"the iterator was read {ahead} elements ahead of the iteration that ended the loop"
+            )
 
 
 class _LocalModules:
@@ -831,6 +956,10 @@ def _warn(
     warnings.warn_explicit(message, category, file_name, line, module, registry)
 
 
+def _size_of(records: Iterable[tuple[bytes, list[Any]]]) -> int:
+    return sum(len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) for data, buffers in records)
+
+
 def _brief(value: object) -> str:
     try:
         text = repr(value)
@@ -850,7 +979,11 @@ def _reaches(value: object, target: object, depth: int = 4) -> bool:
             for part in gc.get_referents(obj):
                 if part is target:
                     return True
-                if id(part) not in seen and not isinstance(part, types.ModuleType) and not _is_namespace(part):
+                if (
+                    id(part) not in seen
+                    and not isinstance(part, types.ModuleType)
+                    and not _is_namespace(part)
+                ):
                     seen.add(id(part))
                     following.append(part)
         layer = following[:10_000]
@@ -872,4 +1005,3 @@ __all__ = [
     "plan_cell",
     "run_cell",
 ]
-

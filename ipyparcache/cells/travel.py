@@ -258,7 +258,7 @@ class Traveller(pickle.Pickler):
             if hasattr(obj, "registry") and hasattr(obj, "_clear_cache") and hasattr(obj, "__wrapped__"):
                 from ipyparcache.pickling import dispatched_again
 
-                return dispatched_again, (obj.__wrapped__, dict(obj.registry))  # type: ignore[attr-defined]
+                return dispatched_again, (obj.__wrapped__, dict(obj.registry))
             name = self._space_of(obj)
         for name_of_module, attribute in attributes_of(obj.__code__):
             module = obj.__globals__.get(name_of_module)
@@ -556,7 +556,9 @@ def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
             sys.modules[MAIN] = before
     spaces = {id(values) for values in _arrival.spaces.values()}
     objects: dict[int, object] = {
-        number: obj for number, obj in loader.memo.copy().items() if is_numbered(obj) and id(obj) not in spaces
+        number: obj
+        for number, obj in loader.memo.copy().items()
+        if is_numbered(obj) and id(obj) not in spaces
     }
     return Arrived(made.__dict__, made, objects, _arrival.spaces, patches)
 

@@ -8,15 +8,23 @@ import random
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, cast
 
 SMALL_ARRAY = 1 << 16  # bytes up to which an array's content is kept instead of its digest
 
 State = tuple[Any, ...]
 _MODULE_NAMES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
 _CLASS_NAMES = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__slotnames__", "_abc_impl", "__abstractmethods__", "__annotations__"}
+    {
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__slotnames__",
+        "_abc_impl",
+        "__abstractmethods__",
+        "__annotations__",
+    }
 )
 
 
@@ -110,7 +118,7 @@ def array_digest(obj: Any) -> bytes:
 
 def _instance_state(obj: Any) -> State:
     own: dict[str, object] = {}
-    for name in _slots_of(type(obj)):
+    for name in _slots_of(cast(Hashable, type(obj))):
         if hasattr(obj, name):
             own[name] = getattr(obj, name)
     attributes = dict(getattr(obj, "__dict__", ()))
@@ -132,8 +140,9 @@ def _instance_state(obj: Any) -> State:
 
 
 @functools.cache
-def _slots_of(kind: type) -> tuple[str, ...]:
+def _slots_of(kind: Hashable) -> tuple[str, ...]:
     found: list[str] = []
+    assert isinstance(kind, type)
     for owner in kind.__mro__:
         slots = owner.__dict__.get("__slots__", ())
         found.extend((slots,) if isinstance(slots, str) else slots)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ipyparcache.cells.loops import LoopOptions, RunReport, plan_cell, run_cell
+from ipyparcache.cells.loops import LoopOptions, RunReport, last_report, plan_cell, run_cell
 
 
 class PlainHost:
@@ -28,7 +28,9 @@ class PlainHost:
         try:
             with contextlib.redirect_stdout(text):
                 if last and isinstance(statement, ast.Expr):
-                    value = eval(compile(ast.Expression(statement.value), self.file_name, "eval"), self.namespace)
+                    value = eval(
+                        compile(ast.Expression(statement.value), self.file_name, "eval"), self.namespace
+                    )
                     if value is not None:
                         self.namespace["_"] = value
                 else:
@@ -81,7 +83,7 @@ def parallel(
         plan = plan_cell(tree, namespace, LoopOptions(**options))
         report = run_cell(plan, host)
     except Exception as raised:
-        return host, raised, getattr(raised, "report", None)
+        return host, raised, last_report()
     return host, None, report
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 from ipyparcache.errors import LoopRefused
+from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 SAME = {
-    "append": ("def f(x):\n    return x * x\nout = []\nref = out", "for i in range(10):\n    out.append(f(i))"),
+    "append": (
+        "def f(x):\n    return x * x\nout = []\nref = out",
+        "for i in range(10):\n    out.append(f(i))",
+    ),
     "extend_and_plus": (
         "out, more = [], ['x']\nref = more",
         "for i in range(6):\n    out.extend(range(i))\n    more += [i, str(i)]",
@@ -45,8 +48,14 @@ SAME = {
         "xs = [3, 9, 2, 9, -4, 8]\nhi, best, where = float('-inf'), None, None",
         "for i, x in enumerate(xs):\n    hi = max(hi, x)\n    if best is None or x > best:\n        best, where = x, i",
     ),
-    "rebuilt": ("out, total = ['first'], 0.1", "for i in range(6):\n    out = out + [i]\n    total = total + i * 0.3"),
-    "prints": ("out = []", "for i in range(8):\n    print('round', i)\n    print('  more', i)\n    out.append(i)"),
+    "rebuilt": (
+        "out, total = ['first'], 0.1",
+        "for i in range(6):\n    out = out + [i]\n    total = total + i * 0.3",
+    ),
+    "prints": (
+        "out = []",
+        "for i in range(8):\n    print('round', i)\n    print('  more', i)\n    out.append(i)",
+    ),
     "comprehensions": (
         "def f(x, y=0):\n    return x * 10 + y\nxs, x = [1, 2, 3, 4], 'outer'",
         "a = [f(x) for x in xs]\nb = [f(x) for x in xs if x % 2]\nc = [f(x, y) for x in xs for y in range(x)]\n"

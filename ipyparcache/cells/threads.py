@@ -1,0 +1,172 @@
+"""`--backend threads`: iterations on threads of the kernel, over its own objects, with the same log and the same replay."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
+from ipyparcache.cells.iteration import (
+    AGAIN,
+    SHOWN,
+    TEXT,
+    ChunkResult,
+    Failure,
+    KeyOf,
+    Left,
+    RandomStreams,
+    hashed,
+    snapshot,
+    traceback_rows,
+)
+from ipyparcache.cells.travel import ATOMS
+from ipyparcache.engine.worker import current_task, emit
+
+#: Streams of the global generators belong to the process: with --seed, iterations take turns.
+_turn = threading.Lock()
+
+
+class ThreadTask:
+    """The callable that runs chunks on threads.
+
+    Parameters
+    ----------
+    assigned
+        Names that an iteration may bind: each thread has a namespace of its own for them, a copy of the notebook's.
+    """
+
+    def __init__(
+        self,
+        code: types.CodeType,
+        namespace: dict[str, Any],
+        assigned: tuple[str, ...],
+        by_content: frozenset[int],
+        *,
+        yields: bool,
+        retries: int,
+        seed: tuple[int, ...] | None,
+    ) -> None:
+        self.code = code
+        self.live = namespace
+        self.assigned = assigned
+        self.by_content = by_content
+        self.yields = yields
+        self.retries = retries
+        self.seed = seed
+        self.shown: dict[int, tuple[tuple[object, ...], dict[str, Any]]] = {}
+        self._own = threading.local()
+
+    def __call__(self, first: int, items: Sequence[object], emit_records: bool) -> ChunkResult:
+        """Run the iterations of a chunk, numbered from `first`."""
+        result = ChunkResult(started=time.monotonic(), pid=threading.get_ident())
+        namespace, log, unbound = self._space()
+        done: list[Left] = []
+        for number, element in enumerate(items, first):
+            begun = time.monotonic()
+            for attempt in range(self.retries + 1):
+                if attempt:
+                    emit(pickle.dumps((AGAIN, number), 5))
+                error = self._iteration(number, element, namespace, log, unbound)
+                if error is None:
+                    break
+            value = namespace.pop(VALUE, None) if self.yields else None
+            bindings = {name: namespace[name] for name in self.assigned if name in namespace}
+            done.append((list(log), bindings, [n for n in unbound if n not in bindings], [], value, {}))
+            result.seconds.append(time.monotonic() - begun)
+            if error is not None:
+                text = f"{type(error).__name__}: {error}"
+                result.failure = Failure(number, error, text, traceback_rows(error))
+                break
+        result.records.append((first, b"", done))
+        return result
+
+    def _iteration(
+        self, number: int, element: object, namespace: dict[str, Any], log: list[Any], unbound: list[str]
+    ) -> BaseException | None:
+        for name in self.assigned:
+            namespace.pop(name, None)
+        log.clear()
+        unbound.clear()
+        namespace[ITEM] = element
+        try:
+            if self.seed is None:
+                exec(self.code, namespace)
+            else:
+                with _turn:
+                    streams = RandomStreams(self.seed)
+                    streams.begin(number)
+                    try:
+                        exec(self.code, namespace)
+                    finally:
+                        streams.end()
+        except BaseException as error:
+            return error
+        finally:
+            namespace.pop(ITEM, None)
+        return None
+
+    def _space(self) -> tuple[dict[str, Any], list[Any], list[str]]:
+        found = getattr(self._own, "space", None)
+        if found is None:
+            namespace = dict(self.live)
+            log: list[Any] = []
+            unbound: list[str] = []
+            namespace.update({LOG: log.append, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
+            namespace[CONTENT] = self._content
+            if getattr(namespace.get("display"), "__module__", "IPython").startswith("IPython"):
+                namespace["display"] = self._display
+            found = self._own.space = namespace, log, unbound
+        return found
+
+    def _content(self, site: int, value: Any) -> Any:
+        return value if type(value) in ATOMS or site not in self.by_content else snapshot(value)
+
+    def _display(self, *objects: object, **options: object) -> None:
+        key = len(self.shown)
+        self.shown[key] = objects, dict(options)
+        emit(pickle.dumps((SHOWN, key), 5))
+
+
+class _Router(io.TextIOBase):
+    """A standard stream that sends what a task's thread writes along with the task, and passes on the rest."""
+
+    def __init__(self, name: str, plain: Any) -> None:
+        self.stream_name = name
+        self.plain = plain
+
+    def write(self, text: str) -> int:
+        """Write where the writing thread belongs."""
+        if threading.current_thread() is not threading.main_thread() and current_task() is not None:
+            emit(pickle.dumps((TEXT, (self.stream_name, text)), 5))
+            return len(text)
+        written: int = self.plain.write(text)
+        return written
+
+    def flush(self) -> None:
+        """Flush the plain stream."""
+        self.plain.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+
+@contextmanager
+def routed_streams() -> Iterator[None]:
+    """Tell the output of tasks from the kernel's own while threads run them."""
+    plain = sys.stdout, sys.stderr
+    routers = _Router("stdout", sys.stdout), _Router("stderr", sys.stderr)
+    sys.stdout, sys.stderr = routers
+    try:
+        yield
+    finally:
+        if sys.stdout is routers[0]:
+            sys.stdout = plain[0]
+        if sys.stderr is routers[1]:
+            sys.stderr = plain[1]
