@@ -1,4 +1,5 @@
-"""Everything a user can type in a notebook: `%%cached`, `%%parallel`, `%parcache`, and loading the extension."""
+"""Everything a user can type in a notebook: `%%cached`, `%%parallel`, `%parcache`, and loading the
+extension."""
 
 from __future__ import annotations
 
@@ -224,17 +225,17 @@ def _help(magic: str) -> str:
     if magic == "cached":
         return help_text(
             "%%cached [NAME ...] [options]",
-            "The cell's effects come back from disk if nothing it depends on has changed; else it runs and is stored.",
+            "The cell's effects come back from disk if nothing it depends on has changed.",
             CACHED_OPTIONS,
         )
     return help_text(
         "%%parallel [options]",
-        "The cell's top-level loops and comprehensions run on all cores and leave what the serial cell would leave.",
+        "The cell's top-level loops run on all cores and leave what the serial cell would leave.",
         PARALLEL_OPTIONS,
     )
 
 
-# -- loading ---------------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def rewrite_awaiting_cell(lines: list[str]) -> list[str]:
@@ -248,8 +249,8 @@ def rewrite_awaiting_cell(lines: list[str]) -> list[str]:
     body = "".join(lines[first + 1 :])
     if not _awaits(re.sub(r"(?m)^%%.*$", "", body)):
         return lines
-    call = f"await get_ipython().magics_manager.registry['ParcacheMagics'].run_awaiting({found[1]!r}, {found[2]!r}, {body!r})\n"
-    return [call]
+    magics = "get_ipython().magics_manager.registry['ParcacheMagics']"
+    return [f"await {magics}.run_awaiting({found[1]!r}, {found[2]!r}, {body!r})\n"]
 
 
 def _awaits(body: str) -> bool:

@@ -1,9 +1,10 @@
-"""A cell's source as facts: its identity, the names it may read, bind and delete, and what reaches past names.
+"""A cell's source as facts: its identity, the names it may read, bind and delete, and what reaches past
+names.
 
 Everything here is text in, plain values out. A name counts as *read* when some path through the cell loads it
 before binding it for certain (definite assignment, as in compilers); as *bound* when some path stores it; as
-*bound for certain* when every path that reaches the end stores it. Where a rule cannot tell, it errs to "read":
-an input too many costs a rerun, one too few a stale result.
+*bound for certain* when every path that reaches the end stores it. Where a rule cannot tell, it errs to
+"read": an input too many costs a rerun, one too few a stale result.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def identifiers(text: str) -> set[str]:
 
 
 def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:
-    """Where the cell, or a function it defines, looks names up by strings (`exec`, `globals()`, `import *`)."""
+    """Where the cell, or a function it defines, looks names up by strings (`exec`, `globals()`, `import
+    *`)."""
     own = {
         node.name
         for node in ast.walk(tree)
@@ -177,10 +179,10 @@ def first_line_of(tree: ast.AST, name: str) -> int | None:
 def re_executable_definitions(tree: ast.Module) -> list[Definition]:
     """Top-level imports, functions and classes that a hit may execute again.
 
-    Only those whose decorators, defaults, annotations, bases and class-body values are made of constants, imported
-    or outer names that the cell does not rebind and its own earlier definitions, without any call except of a
-    decorator or a class-body call of an imported name (`field(...)`, `auto()`), and whose names nothing else in the
-    cell binds.
+    Only those whose decorators, defaults, annotations, bases and class-body values are made of constants,
+    imported or outer names that the cell does not rebind and its own earlier definitions, without any call
+    except of a decorator or a class-body call of an imported name (`field(...)`, `auto()`), and whose
+    names nothing else in the cell binds.
     """
     binders: dict[str, int] = {}
     for statement in tree.body:
@@ -219,7 +221,8 @@ def re_executable_definitions(tree: ast.Module) -> list[Definition]:
 
 
 def walk_same_scope(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """All nodes below these that run in their own scope: bodies of functions, classes and lambdas left out."""
+    """All nodes below these that run in their own scope: bodies of functions, classes and lambdas left
+    out."""
     stack = list(nodes)
     while stack:
         node = stack.pop()
@@ -246,7 +249,8 @@ def _imported_names(statement: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def _is_quiet_definition(statement: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
-    """Whether executing the statement again calls nothing but decorators and class-body field descriptions."""
+    """Whether executing the statement again calls nothing but decorators and class-body field
+    descriptions."""
     if isinstance(statement, ast.ClassDef):
         parts: list[ast.AST] = [*statement.bases, *[word.value for word in statement.keywords]]
         if any(_has_call(part) for part in parts):
@@ -299,9 +303,9 @@ QUIET_CALLS = _words(
 # Calls that make a class or a type under the name they are assigned to.
 CLASS_MAKERS = _words(
     """
-    namedtuple collections.namedtuple NamedTuple typing.NamedTuple TypedDict typing.TypedDict TypeVar typing.TypeVar
-    NewType typing.NewType Enum enum.Enum IntEnum enum.IntEnum Flag enum.Flag StrEnum enum.StrEnum make_dataclass
-    dataclasses.make_dataclass
+    namedtuple collections.namedtuple NamedTuple typing.NamedTuple TypedDict typing.TypedDict TypeVar
+    typing.TypeVar NewType typing.NewType Enum enum.Enum IntEnum enum.IntEnum Flag enum.Flag StrEnum
+    enum.StrEnum make_dataclass dataclasses.make_dataclass
     """
 )
 
@@ -340,7 +344,8 @@ def _class_made_by(statement: ast.stmt) -> str | None:
 
 
 def _is_plain_value(node: ast.expr) -> bool:
-    """A value that evaluates to the same fresh thing each time: constants, names, displays of these, quiet calls."""
+    """A value that evaluates to the same fresh thing each time: constants, names, displays of these, quiet
+    calls."""
     if isinstance(node, ast.Call):
         return _dotted(node.func) in QUIET_CALLS and all(
             _is_plain_value(part) for part in [*node.args, *[word.value for word in node.keywords]]
@@ -386,7 +391,7 @@ class _Flow:
     waiting: dict[str, list[ast.AST]] = field(default_factory=dict)  # bodies of own functions not yet reached
     ended: bool = False  # no path reaches this point (raise, continue, break)
 
-    # -- names ---------------------------------------------------------------------------------------------------
+    # -- names -------------------------------------------------------------------------------------
 
     def load(self, name: str) -> None:
         if name not in self.certain:
@@ -411,14 +416,15 @@ class _Flow:
         for name in _names_declared_global(body):
             self.bound.add(name)
 
-    # -- statements ----------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------------------
 
     def block(self, statements: Sequence[ast.stmt]) -> None:
         for statement in statements:
             self.statement(statement)
 
     def branches(self, *parts: Sequence[ast.stmt]) -> None:
-        """Run each alternative from here; afterwards only what all of them that go on have bound is certain."""
+        """Run each alternative from here; afterwards only what all of them that go on have bound is
+        certain."""
         start, ends = set(self.certain), []
         for part in parts:
             self.certain, self.ended = set(start), False
@@ -485,7 +491,7 @@ class _Flow:
         for name in _class_body_reads(node):
             self.load(name)
         self.store(node.name)
-        self.waiting[node.name] = [inner for inner in _methods_of(node)]
+        self.waiting[node.name] = _methods_of(node)
         if node.decorator_list or node.bases or node.keywords:
             self.load(node.name)  # a decorator, metaclass or __init_subclass__ may call its methods
 
@@ -610,7 +616,7 @@ class _Flow:
     def _Global(self, node: ast.Global) -> None:
         """At module level `global` changes nothing."""
 
-    # -- expressions and targets ---------------------------------------------------------------------------------
+    # -- expressions and targets -------------------------------------------------------------------
 
     def expression(self, node: ast.AST) -> None:
         if isinstance(node, ast.Name):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass
 class _Mode:
-    """Whether automatic mode is on, from how many seconds on a cell is worth storing, and who has paused it."""
+    """Whether automatic mode is on, from how many seconds on a cell is worth storing, and who has paused
+    it."""
 
     on: bool = False
     min_seconds: float = 1.0

@@ -1,8 +1,9 @@
 """`%%cached`: bring a cell's effects back from the store, or run it and store them.
 
-A hit is prepared first — payload read, definitions executed beside the namespace, everything unpickled over the live
-inputs — which may fail and is a miss then; only after that is it committed, by steps that run no user code. A miss
-runs the cell once, with its output live, and whatever goes wrong in storing leaves the cell's effects untouched.
+A hit is prepared first — payload read, definitions executed beside the namespace, everything unpickled
+over the live inputs — which may fail and is a miss then; only after that is it committed, by steps that
+run no user code. A miss runs the cell once, with its output live, and whatever goes wrong in storing
+leaves the cell's effects untouched.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def _guarded(cell: _Cell, step: Callable[[], Any]) -> Any:
     return None
 
 
-# -- looking up ----------------------------------------------------------------------------------------------------
+# -- looking up ------------------------------------------------------------------------------------
 
 
 def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
@@ -206,10 +207,9 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     cell.entries = open_entries(options.dir)
     environment.use_secret(cell.entries.secret)
     found = None if options.force else _find(cell)
-    if found is None:
-        # one writer a key: another kernel that runs this cell just now is waited for, then looked up again
-        if held.enter_context(cell.entries.lock(cell.inputs.key)) and not options.force:
-            found = _find(cell)
+    # one writer a key: another kernel that runs this cell just now is waited for, then looked up again
+    if found is None and held.enter_context(cell.entries.lock(cell.inputs.key)) and not options.force:
+        found = _find(cell)
     cell.warnings += cell.entries.take_complaints()
     if found is None:
         _explain(cell)
@@ -274,7 +274,7 @@ def _explain(cell: _Cell) -> None:
         cell.why_missed += f" and {len(changes) - 1} more"
 
 
-# -- a hit ---------------------------------------------------------------------------------------------------------
+# -- a hit -----------------------------------------------------------------------------------------
 
 
 def _prepare(cell: _Cell, entry: Entry) -> Prepared:
@@ -321,7 +321,7 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
     )
 
 
-# -- a miss --------------------------------------------------------------------------------------------------------
+# -- a miss ----------------------------------------------------------------------------------------
 
 
 async def _run(cell: _Cell) -> Run:
@@ -408,7 +408,7 @@ def _store(
     )
 
 
-# -- telling -------------------------------------------------------------------------------------------------------
+# -- telling ---------------------------------------------------------------------------------------
 
 
 def _report(cell: _Cell, run: Run) -> None:

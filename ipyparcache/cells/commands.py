@@ -42,7 +42,10 @@ class NotInAKernel(ParcacheError):
         self.command = command
 
     def __str__(self) -> str:
-        return f"`{self.command}` speaks of the cells that a kernel has run: type %parcache {self.command} in a notebook"
+        return (
+            f"`{self.command}` speaks of the cells that a kernel has run: "
+            f"type %parcache {self.command} in a notebook"
+        )
 
 
 def _status(parsed: Parsed) -> Said:

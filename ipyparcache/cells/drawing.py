@@ -36,7 +36,8 @@ class Edge:
 
 
 def edges_of(latest: Sequence[Run]) -> list[Edge]:
-    """Which of these cells feeds which: a name goes from the last cell above that bound it to the one that reads it."""
+    """Which of these cells feeds which: a name goes from the last cell above that bound it to the one that
+    reads it."""
     writers: dict[str, int] = {}
     found: list[Edge] = []
     for position, run in enumerate(latest):
@@ -83,10 +84,14 @@ def graph(all_runs: Sequence[Run]) -> Picture:
         f'aria-label="which cell feeds which" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
     )
     text = [
-        f"[{latest[edge.source].execution_count}] → [{latest[edge.target].execution_count}]: {', '.join(edge.names)}"
+        f"{_number(latest[edge.source])} → {_number(latest[edge.target])}: {', '.join(edge.names)}"
         for edge in edges
     ]
     return Picture(svg, "\n".join(text) or "no cell reads what another has bound")
+
+
+def _number(run: Run) -> str:
+    return f"[{run.execution_count}]"
 
 
 def _box(place: tuple[int, int], run: Run) -> str:
@@ -96,8 +101,9 @@ def _box(place: tuple[int, int], run: Run) -> str:
     return (
         f'<g><title>{html.escape(run.cell[:500])}</title><rect x="{x}" y="{y}" width="{BOX_WIDTH}" '
         f'height="{BOX_HEIGHT}" rx="5" fill="{colour}" stroke="#555555"/>'
-        f'<text x="{x + 8}" y="{y + 17}" fill="#111111">[{run.execution_count}] {html.escape(first[:26])}</text>'
-        f'<text x="{x + 8}" y="{y + 34}" fill="#333333">{run.status} · {duration(run.body_seconds)}</text></g>'
+        f'<text x="{x + 8}" y="{y + 17}" fill="#111111">{_number(run)} {html.escape(first[:26])}</text>'
+        f'<text x="{x + 8}" y="{y + 34}" fill="#333333">{run.status} · {duration(run.body_seconds)}</text>'
+        "</g>"
     )
 
 

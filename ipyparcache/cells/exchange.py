@@ -1,8 +1,8 @@
 """Move entries between machines: one file that holds them, signed as a whole.
 
-The file is a zip archive with, for each entry, its manifest, its pickle and its buffers, and a code over all of that
-made with the exporter's key. A file of the same key is taken as it is; one of another key only when the user says
-that it is to be trusted, since reading an entry runs what its pickle says.
+The file is a zip archive with, for each entry, its manifest, its pickle and its buffers, and a code over
+all of that made with the exporter's key. A file of the same key is taken as it is; one of another key only
+when the user says that it is to be trusted, since reading an entry runs what its pickle says.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def import_entries(entries: Entries, path: str, *, trust: bool) -> str:
             if mac.digest() != archive.read(CODE) and not trust:
                 raise NotAnExport(
                     path,
-                    "it was changed or signed with another key; if you trust where it comes from, `import FILE "
-                    "--trust`, or share the key: `%parcache set key-file=FILE` on both machines",
+                    "it was changed or signed with another key; if you trust where it comes from, "
+                    "`import FILE --trust`, or share the key: `%parcache set key-file=FILE` on both machines",
                 )
             count = 0
             for number in sorted({name.split("/")[0] for name in names}):

@@ -1,9 +1,9 @@
 """Everything a cell depends on: the key of its static inputs, and what its earlier runs were seen to ask.
 
-The static inputs — the values and code behind the names that the cell may read, modules, settings, options — are
-digested before it runs and make the first key (K1). What only a run can tell — files, the environment, listings,
-random draws — is observed while it runs and recorded as rows of a trace; an entry under K1 is a hit when all rows of
-its trace hold now.
+The static inputs — the values and code behind the names that the cell may read, modules, settings, options
+— are digested before it runs and make the first key (K1). What only a run can tell — files, the
+environment, listings, random draws — is observed while it runs and recorded as rows of a trace; an entry
+under K1 is a hit when all rows of its trace hold now.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def imported_modules(tree: ast.AST) -> list[str]:
 def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.Seen) -> list[environment.Row]:
     """Rows for existing files that the cell's texts name and nobody was seen to open.
 
-    A reader written in another language raises no audit event; the name that it was given is all there is to see.
+    A reader written in another language raises no audit event; the name that it was given is all there is
+    to see.
     """
     texts: list[object] = [
         node.value
@@ -211,7 +212,8 @@ def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]
 
 
 def summarise(found: Inputs) -> None:
-    """Describe each input in a few words, and functions and classes by their source, to explain a later miss."""
+    """Describe each input in a few words, and functions and classes by their source, to explain a later
+    miss."""
     for name in found.traversal.digests:
         summary: dict[str, Any] = dict(vars(found.traversal.summary(name)))
         source = _source_of(found.traversal.value_of(name))

@@ -1,8 +1,9 @@
-"""From what a cell left behind to bytes that are known to bring it back, and from such bytes to a prepared hit.
+"""From what a cell left behind to bytes that are known to bring it back, and from such bytes to a prepared
+hit.
 
-Nothing is kept on trust. After packing, the payload is put together again beside the namespace and compared with the
-live objects by digest, by which objects it shares, and by which inputs it refers to; what would not come back as it
-is, is not stored.
+Nothing is kept on trust. After packing, the payload is put together again beside the namespace and
+compared with the live objects by digest, by which objects it shares, and by which inputs it refers to;
+what would not come back as it is, is not stored.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Source:
-    """The cell as far as keeping needs it: its statements, its namespace, how to execute a statement apart."""
+    """The cell as far as keeping needs it: its statements, its namespace, how to execute a statement
+    apart."""
 
     tree: ast.Module
     namespace: dict[str, Any]
@@ -198,7 +200,8 @@ def _definitions_to_repeat(
 
 
 def _state(traversal: Traversal, root: str, number: int) -> object:
-    """Own state of a changed input, in objects of its own: the live object itself would be packed as a reference."""
+    """Own state of a changed input, in objects of its own: the live object itself would be packed as a
+    reference."""
     live = traversal.object_at(root, number)
     try:
         state = state_of(live)
@@ -247,7 +250,8 @@ STATE = " #"  # marks the root of an input's new state; no name contains it
 
 
 def _views(traversal: Traversal) -> list[Any]:
-    """Arrays that share memory; the new content of an input is a window on the input itself before it is packed."""
+    """Arrays that share memory; the new content of an input is a window on the input itself before it is
+    packed."""
     return [pair for pair in traversal.memory_sharing if STATE not in pair[0][0] and STATE not in pair[1][0]]
 
 
@@ -293,7 +297,8 @@ def _blame(source: Source, payload: Mapping[str, Any], known: Sequence[object], 
             values.pack(value, known, source.namespace, is_ours, ArrayOwners([], []))
         except NotStorable as own:
             kind = type(value).__name__
-            return f"`{name}` ({kind}) cannot be stored, {_where(source, name)}: {own.reason}{_hint(source, name)}"
+            said = f"`{name}` ({kind}) cannot be stored, {_where(source, name)}: {own.reason}"
+            return f"{said}{_hint(source, name)}"
     return error.reason
 
 

@@ -30,8 +30,8 @@ class WrongOption(ParcacheError):
 class Option:
     """One option of a magic.
 
-    `read` turns the text after the option into its value; None makes it a switch. A switch called `--no-NAME` sets
-    NAME to False.
+    `read` turns the text after the option into its value; None makes it a switch. A switch called
+    `--no-NAME` sets NAME to False.
     """
 
     name: str  # with dashes, "--on-error"

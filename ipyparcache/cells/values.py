@@ -1,10 +1,12 @@
-"""What a cell left behind, as bytes and back: one pickle for all, in which objects that were there before are references.
+"""What a cell left behind, as bytes and back: one pickle for all, in which objects that were there before
+are references.
 
-The pickler's memo is filled beforehand with what exists on both sides — the namespace, the cell's own definitions,
-every mutable object of its inputs, in an order that both sides derive alike — and so is the unpickler's. An output
-that holds an input then refers to the live object, at the speed of the C pickler and without a call per object.
-Functions and instances of the notebook are taken apart by type, `__dict__`, slots and content, never by their own
-pickling methods, so that putting them together runs no user code and finds the live class.
+The pickler's memo is filled beforehand with what exists on both sides — the namespace, the cell's own
+definitions, every mutable object of its inputs, in an order that both sides derive alike — and so is the
+unpickler's. An output that holds an input then refers to the live object, at the speed of the C pickler
+and without a call per object. Functions and instances of the notebook are taken apart by type, `__dict__`,
+slots and content, never by their own pickling methods, so that putting them together runs no user code and
+finds the live class.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class _Packer(pickle.Pickler):
             content: tuple[object, ...] = (cell.cell_contents,)
         except ValueError:
             content = ()
-        return types.CellType, (), content, None, None, _fill_cell
+        return _make_cell, (), content, None, None, _fill_cell
 
     def _class(self, cls: type) -> Any:
         if cls.__module__ != "__main__":
@@ -292,13 +294,17 @@ def _make_closed_file(kind: str, name: Any, mode: str | None) -> Any:
     raw.name = name
     made = raw
     if kind != "FileIO":
-        buffered = io.BufferedRandom if "+" in plain else io.BufferedReader if "r" in plain else io.BufferedWriter
-        made = buffered(raw)
+        plain_kind = io.BufferedReader if "r" in plain else io.BufferedWriter
+        made = (io.BufferedRandom if "+" in plain else plain_kind)(raw)
     if kind == "TextIOWrapper":
         made = io.TextIOWrapper(made)
         made.mode = mode
     made.close()
     return made
+
+
+def _make_cell() -> Any:
+    return types.CellType()
 
 
 def _fill_cell(cell: Any, content: tuple[Any, ...]) -> None:

@@ -1,4 +1,5 @@
-"""The running shell, as far as a loop needs it: its namespace, its streams, its displays, its way to run a statement."""
+"""The running shell, as far as a loop needs it: its namespace, its streams, its displays, its way to run a
+statement."""
 
 from __future__ import annotations
 

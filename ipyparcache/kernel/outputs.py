@@ -1,9 +1,9 @@
 """Record what a cell prints and shows, in order and while it streams; replay it.
 
-The record is made by wrapping `write` of the stream objects (which sees output through older references, and in a
-kernel also what C code and child processes write to descriptors 1 and 2, since ipykernel pumps those into the same
-method), `publish` and `clear_output` of the display publisher, and two steps of the display hook. Nothing is held
-back: every wrapper passes on first and notes afterwards.
+The record is made by wrapping `write` of the stream objects (which sees output through older references,
+and in a kernel also what C code and child processes write to descriptors 1 and 2, since ipykernel pumps
+those into the same method), `publish` and `clear_output` of the display publisher, and two steps of the
+display hook. Nothing is held back: every wrapper passes on first and notes afterwards.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Record:
 
 
 def _is_part_of_a_display(record: Record, hook: Any) -> bool:
-    """Whether text is written by a terminal's display hook or publisher, which is recorded as what it shows."""
+    """Whether text is written by a terminal's display hook or publisher, which is recorded as what it
+    shows."""
     return record.muted > 0 or bool(getattr(hook, "_is_active", False))
 
 
@@ -149,7 +150,8 @@ class _StreamTap:
         return len(text)
 
     def start_drain(self) -> bool:
-        """Send a marker through the kernel's pump; everything written to the descriptor before it comes first."""
+        """Send a marker through the kernel's pump; everything written to the descriptor before it comes
+        first."""
         descriptor = {"stdout": 1, "stderr": 2}[self.name]
         pump = self._pump()
         if pump is None or not pump.is_alive():

@@ -1,4 +1,5 @@
-"""Run the body of a cell as the shell itself would have run it: same transformers, same traceback, same result."""
+"""Run the body of a cell as the shell itself would have run it: same transformers, same traceback, same
+result."""
 
 from __future__ import annotations
 
@@ -139,8 +140,9 @@ def show_error(shell: Any, error: BaseException) -> None:
 def shown_once(shell: Any) -> Iterator[None]:
     """Let the exception that leaves the block end the cell without a second traceback.
 
-    What an inner run has shown, with the cell's own frames, is raised again only to make the outer cell fail, so
-    that Run All stops: the shell's next showtraceback is swallowed, once. Other exceptions pass as they are.
+    What an inner run has shown, with the cell's own frames, is raised again only to make the outer cell
+    fail, so that Run All stops: the shell's next showtraceback is swallowed, once. Other exceptions pass
+    as they are.
     """
     try:
         yield

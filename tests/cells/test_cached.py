@@ -1,0 +1,635 @@
+import asyncio
+import gc
+import os
+import signal
+import sys
+import textwrap
+
+import pytest
+
+from ipyparcache import last_run, magics
+from ipyparcache.cells import runs
+from ipyparcache.cells.runs import NoRun
+from ipyparcache.storage.entry import open_entries
+
+
+@pytest.fixture(autouse=True)
+def extension(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    magics.load_ipython_extension(shell)
+    yield
+    magics.unload_ipython_extension(shell)
+
+
+@pytest.fixture
+def restart(shell):
+    """Forget all variables and what was imported from the working folder, as a new kernel would."""
+
+    def forget():
+        shell.reset(new_session=False)
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(os.getcwd()):
+                del sys.modules[name]
+        gc.collect()
+
+    return forget
+
+
+@pytest.fixture
+def cached(cell):
+    """Run a body under `%%cached`; the status of the run."""
+
+    def run(body, line=""):
+        cell(f"%%cached {line} --quiet\n{textwrap.dedent(body)}")
+        return last_run().status
+
+    return run
+
+
+@pytest.fixture
+def names(shell):
+    return shell.user_ns
+
+
+# -- hit or miss -----------------------------------------------------------------------------------
+
+
+def test_a_cell_runs_once_and_then_comes_from_the_store(cell, cached, names, restart):
+    cell("x = 3")
+    assert cached("y = x * 2") == "miss"
+    restart()
+    cell("x = 3")
+
+    assert cached("y = x * 2") == "hit"
+    assert names["y"] == 6
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "body"),
+    [
+        ("x = 1", "x = True", "y = repr(x)"),
+        ("x = 0.0", "x = -0.0", "y = repr(x)"),
+        ("d = {'a': 1, 'b': 2}", "d = {'b': 2, 'a': 1}", "y = list(d)"),
+        ("x = [[0], [0]]", "r = [0]; x = [r, r]", "y = len(x)"),
+        ("def f(): return 1", "def f(): return 2", "y = f()"),
+        ("def g(): return 1\ndef f(): return g()", "def g(): return 2\ndef f(): return g()", "y = f()"),
+        ("K = 1\ndef f(): return K", "K = 2\ndef f(): return K", "y = f()"),
+        ("class C:\n  k = 1\nc = C()", "class C:\n  k = 2\nc = C()", "y = c.k"),
+        ("f = (lambda n: lambda: n)(1)", "f = (lambda n: lambda: n)(2)", "y = f()"),
+        ("pass", "start = 5", "try:\n  y = start\nexcept NameError:\n  y = 0"),
+        ("pass", "def max(v): return -1", "y = max([1, 2])"),
+        (
+            "import numpy as np; a = np.arange(6)",
+            "import numpy as np; a = np.arange(6).reshape(2, 3)",
+            "y = a.shape",
+        ),
+    ],
+)
+def test_a_changed_input_is_a_miss_and_going_back_is_a_hit(cell, cached, names, before, after, body):
+    cell(before)
+    cached(body)
+    first = names["y"]
+    cell("del start") if "start" in names else None
+    cell(after)
+    assert cached(body) == "miss"
+    cell("\n".join(f"globals().pop({name!r}, None)" for name in ("start", "max")))
+    cell(before)
+
+    assert cached(body) == "hit"
+    assert names["y"] == first
+
+
+def test_comments_and_layout_are_no_change(cell, cached):
+    cached("y = {'k': 1}")
+
+    assert cached("# why\n\ny = {\n  'k': 1,\n}  # so") == "hit"
+
+
+def test_an_ignored_name_is_no_input(cell, cached):
+    cell("verbose, x = False, 1")
+    cached("y = x, verbose", "--ignore verbose")
+    cell("verbose = True")
+    assert cached("y = x, verbose", "--ignore verbose") == "hit"
+    cell("x = 2")
+
+    assert cached("y = x, verbose", "--ignore verbose") == "miss"
+
+
+def test_the_value_of_a_key_expression_is_an_input(cell, cached):
+    cell("version = 1")
+    cached("y = 1", "--key version")
+    assert cached("y = 1", "--key version") == "hit"
+    cell("version = 2")
+
+    assert cached("y = 1", "--key version") == "miss"
+
+
+def test_only_the_names_to_keep_are_restored(cell, cached, names, restart):
+    body = "a = 1\nb = (i for i in range(3))"
+    assert cached(body) == "not stored"
+    assert cached(body, "a") == "miss"
+    restart()
+
+    assert cached(body, "a") == "hit"
+    assert names["a"] == 1
+    assert "b" not in names
+
+
+def test_force_runs_and_replaces(cell, cached):
+    cached("y = 1")
+
+    assert cached("y = 1", "--force") == "miss"
+    assert cached("y = 1") == "hit"
+
+
+def test_an_entry_that_is_too_old_is_a_miss(cell, cached, monkeypatch):
+    cached("y = 1", "--expires 1h")
+    assert cached("y = 1", "--expires 1h") == "hit"
+    import ipyparcache.cells.cached as module
+
+    later = module.time.time() + 4000
+    monkeypatch.setattr(module.time, "time", lambda: later)
+
+    assert cached("y = 1", "--expires 1h") == "miss"
+
+
+def test_another_store_is_another_store(cell, cached, tmp_path):
+    cached("y = 1")
+    assert cached("y = 1", f"--dir {tmp_path / 'other'}") == "miss"
+    assert cached("y = 1", f"--dir {tmp_path / 'other'}") == "hit"
+
+
+# -- what a hit leaves -----------------------------------------------------------------------------
+
+
+def test_what_shared_an_object_still_does(cell, cached, names, restart):
+    cached("a = [1]\nb = a\nc = {'a': a}")
+    restart()
+    assert cached("a = [1]\nb = a\nc = {'a': a}") == "hit"
+
+    assert names["b"] is names["a"]
+    assert names["c"]["a"] is names["a"]
+
+
+def test_a_result_that_holds_an_input_holds_the_live_one(cell, cached, names, restart):
+    cell("src = [1, 2]")
+    cached("res = {'src': src}")
+    restart()
+    cell("src = [1, 2]")
+    assert cached("res = {'src': src}") == "hit"
+
+    assert names["res"]["src"] is names["src"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "body", "left"),
+    [
+        ("v = [3, 1]", "v.sort()", [1, 3]),
+        ("v = {'a': 1, 'b': 2}", "del v['a']", {"b": 2}),
+        ("v = {1, 2}", "v.add(5)", {1, 2, 5}),
+        ("v = bytearray(b'ab')", "v += b'c'", bytearray(b"abc")),
+        ("from collections import deque\nv = deque([1], 2)", "v.append(2); v.append(3)", None),
+        ("import numpy as np\nv = np.zeros(3)", "v[1] = 5", None),
+        ("import pandas as pd\nv = pd.DataFrame({'x': [1]})", "v['z'] = v.x * 2", None),
+    ],
+)
+def test_an_input_changed_in_place_is_changed_for_all_who_hold_it(
+    cell, cached, names, restart, setup, body, left
+):
+    cell(f"{setup}\nother = [v]")
+    assert cached(body) == "miss"
+    expected = repr(names["v"])
+    restart()
+    cell(f"{setup}\nother = [v]")
+    assert cached(body) == "hit"
+
+    assert repr(names["v"]) == expected
+    assert names["other"][0] is names["v"]
+    assert left is None or names["v"] == left
+
+
+def test_instances_are_instances_of_the_live_class(cell, cached, names, restart):
+    source = "class P:\n  def __init__(self, v):\n    self.v = v"
+    cell(source)
+    cached("ps = [P(1), P(2)]")
+    restart()
+    cell(source)
+    assert cached("ps = [P(1), P(2)]") == "hit"
+
+    assert all(type(p) is names["P"] for p in names["ps"])
+    assert [p.v for p in names["ps"]] == [1, 2]
+
+
+def test_a_function_of_the_cell_sees_the_live_globals(cell, cached, names, restart):
+    body = "def price(x):\n  return x * rate"
+    cell("rate = 2")
+    cached(body)
+    restart()
+    cell("rate = 5")
+    assert cached(body) == "hit"
+
+    assert names["price"](10) == 50
+    assert names["price"].__globals__ is names
+
+
+def test_a_closure_comes_back_over_the_live_globals(cell, cached, names, restart):
+    setup = "base = 1\ndef adder(n):\n  def add(x):\n    return x + n + base\n  return add"
+    cell(setup)
+    cached("f = adder(10)")
+    restart()
+    cell(setup)
+    assert cached("f = adder(10)") == "hit"
+    cell("base = 100")
+
+    assert names["f"](1) == 111
+
+
+def test_imports_classes_and_functions_are_executed_again(cell, cached, names, restart):
+    body = "import math as m\nclass T:\n  n = 3\ndef f(t):\n  return m.floor(t.n + 0.5)\nr = f(T())"
+    cached(body)
+    restart()
+    assert cached(body) == "hit"
+
+    import math
+
+    assert names["m"] is math
+    assert names["f"](names["T"]()) == 3
+    assert names["T"].__module__ == "__main__"
+
+
+def test_deleted_names_are_deleted(cell, cached, names, restart):
+    body = "tmp = sum(raw)\ntotal = tmp\ndel raw, tmp"
+    cell("raw = [1, 2]")
+    cached(body)
+    restart()
+    cell("raw, tmp = [1, 2], 'older'")
+    assert cached(body) == "hit"
+
+    assert {"raw", "tmp"}.isdisjoint(names)
+    assert names["total"] == 3
+
+
+def test_a_name_that_the_cell_left_alone_stays(cell, cached, names):
+    body = "r = 1\nif flag:\n  extra = 'made'"
+    cell("flag, extra = False, 'mine'")
+    cached(body)
+    cell("extra = 'other'")
+    cached(body)
+
+    assert names["extra"] == "other"
+
+
+def test_a_name_bound_to_the_value_that_it_had_is_bound_by_a_hit(cell, cached, names, restart):
+    cell("x = 1")
+    cached("x = 1")
+    restart()
+
+    assert cached("x = 1") == "hit"
+    assert names["x"] == 1
+
+
+def test_a_view_of_an_input_is_a_view_again(cell, cached, names, restart):
+    setup = "import numpy as np\na = np.arange(12.0).reshape(3, 4)"
+    cell(setup)
+    cached("row = a[1]\ncol = a[:, 2]")
+    restart()
+    cell(setup)
+    assert cached("row = a[1]\ncol = a[:, 2]") == "hit"
+    names["row"][2] = 99
+
+    assert names["a"][1, 2] == 99
+    assert names["col"][1] == 99
+
+
+def test_a_large_array_is_mapped_and_writable(cell, cached, names, restart):
+    body = "import numpy as np\na = np.arange(1_000_000.0)"
+    cached(body)
+    restart()
+    assert cached(body) == "hit"
+    names["a"][0] = 7
+    restart()
+    cached(body)
+
+    assert names.pop("a")[0] == 0
+
+
+def test_random_draws_continue_after_a_hit(cell, cached, names, restart):
+    cell("import random\nrandom.seed(1)")
+    cached("a = random.random()")
+    cell("b = random.random()")
+    first = names["a"], names["b"]
+    restart()
+    cell("import random\nrandom.seed(1)")
+    assert cached("a = random.random()") == "hit"
+    cell("b = random.random()")
+
+    assert (names["a"], names["b"]) == first
+
+
+# -- files and environment -------------------------------------------------------------------------
+
+
+def test_a_file_that_was_read_is_an_input(cell, cached, names, tmp_path):
+    (tmp_path / "d.txt").write_text("1")
+    body = "with open('d.txt') as f:\n  v = int(f.read())"
+    cached(body)
+    assert cached(body) == "hit"
+    (tmp_path / "d.txt").write_text("2")
+
+    assert cached(body) == "miss"
+    assert names["v"] == 2
+
+
+def test_a_file_that_was_written_has_to_be_there(cell, cached, tmp_path):
+    body = "with open('out.txt', 'w') as f:\n  f.write('x')\ny = 1"
+    cached(body)
+    assert cached(body) == "hit"
+    (tmp_path / "out.txt").unlink()
+
+    assert cached(body) == "miss"
+    assert (tmp_path / "out.txt").read_text() == "x"
+
+
+def test_a_file_named_in_a_text_that_nobody_was_seen_to_open_is_an_input(cell, cached, tmp_path):
+    (tmp_path / "d.parquet").write_text("1")
+    body = "path = 'd.parquet'\ny = len(path)"  # as a reader written in another language would get it
+    cached(body)
+    assert cached(body) == "hit"
+    (tmp_path / "d.parquet").write_text("22")
+
+    assert cached(body) == "miss"
+
+
+def test_an_environment_variable_that_was_read_is_an_input(cell, cached, monkeypatch):
+    monkeypatch.setenv("STAGE", "dev")
+    cell("import os")
+    cached("s = os.environ['STAGE']")
+    assert cached("s = os.environ['STAGE']") == "hit"
+    monkeypatch.setenv("STAGE", "prod")
+
+    assert cached("s = os.environ['STAGE']") == "miss"
+    assert "dev" not in str([entry.manifest for entry in open_entries().all()]).replace("/dev", "")
+
+
+# -- not stored ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("r = eval('1')", "line 2 uses eval()"),
+        ("exec('r = 1')", "line 2 uses exec()"),
+        ("r = globals()", "line 2 uses globals()"),
+        ("r = 1\n!true", "line 3 runs a magic or the shell"),
+        ("g = (i for i in range(3))", "`g` (generator) cannot be stored, line 2"),
+        ("import threading\nlock = threading.Lock()", "`lock` (lock) cannot be stored, line 3"),
+        ("import subprocess\nsubprocess.run(['true'])\nr = 1", "another program"),
+        ("r = helper()", "a function that it calls uses eval()"),
+        ("with lock_above:\n  r = 1", "`lock_above` has no digest"),
+    ],
+)
+def test_what_is_not_stored_says_why_and_stays(cell, cached, names, body, reason):
+    cell("import threading\nlock_above = threading.Lock()\ndef helper(): return eval('1')")
+    assert cached(body) == "not stored"
+
+    assert reason in last_run().reason
+    assert list(open_entries().all()) == []
+
+
+def test_a_cell_that_raises_is_not_stored_and_its_effects_stay(cell, cached, names):
+    with pytest.raises(ZeroDivisionError):
+        cached("first = 1\nsecond = 1 / 0\nthird = 3")
+
+    assert names["first"] == 1
+    assert "third" not in names
+    assert last_run().status == "not stored"
+    assert list(open_entries().all()) == []
+
+
+def test_an_interrupted_cell_is_not_stored(cell, cached, names):
+    cell("import os, signal")
+    with pytest.raises(KeyboardInterrupt):
+        cached(f"half = 1\nos.kill(os.getpid(), {int(signal.SIGINT)})\nwhole = 2")
+
+    assert names["half"] == 1
+    assert last_run().status == "not stored"
+
+
+def test_a_full_store_leaves_the_result(cell, cached, names, monkeypatch):
+    from ipyparcache.errors import StoreUnavailable
+    from ipyparcache.storage.entry import Entries
+
+    def full(*_args, **_kwargs):
+        raise StoreUnavailable("somewhere", "no space left on device")
+
+    monkeypatch.setattr(Entries, "write", full)
+
+    assert cached("y = 1") == "not stored"
+    assert names["y"] == 1
+    assert "no space left" in last_run().reason
+
+
+def test_an_unforeseen_failure_of_ours_leaves_the_result(cell, cached, names, monkeypatch):
+    from ipyparcache.cells import keeping
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("never thought of")
+
+    monkeypatch.setattr(keeping, "keep", broken)
+
+    assert cached("y = 1") == "not stored"
+    assert names["y"] == 1
+
+
+def test_an_entry_that_does_not_load_is_a_miss(cell, cached, names, monkeypatch):
+    cached("y = [1]")
+    from ipyparcache.cells import keeping
+
+    def broken(*_args, **_kwargs):
+        raise ValueError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "unpack", broken)
+        cached("y = [1]")
+
+    assert last_run().status != "hit"
+    assert names["y"] == [1]
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def test_output_is_replayed_and_the_result_is_set(cell, cached, names, capsys, restart):
+    body = "import sys\nprint('out')\nprint('err', file=sys.stderr)\n[1, 2]"
+    cached(body)
+    first = capsys.readouterr()
+    restart()
+    assert cached(body) == "hit"
+
+    again = capsys.readouterr()
+    assert (again.out.replace("Out[2]", "Out[1]"), again.err) == (first.out, first.err)
+    assert names["_"] == [1, 2]
+
+
+def test_a_silenced_result_is_not_shown_nor_kept_as_out(cell, cached, names, capsys):
+    cached("[1, 2];")
+    assert capsys.readouterr().out == ""
+    assert cached("[1, 2];") == "hit"
+
+    assert capsys.readouterr().out == ""
+    assert names["_"] == ""
+
+
+def test_the_status_line_says_what_happened(cell, capsys):
+    cell("x = 1")
+    cell("%%cached\ny = x")
+    assert "stored" in capsys.readouterr().out
+    cell("%%cached\ny = x")
+    assert "cached · restored y" in capsys.readouterr().out
+    cell("x = 2")
+    cell("%%cached\ny = x")
+
+    assert "because x changed (1 → 2)" in capsys.readouterr().out
+
+
+def test_plain_says_it_on_stderr_and_quiet_not_at_all(cell, capsys):
+    cell("%%cached --plain\ny = 1")
+    shown = capsys.readouterr()
+    assert "stored" in shown.err
+    assert shown.out == ""
+    cell("%%cached --quiet\ny = 1")
+    shown = capsys.readouterr()
+
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_the_last_run_tells_status_reason_and_inputs(cell, cached):
+    cell("x = [1]")
+    cached("y = len(x)")
+    run = last_run()
+
+    assert run.status == "miss"
+    assert {"x", "len"} <= set(run.inputs)
+    assert run.bytes > 0
+    assert run.seconds >= run.body_seconds >= 0
+    cached("y = len(x)")
+    assert last_run().hit
+
+
+def test_asking_for_a_run_before_there_was_one_is_an_error_of_ours(monkeypatch):
+    monkeypatch.setattr(runs, "_runs", type(runs._runs)())
+
+    with pytest.raises(NoRun):
+        last_run()
+
+
+def test_a_changed_helper_is_shown_as_a_diff(shell, cell, cached):
+    cell("def f(x):\n    return x + 1")
+    cached("y = f(1)")
+    cell("def f(x):\n    return x + 2")
+    cached("y = f(1)")
+
+    changes = last_run().changes
+    assert [change.name for change in changes] == ["f"]
+    assert any("x + 2" in line for line in changes[0].detail)
+
+
+# -- the shell's corners ---------------------------------------------------------------------------
+
+
+def test_a_cell_may_await_at_top_level(shell, cached, names, restart):
+    source = "%%cached --quiet\nimport asyncio\nawait asyncio.sleep(0)\ny = 5"
+
+    async def run():
+        return await shell.run_cell_async(
+            source, transformed_cell=shell.transform_cell(source), store_history=True
+        )
+
+    asyncio.run(run()).raise_error()
+    assert names["y"] == 5
+    assert last_run().status == "miss"
+    restart()
+    asyncio.run(run()).raise_error()
+
+    assert names["y"] == 5
+    assert last_run().status == "hit"
+
+
+def test_a_line_magic_caches_a_statement(shell, cell, names):
+    cell("def f(x): return x + 1")
+    cell("%cached --quiet y = f(1)")
+    assert last_run().status == "miss"
+    cell("%cached --quiet y = f(1)")
+
+    assert last_run().status == "hit"
+    assert names["y"] == 2
+
+
+def test_time_below_runs_live_around_the_cell(cell, capsys):
+    cell("%%cached --quiet\n%%time\ny = 1")
+    assert "Wall time" in capsys.readouterr().out
+    cell("%%cached --quiet\n%%time\ny = 1")
+
+    assert last_run().hit
+    assert "Wall time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--forse", "did you mean `--force`?"),
+        ("--expires soon", "no duration"),
+        ("3x", "neither an option nor"),
+    ],
+)
+def test_a_wrong_line_is_a_usage_error_and_the_cell_does_not_run(shell, names, capsys, line, said):
+    result = shell.run_cell(f"%%cached {line}\nran = 1")
+
+    assert not result.success
+    assert "ran" not in names
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_is_shown_once_with_the_cells_own_line(shell, capsys):
+    result = shell.run_cell("%%cached\nx = 1\n1 / 0", store_history=True)
+    shown = capsys.readouterr().out + capsys.readouterr().err
+
+    assert isinstance(result.error_in_exec, ZeroDivisionError)
+    assert shown.count("Traceback") <= 1
+    assert shown.count("ZeroDivisionError") <= 2
+    result = shell.run_cell("undefined_name")
+    assert "undefined_name" in capsys.readouterr().out
+
+
+def test_nothing_hidden_is_left_in_the_namespace(cell, cached, names):
+    before = set(names)
+    cached("y = 1")
+    cached("y = 1")
+
+    assert {name for name in set(names) - before if not name.startswith("_")} == {"y"}
+
+
+def test_automatic_mode_caches_every_cell_that_pays(shell, cell, names, restart):
+    cell("%parcache auto on --min 0")
+    cell("x = 2")
+    cell("y = x + 1")
+    restart()
+    cell("x = 2")
+    assert last_run().hit
+    cell("y = x + 1")
+    assert last_run().hit
+    assert names["y"] == 3
+    cell("%parcache auto on --min 1h")
+    cell("z = 1")
+    assert last_run().status == "not stored"
+    cell("%parcache auto off")
+    count = len(runs.runs())
+    cell("w = 1")
+
+    assert len(runs.runs()) == count
+
+
+def test_the_magic_can_be_asked_for_help(cell, capsys):
+    cell("%%cached --help\nx = 1")
+
+    assert "--expires 7d" in capsys.readouterr().out
