@@ -140,6 +140,7 @@ class ArrayKind(Kind):
     def write(self, walk: Walk, obj: Any) -> None:
         plain = as_plain(obj)
         walk.token(self.tag, *self._header(plain))
+        walk.definition(np.ndarray)
         if plain.dtype.hasobject:
             items = plain.reshape(-1, order="C").tolist()
             walk.keep(items)
@@ -269,6 +270,7 @@ class ScalarKind(Kind):
     def write(self, walk: Walk, obj: Any) -> None:
         value = np.asarray(obj)
         walk.token(b"scalar", dtype_facts(value.dtype))
+        walk.definition(type(obj))
         if value.dtype.hasobject:
             walk.stack.append(obj.item())
             walk.keep(walk.stack[-1])

@@ -255,16 +255,20 @@ class FunctionKind(Kind):
                 )
         elif not walk.isolated:
             traversal.note_module(owner)
-        for own_mapping in (obj.__kwdefaults__, obj.__annotations__, obj.__dict__):
+        attributes = dict(obj.__dict__)
+        if _is_dispatching(obj):
+            attributes.pop("_clear_cache", None)  # a method of its memo
+        for own_mapping in (obj.__kwdefaults__, obj.__annotations__, attributes):
             if own_mapping:
                 parts += [len(own_mapping), *own_mapping, *own_mapping.values()]
             else:
                 parts.append(0)
         closure = obj.__closure__ or ()
-        if _is_dispatcher(obj):
-            parts.append(dict(obj.registry))
-            walk.keep(parts)
-            closure = ()
+        if _is_dispatching(obj):
+            closure = ()  # but for the registry, what these functions share are memos
+            if "registry" in obj.__dict__:
+                parts.append(dict(obj.registry))
+                walk.keep(parts)
         parts += [obj.__defaults__, *closure, *(getattr(obj, "__type_params__", None) or ())]
         walk.push(parts)
 
@@ -299,8 +303,8 @@ def _text(value: object) -> str | None:
     return value if type(value) is str else None
 
 
-def _is_dispatcher(function: Any) -> bool:
-    """Whether this is the wrapper that `functools.singledispatch` makes: its dispatch memo is no content."""
+def _is_dispatching(function: Any) -> bool:
+    """Whether this is one of the functions that `functools.singledispatch` makes around a memo of its own."""
     code = function.__code__
     return code.co_filename == functools.__file__ and "dispatch_cache" in code.co_freevars
 
@@ -345,14 +349,17 @@ class MemoKind(Kind):
     """`functools.lru_cache`: the function, the parameters, and what it remembers.
 
     What it remembers is an input: a file that was read through a memo is not opened again. The memo is not
-    shown in Python; the garbage collector names what the wrapper refers to, the links of the memo (type, key,
-    result) first.
+    shown in Python; the garbage collector names what the wrapper refers to, the links of the memo (key,
+    result, type) first.
     """
 
     def write(self, walk: Walk, obj: Any) -> None:
         parameters = obj.cache_parameters()
         walk.token(b"memo", parameters["maxsize"], parameters["typed"])
-        remembered = self._remembered(obj)
+        try:
+            remembered = self._remembered(obj)
+        except Unrestorable as error:
+            raise walk.fail(error.reason, obj) from None
         own = dict(obj.__dict__)
         own.pop("cache_parameters", None)
         parts = [obj.__wrapped__, len(remembered), *(part for pair in remembered for part in pair), own]
@@ -360,11 +367,18 @@ class MemoKind(Kind):
         walk.push(parts)
 
     def _remembered(self, obj: Any) -> list[tuple[object, object]]:
+        """Pairs of key and result, oldest first; for a memo without bound in the order of its dict."""
         found = gc.get_referents(obj)
-        at = next((n for n, one in enumerate(found) if one is type(obj)), len(found))
-        links = [(found[n + 1], found[n + 2]) for n in range(0, at - 2, 3)]
-        memo = found[at + 1] if at + 1 < len(found) and type(found[at + 1]) is dict else {}
-        pairs = links if links else list(memo.items())
+        pairs: list[tuple[object, object]] = []
+        at = 1  # behind the wrapper's type: key, result and type of each link, then the dict of the memo
+        while at + 2 < len(found) and type(found[at]) is not dict:
+            pairs.append((found[at], found[at + 1]))
+            at += 3
+        memo = found[at] if at < len(found) else None
+        if not pairs and type(memo) is dict and memo is not obj.__dict__:
+            pairs = list(memo.items())
+        if len(pairs) != obj.cache_info().currsize:
+            raise Unrestorable(type(obj).__name__, "what it remembers cannot be read")
         return [(_memo_key(key), result) for key, result in pairs]
 
     def state(self, obj: Any) -> object:
@@ -380,7 +394,7 @@ class MemoKind(Kind):
 
 def _memo_key(key: object) -> object:
     """The arguments that make a memo's key; between positional and named ones stands a bare `object()`."""
-    if isinstance(key, list):  # functools._HashedSeq
+    if isinstance(key, (tuple, list)):  # a list is functools._HashedSeq
         return tuple("*" if type(part) is object else part for part in key)
     return key
 

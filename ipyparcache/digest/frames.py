@@ -180,6 +180,7 @@ class FrameKind(Kind):
     def write(self, walk: Walk, obj: Any) -> None:
         columns = columns_of(obj)
         walk.token(b"frame", len(columns), bool(obj.flags.allows_duplicate_labels))
+        walk.definition(pd.DataFrame)
         parts: list[object] = [Wrapped(obj.index), Wrapped(obj.columns)]
         written = self._digests(walk, obj, columns)
         parts += written
@@ -263,6 +264,7 @@ class SeriesKind(Kind):
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"series", bool(obj.flags.allows_duplicate_labels))
+        walk.definition(pd.Series)
         column = Column(None, obj.array)
         parts: list[object] = [obj.name, Wrapped(obj.index), column, dict(obj.attrs)]
         walk.keep(parts)
@@ -316,6 +318,7 @@ class ExtensionKind(ReducedKind):
     def write(self, walk: Walk, obj: Any) -> None:
         if type(obj).__name__ in _WRITERS and type(obj).__module__.startswith("pandas."):
             walk.token(b"extension array")
+            walk.definition(type(obj))
             write_column(walk, obj)
         elif type(obj).__name__ == "NumpyExtensionArray":
             walk.token(b"extension array")
