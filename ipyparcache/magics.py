@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import html
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from ipyparcache.analysis.cell import has_top_level_await
-from ipyparcache.cells import auto, cached, commands, loops
+from ipyparcache.cells import auto, cached, commands, loops, reports, runs
 from ipyparcache.cells.cached import CACHED_OPTIONS, CachedOptions
-from ipyparcache.cells.loops import LoopOptions
+from ipyparcache.cells.loops import CellPlan, LoopOptions
 from ipyparcache.cells.options import (
     Option,
     Parsed,
@@ -27,7 +28,8 @@ from ipyparcache.cells.options import (
     seconds,
     whole,
 )
-from ipyparcache.errors import BadSetting, UnknownSetting
+from ipyparcache.cells.runs import Run
+from ipyparcache.errors import BadSetting, LoopRefused, UnknownSetting
 from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
@@ -77,7 +79,7 @@ class Stack:
 
 
 @magics_class
-class ParcacheMagics(Magics):
+class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no types
     """The magics of ipyparcache."""
 
     @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
@@ -157,25 +159,50 @@ async def _run(shell: Any, stack: Stack) -> None:
                 return await run_statements(shell, body, body.tree.body)
 
     else:
-        options = stack.parallel
-        plan = loops.plan_cell(body.tree, shell.user_ns, options)  # refuses before anything has run
+        plan = _plan(shell, body, stack.parallel)
 
         async def execute(body: Body) -> BaseException | None:
-            try:
-                with auto.paused():
-                    loops.run_cell(plan, ShellHost(shell, body))
-            except BaseException as error:
-                show_error(shell, error)
-                return error
-            return None
+            return _run_loops(shell, body, plan)
 
     if stack.cached is None:
-        error = await execute(body)
-        if error is not None:
-            raise error
+        raised = await execute(body)
+        if raised is not None:
+            raise raised
         return
-    variant = "" if stack.parallel is None else repr(stack.parallel)
+    # how the loop is spread over workers changes nothing of what it leaves; these options do
+    loop = stack.parallel
+    variant = "" if loop is None else repr((loop.seed, loop.on_error, loop.inner_threads))
     await cached.run_cached(shell, body, stack.cached, execute, variant)
+
+
+def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:
+    """Plan the loops of a cell; a refusal is noted as a run before it is raised."""
+    try:
+        return loops.plan_cell(body.tree, shell.user_ns, options)
+    except LoopRefused as refusal:
+        number = shell.execution_count - 1
+        runs.note_run(Run("refused", refusal.reason, execution_count=number, cell=body.source))
+        raise
+
+
+def _run_loops(shell: Any, body: Body, plan: CellPlan) -> BaseException | None:
+    """Run a planned cell and note what became of it; returns what it raised, shown to the user."""
+    started = time.perf_counter()
+    report, raised = loops.RunReport(), None
+    try:
+        with auto.paused():
+            report = loops.run_cell(plan, ShellHost(shell, body))
+    except BaseException as error:
+        report, raised = getattr(error, "report", report), error
+        show_error(shell, error)
+    reports.note_report(report)
+    seconds = time.perf_counter() - started
+    count = sum(loop.iterations for loop in report.loops)
+    reason = f"{count} iterations" if raised is None else f"it raised {type(raised).__name__}"
+    status: runs.Status = "refused" if isinstance(raised, LoopRefused) else "parallel"
+    number = shell.execution_count - 1
+    runs.note_run(Run(status, reason, seconds, seconds, execution_count=number, cell=body.source))
+    return raised
 
 
 def _parse_stack(magic: str, line: str, cell: str) -> Stack:

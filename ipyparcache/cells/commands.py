@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipyparcache import settings
-from ipyparcache.cells import auto, drawing, exchange, runs
+from ipyparcache.cells import auto, drawing, exchange, reports, runs
 from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, whole
+from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.errors import ParcacheError
 from ipyparcache.storage.entry import Entry, open_entries
 
@@ -170,6 +171,33 @@ def _graph(parsed: Parsed) -> Said:
     return Said(picture.text, picture.svg)
 
 
+def _timeline(parsed: Parsed) -> Said:
+    picture = reports.timeline()
+    target = parsed.values["save"]
+    if target and picture.svg:
+        drawing.save(picture, target)
+        return Said(f"{picture.text}\nsaved in {target}", picture.svg)
+    return Said(picture.text, picture.svg)
+
+
+def _workers(parsed: Parsed) -> Said:
+    pool = the_pool()
+    if parsed.words == ("stop",):
+        shutdown_workers()
+        return Said("the workers are stopped; the next parallel cell starts new ones")
+    if parsed.words == ("restart",):
+        count = max(1, len(pool.pids()))
+        shutdown_workers()
+        the_pool().warm_up(count)
+        return Said(f"{count} workers started anew")
+    if parsed.words:
+        raise WrongOption("%parcache workers", "write `workers`, `workers restart` or `workers stop`")
+    pids = pool.pids()
+    if not pids:
+        return Said("no worker runs")
+    return Said("\n".join([f"{len(pids)} workers", *(f"  process {pid}" for pid in pids)]))
+
+
 def _one_word(parsed: Parsed, command: str, wanted: str) -> str:
     if len(parsed.words) != 1:
         raise WrongOption(f"%parcache {command}", f"write `{command} {wanted}`")
@@ -244,6 +272,29 @@ COMMANDS: dict[str, Command] = {
             (Option("--trust", "also if it was signed with another key", None, "", False),),
         ),
         Command("graph", "graph", "which cell feeds which", _graph, in_kernel=True),
+        Command("workers", "workers [restart|stop]", "the worker processes", _workers, in_kernel=True),
+        Command(
+            "timeline",
+            "timeline [--save FILE]",
+            "which worker ran what when",
+            _timeline,
+            (Option("--save", "write the picture into an .svg or .png file", str, "FILE"),),
+            in_kernel=True,
+        ),
+        Command(
+            "errors",
+            "errors",
+            "errors of the last parallel cell",
+            lambda parsed: Said(reports.errors_text()),
+            in_kernel=True,
+        ),
+        Command(
+            "partial",
+            "partial",
+            "results that an error or interrupt kept from being merged",
+            lambda parsed: Said(reports.partial_text()),
+            in_kernel=True,
+        ),
     )
 }
 

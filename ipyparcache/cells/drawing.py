@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 from ipyparcache.cells.runs import Run, duration
+from ipyparcache.errors import ParcacheError
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 44, 60, 26
 COLOURS = {
@@ -117,3 +119,70 @@ def _arrow(source: tuple[int, int], target: tuple[int, int], label: str) -> str:
         f'<text x="{middle}" y="{(y1 + y2) // 2 - 3}" text-anchor="middle" fill="#777777">'
         f"{html.escape(label[:24])}</text></g>"
     )
+
+
+class CannotDraw(ParcacheError):
+    """A picture cannot be written in the format that was asked for."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be drawn: {self.reason}"
+
+
+def save(picture: Picture, path: str) -> None:
+    """Write a picture as SVG or, through matplotlib, as PNG.
+
+    Raises
+    ------
+    CannotDraw
+        If the file's ending names neither.
+    """
+    if path.endswith(".svg"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture.svg)
+    elif path.endswith(".png"):
+        _rasterise(picture.svg, path)
+    else:
+        raise CannotDraw(path, "its name ends neither in .svg nor in .png")
+
+
+def _rasterise(svg: str, path: str) -> None:
+    """Draw the rectangles, lines and texts of one of our own pictures with matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError:
+        raise CannotDraw(path, "PNG needs matplotlib: pip install matplotlib, or save as .svg") from None
+    root = ElementTree.fromstring(svg)
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    figure = Figure(figsize=(width / 100, height / 100), dpi=200)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.axis("off")
+    for part in root.iter():
+        kind, facts = part.tag.rpartition("}")[2], part.attrib
+        if kind == "rect":
+            corner = float(facts["x"]), float(facts["y"])
+            size = float(facts["width"]), float(facts["height"])
+            axes.add_patch(
+                Rectangle(corner, *size, facecolor=facts["fill"], edgecolor="white", linewidth=0.3)
+            )
+        elif kind == "line":
+            xs = [float(facts["x1"]), float(facts["x2"])]
+            axes.plot(xs, [float(facts["y1"]), float(facts["y2"])], color=facts["stroke"], linewidth=0.6)
+        elif kind == "text":
+            anchor = "right" if facts.get("text-anchor") == "end" else "left"
+            axes.text(
+                float(facts["x"]),
+                float(facts["y"]),
+                part.text or "",
+                fontsize=7.5,
+                ha=anchor,
+                color=facts["fill"],
+            )
+    figure.savefig(path)

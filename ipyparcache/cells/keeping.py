@@ -210,10 +210,8 @@ def _state(traversal: Traversal, root: str, number: int) -> object:
     if state is live:
         return copy.copy(state)
     if isinstance(state, dict):
-        return {
-            part: value.view() if value is live and _is_array(value) else value
-            for part, value in state.items()
-        }
+        window: Any = live
+        return {part: window.view() if value is live else value for part, value in state.items()}
     return state
 
 
@@ -312,6 +310,6 @@ def _where(source: Source, name: str) -> str:
     return f"line {line}" if line is not None else "made by a function that it calls"
 
 
-def _is_array(thing: object) -> bool:
+def _is_array(thing: Any) -> bool:
     kind = type(thing)
     return kind.__module__ == "numpy" and kind.__name__ == "ndarray"

@@ -138,8 +138,8 @@ def parse_line(magic: str, line: str, options: Sequence[Option], *, stop_at_word
             break
         word, rest = _next_word(magic, rest)
         name, equals, attached = word.partition("=")
-        if not word.startswith("-") or word == "-":
-            words.append(word)
+        if not word.startswith("-") or re.fullmatch(r"-\d*", word):
+            words.append(word)  # also `-1`, the last cell
         elif name in ("--help", "-h"):
             return Parsed(values, tuple(words), help_wanted=True)
         elif name not in by_name:

@@ -298,7 +298,7 @@ def _make_closed_file(kind: str, name: Any, mode: str | None) -> Any:
         made = (io.BufferedRandom if "+" in plain else plain_kind)(raw)
     if kind == "TextIOWrapper":
         made = io.TextIOWrapper(made)
-        made.mode = mode
+        vars(made)["mode"] = mode
     made.close()
     return made
 

@@ -121,7 +121,7 @@ def test_notes_carry_our_key(shell, published):
 
 
 @pytest.fixture
-def piped_kernel(request, monkeypatch):
+def piped_kernel(request, kernel_loop):
     """A kernel that pumps descriptors 1 and 2, which it does not when it believes to be pytest."""
     test = os.environ.pop("PYTEST_CURRENT_TEST")
     try:
