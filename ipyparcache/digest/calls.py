@@ -7,17 +7,25 @@ objects that it reaches are looked at again in each call.
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import functools
 import inspect
+import itertools
+import os
 import sys
 import types
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from marshal import dumps
-from typing import Any
+from typing import Any, cast
 
 from blake3 import blake3
 
+from ipyparcache.digest import openfiles
 from ipyparcache.digest.code import facts_of
-from ipyparcache.digest.objects import PRIMITIVES, Traversal, is_atomic, is_pure, without_nan
+from ipyparcache.digest.objects import Traversal, is_atomic
+from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
 
 _MISSING = object()
 
@@ -51,6 +59,110 @@ _QUIET_NUMPY = frozenset(
 )  # fmt: skip
 
 
+_SINK_TYPES = (list, set, dict, bytearray, deque, Counter)
+_SINK_METHODS = frozenset(
+    {
+        "append",
+        "add",
+        "extend",
+        "update",
+        "appendleft",
+        "extendleft",
+        "insert",
+        "discard",
+        "subtract",
+        "clear",
+    }
+)
+
+
+class _CallTraversal(Traversal):
+    """A traversal that passes over containers into which code only puts things."""
+
+    def __init__(self, sinks: Sequence[object] = ()):
+        super().__init__()
+        self.sinks = {id(sink): sink for sink in sinks}
+
+    def _add(self, root: str, value: object, definition: bool = False) -> bytes:
+        walk = _CallWalk(self, root)
+        self._values[root] = value
+        self._roots[root] = walk.numbered
+        digest = self.digests[root] = walk.run(value, definition)
+        return digest
+
+
+class _CallWalk(Walk):
+    traversal: _CallTraversal
+
+    def visit(self, obj: Any) -> None:
+        if id(obj) in self.traversal.sinks:
+            self.token(b"sink")
+            return
+        super().visit(obj)
+
+
+def _sinks_of(traversal: Traversal) -> list[object]:
+    """Containers that reached functions name only to put something in, dropping what the call returns.
+
+    Such a list of results or of calls changes with each run and tells nothing about the value.
+    """
+    put_into: dict[int, object] = {}
+    read: set[int] = set()
+    for _, _, thing in traversal.numbered():
+        if type(thing) is not types.FunctionType:
+            continue
+        for name, is_closure, is_put in _uses(thing.__code__):
+            value = _value_named(thing, name, is_closure)
+            if is_put and type(value) in _SINK_TYPES:
+                put_into[id(value)] = value
+            else:
+                read.add(id(value))
+    return [value for number, value in put_into.items() if number not in read]
+
+
+def _value_named(function: types.FunctionType, name: str, is_closure: bool) -> object:
+    if not is_closure:
+        return function.__globals__.get(name)
+    free = function.__code__.co_freevars
+    if name in free and function.__closure__ is not None:
+        with contextlib.suppress(ValueError):
+            return cast("object", function.__closure__[free.index(name)].cell_contents)
+    return None
+
+
+@functools.lru_cache(2000)
+def _uses(code: types.CodeType) -> tuple[tuple[str, bool, bool], ...]:
+    """How code names globals and closure variables: name, whether of a closure, whether only to put into
+    it."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
+    found = []
+    for at, step in enumerate(steps):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found.append((str(step.argval), False, _is_put(steps, at)))
+        elif step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
+            found.append((str(step.argval), True, _is_put(steps, at)))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found += _uses(constant)
+    return tuple(found)
+
+
+def _is_put(steps: list[dis.Instruction], at: int) -> bool:
+    """Whether what is loaded here serves for `it.append(...)` as a statement."""
+    if at + 1 >= len(steps) or steps[at + 1].opname not in ("LOAD_METHOD", "LOAD_ATTR"):
+        return False
+    if steps[at + 1].argval not in _SINK_METHODS:
+        return False
+    depth = 2  # the method and its object
+    for step, following in itertools.pairwise(steps[at + 2 :]):
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            return False
+        depth += dis.stack_effect(step.opcode, step.arg, jump=False)
+        if depth < 2 and step.opname.startswith("CALL"):
+            return depth == 1 and following.opname == "POP_TOP"
+    return False
+
+
 class FunctionDigest:
     """The digest of one function, and whether it may ask anything of the world outside."""
 
@@ -75,9 +187,14 @@ class FunctionDigest:
         """
         if self._digest is not None and self._is_as_before():
             return self._digest
-        traversal = Traversal()
+        traversal = _CallTraversal()
         traversal.add("function", self.function)
         traversal.follow()
+        sinks = _sinks_of(traversal)
+        if sinks:
+            traversal = _CallTraversal(sinks)
+            traversal.add("function", self.function)
+            traversal.follow()
         self._note(traversal)
         self._digest = traversal.combined()[:16]
         return self._digest
@@ -297,3 +414,23 @@ def _is_plain(value: Any, depth: int) -> bool:
         return is_pure(value) and (is_pure(value.values()) or _is_plain([*value.values()], depth))
     numpy = sys.modules.get("numpy")
     return numpy is not None and issubclass(cls, numpy.generic)
+
+
+def note_again(rows: Sequence[Sequence[Any]]) -> None:
+    """Tell the watches that are active what a run once asked, as a hit answers for it without asking."""
+    with openfiles.unwatched():
+        concerned = openfiles._concerned()
+    for seen in concerned:
+        for kind, name, _ in rows:
+            if kind in ("file", "output"):
+                use = openfiles._use(seen, name)
+                if not use.is_made and not use.is_written:
+                    use.is_read = True
+            elif kind == "listing":
+                seen.listings.setdefault(name, openfiles.listing_of(name))
+            elif kind == "env":
+                seen.environment.setdefault(name, os.environ.get(name))
+            elif kind == "cwd":
+                seen.asks_folder = True
+            elif kind != "random":
+                seen.answers.setdefault((kind, name), openfiles.answer_to(kind, name))

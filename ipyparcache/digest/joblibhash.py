@@ -22,14 +22,8 @@ from typing import Any
 from blake3 import blake3
 
 from ipyparcache.digest import arrays, modules
-from ipyparcache.digest.objects import (
-    PRIMITIVES,
-    Traversal,
-    digest_of,
-    is_pure,
-    large_digest,
-    without_nan,
-)
+from ipyparcache.digest.objects import Traversal, digest_of
+from ipyparcache.digest.walk import PRIMITIVES, is_pure, large_digest, without_nan
 from ipyparcache.errors import ParcacheError
 
 _LARGE = 1 << 16

@@ -20,6 +20,7 @@ import pickle
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,12 +33,14 @@ import xxhash
 
 from ipyparcache import settings
 from ipyparcache.errors import DamagedEntry, StoreUnavailable
+from ipyparcache.storage.adapter import BackendStore
 from ipyparcache.storage.compression import compress_block, decompress_into
 from ipyparcache.storage.eviction import EntryInfo, names_beyond, names_to_evict
 from ipyparcache.storage.ledger import Ledger, Use
 from ipyparcache.storage.local import MAPPED, LocalStore
+from ipyparcache.storage.locks import Locks
 from ipyparcache.storage.signing import key_id, signing_key
-from ipyparcache.storage.store import Blob, Buffer, Store
+from ipyparcache.storage.store import Blob, Buffer, Store, StoreBackendBase
 
 FORMAT = 1
 """Version of the format; another one is another folder, so versions do not meet."""
@@ -112,6 +115,10 @@ class Entry:
         """Where a buffer begins in `file`."""
         return self._rows[number + 1].offset
 
+    def store_token(self) -> object | None:
+        """Is the same as long as the entry is untouched; see `Store.token`."""
+        return self._entries.store.token(self.name)
+
     def used(self) -> None:
         """A hit took its value from this entry: counts for eviction and statistics."""
         self._entries.ledger.note_use(self.name, self.seconds)
@@ -128,6 +135,7 @@ class Entries:
         self._lock = threading.Lock()
         self._complaints: list[str] = []
         self._total: int | None = None  # bytes in the store as far as this process knows
+        _alive.add(self)
 
     @property
     def secret(self) -> bytes:
@@ -254,6 +262,15 @@ class Entries:
     def clear(self) -> int:
         """Take everything away; how many blobs that were."""
         return self.remove([item.name for item in self.store.items()])
+
+    def wipe(self) -> None:
+        """Take everything away, with the folder where the store is one."""
+        if isinstance(self.store, LocalStore):
+            self.ledger.forget({item.name for item in self.store.items()})
+            self.store.wipe()
+            self._total = None
+        else:
+            self.clear()
 
     def prune(self, max_size: int | None = None, older: float | None = None) -> list[str]:
         """Delete what was not used for `older` seconds, then the least useful until `max_size` bytes are
@@ -441,6 +458,7 @@ def _decoded(data: Buffer, row: Row) -> Buffer:
 
 
 _opened: dict[tuple[str, bytes, str, int | None], Entries] = {}
+_alive: weakref.WeakSet[Entries] = weakref.WeakSet()
 _opened_lock = threading.Lock()
 
 
@@ -470,10 +488,28 @@ def open_entries(location: str | os.PathLike[str] | None = None) -> Entries:
     return entries
 
 
+def entries_over(backend: StoreBackendBase, location: str) -> Entries:
+    """The entries in a backend that a third party wrote.
+
+    Raises
+    ------
+    StoreUnavailable
+        If there is no signing key and none can be made.
+    """
+    now = settings.current()
+    key = signing_key(Path(now.key_file), location)
+    state = Path(platformdirs.user_state_dir("ipyparcache", appauthor=False))
+    which = blake3.blake3(f"{type(backend).__qualname__} {location}".encode()).hexdigest(8)
+    locks = Locks(state / "locks" / which)
+    return Entries(
+        BackendStore(backend, location, locks), key, Ledger(state / f"uses-{which}.log"), budget=now.max_size
+    )
+
+
 def close_entries() -> None:
     """Close the files that opened stores keep; each is opened again when it is needed."""
     with _opened_lock:
-        opened = list(_opened.values())
+        opened = list(_alive)
         _opened.clear()
     for entries in opened:
         entries.ledger.flush()

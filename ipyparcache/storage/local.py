@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import mmap
 import os
+import shutil
 import socket
 import stat
 import sys
@@ -188,6 +189,15 @@ class LocalStore(Store):
                 os.unlink(temporary)
             raise
         return written
+
+    def token(self, name: str) -> object | None:
+        """The place of a packed blob, which a later record of this name would change."""
+        return self._packed.place(name)
+
+    def wipe(self) -> None:
+        """Remove the folder with all that is in it."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, name: str) -> str | None:
         """The file of this name, unless the blob lies in a log."""

@@ -105,6 +105,12 @@ class PackedLogs:
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
 
+    def place(self, name: str) -> Place | None:
+        """Where the blob of this name lies now."""
+        with self._lock:
+            self._refresh()
+            return self._groups.get(name.partition(".")[0], {}).get(name)
+
     def get(self, name: str) -> tuple[bytes, float] | None:
         """The payload of this name and when it was written."""
         with self._lock:

@@ -90,6 +90,10 @@ class Store(ABC):
             If it cannot be written; nothing of it is left then.
         """
 
+    def token(self, name: str) -> object | None:
+        """Something that is the same as long as the blob is untouched; None if that cannot be told quickly."""
+        return None
+
     def path(self, name: str) -> str | None:
         """The file that holds this blob alone; None where there is no such file."""
         return None

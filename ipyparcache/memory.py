@@ -1,0 +1,1060 @@
+"""`Memory`: results of functions kept on disk, found again by the function's code and its arguments.
+
+A result lies in the same store and format as the cells'. Its key is made of the digest of the function with
+all that its code reaches, and of the digest of the arguments by parameter, so versions of a function lie
+side by side. What a run was seen to ask of files and environment is kept with the result, which counts as
+long as the answers are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import inspect
+import logging
+import os
+import pickle
+import sys
+import time
+import traceback
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import blake3
+
+from ipyparcache.digest import environment, openfiles
+from ipyparcache.digest.calls import (
+    FunctionDigest,
+    Parameters,
+    are_plain,
+    digest_of_arguments,
+    note_again,
+)
+from ipyparcache.digest.containers import PartsKind
+from ipyparcache.digest.walk import KINDS, PRIMITIVES
+from ipyparcache.errors import DamagedEntry, StoreUnavailable, Undigestible, Unrepeatable
+from ipyparcache.logger import Logger, format_time, pformat
+from ipyparcache.settings import parse_size
+from ipyparcache.storage import fileformat
+from ipyparcache.storage.compression import parse_codec
+from ipyparcache.storage.entry import Entries, Entry, entries_over, open_entries
+from ipyparcache.storage.eviction import names_beyond
+from ipyparcache.storage.store import STORE_BACKENDS, StoreBackendBase
+
+_T = TypeVar("_T")
+
+_MISSING: Any = object()
+
+_QUICK_BYTES = 4096
+_QUICK_COUNT = 8192
+"""Results up to this size, and so many of them, are kept in memory as pickles: their hits read nothing."""
+
+_SHOWN_ARGUMENT = 700
+"""Characters of an argument that a printed call shows."""
+
+
+class CacheWarning(UserWarning):
+    """A result was not stored, or not found for a reason that its owner should know."""
+
+
+class JobLibCollisionWarning(UserWarning):
+    """Kept for code that filters it: versions of a function lie side by side here, so none is ever issued."""
+
+
+@dataclass(frozen=True, order=True)
+class CacheItem:
+    """One stored result as `store_backend.get_items` lists it."""
+
+    path: str
+    size: int
+    last_access: datetime.datetime
+
+
+class ResultStore:
+    """The stored results of one `Memory`: where they lie and how they come back."""
+
+    def __init__(
+        self,
+        location: str,
+        backend: str | StoreBackendBase = "local",
+        mmap_mode: str | None = None,
+        codec: tuple[str, int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.location = location
+        self.mmap_mode = mmap_mode
+        self.codec = codec
+        self._backend = backend
+        self._options = dict(options or {})
+        self._entries: Entries | None = None
+        self._quick: OrderedDict[str, tuple[str, object, bytes]] = OrderedDict()
+
+    @property
+    def entries(self) -> Entries:
+        """The entries below, opened when first needed.
+
+        Raises
+        ------
+        StoreUnavailable
+            If there is no signing key.
+        """
+        if self._entries is None:
+            backend = self._backend
+            if backend == "local":
+                self._entries = open_entries(self.location)
+                return self._entries
+            if isinstance(backend, str):
+                backend = STORE_BACKENDS[backend]()
+                backend.configure(self.location, backend_options=self._options)
+            self._entries = entries_over(backend, self.location)
+        return self._entries
+
+    def prepare(self) -> None:
+        """Make the folder, and have version control leave it alone."""
+        if self._backend != "local":
+            return
+        with contextlib.suppress(OSError):
+            os.makedirs(self.location, exist_ok=True)
+            ignore = os.path.join(os.path.dirname(self.location), ".gitignore")
+            if not os.path.exists(ignore):
+                with open(ignore, "x", encoding="utf-8") as file:
+                    file.write("# Made by ipyparcache.\n*\n")
+
+    def find(self, key: str) -> Entry | None:
+        """The newest entry whose every observed answer is the same now."""
+        entries = self.entries
+        found = None
+        for entry in entries.under(key):
+            if all(map(environment.still_holds, entry.manifest.get("rows", ()))):
+                found = entry
+                break
+        for complaint in entries.take_complaints():
+            warnings.warn(complaint, CacheWarning, stacklevel=2)
+        return found
+
+    def quick(self, key: str) -> Any:
+        """A small result that this process has seen before and that is still there; `_MISSING` if not."""
+        known = self._quick.get(key)
+        if known is None:
+            return _MISSING
+        name, token, pickled = known
+        entries = self.entries
+        if entries.store.token(name) is not token:
+            self._quick.pop(key, None)
+            return _MISSING
+        entries.ledger.note_use(name, 0.0)
+        return pickle.loads(pickled)
+
+    def read(self, entry: Entry, mmap_mode: str | None) -> Any:
+        """The value of an entry.
+
+        Raises
+        ------
+        DamagedEntry
+            If it is damaged; it has been set aside then.
+        """
+        pickled, buffers = entry.payload()
+        if not buffers:
+            rows = entry.manifest.get("rows")
+            if len(pickled) <= _QUICK_BYTES and not rows:
+                self._remember(entry, bytes(pickled))
+            return pickle.loads(pickled)
+        path = entry.file() if mmap_mode is not None else None
+
+        def array(index: int, dtype: Any, shape: tuple[int, ...], order: Any, writable: bool) -> Any:
+            import numpy as np
+
+            size = len(buffers[index])
+            if path is not None and size:
+                where = entry.buffer_offset(index)
+                mode: Any = mmap_mode
+                return np.memmap(path, dtype=dtype, mode=mode, offset=where, shape=shape, order=order)
+            plain = np.frombuffer(buffers[index], np.uint8) if size else np.empty(0, np.uint8)
+            made = (plain.view(dtype) if size else np.empty(0, dtype)).reshape(shape, order=order)
+            if not writable:
+                made.flags.writeable = False
+            return made
+
+        return fileformat.put_together(pickled, array)
+
+    def _remember(self, entry: Entry, pickled: bytes) -> None:
+        token = entry.store_token()
+        if token is None:
+            return
+        self._quick[entry.key] = entry.name, token, pickled
+        while len(self._quick) > _QUICK_COUNT:
+            with contextlib.suppress(KeyError):  # another thread emptied it
+                self._quick.popitem(last=False)
+
+    def write(self, key: str, manifest: dict[str, Any], value: Any, seconds: float, own_file: bool) -> None:
+        """Store a value.
+
+        Raises
+        ------
+        StoreUnavailable
+            If it cannot be stored.
+        """
+        pickled, arrays = fileformat.take_apart(value)
+        rows = manifest.get("rows")
+        trace = blake3.blake3(repr(rows).encode()).hexdigest(8) if rows else "0"
+        raws = [fileformat.raw_bytes(array) for array in arrays]
+        self.entries.write(
+            key, trace, manifest, pickled, raws, seconds=seconds, codec=self.codec, own_file=own_file
+        )
+
+    def remove(self, prefix: str) -> int:
+        """Remove the results whose key begins so."""
+        names = [item.name for item in self.entries.store.items() if item.name.startswith(prefix)]
+        return self.entries.remove(names)
+
+    def get_items(self) -> list[CacheItem]:
+        """All results with their sizes and last uses."""
+        return [
+            CacheItem(
+                os.path.join(self.location, info.name),
+                info.size,
+                datetime.datetime.fromtimestamp(info.last_use),
+            )
+            for info in self.entries.infos()
+        ]
+
+    def clear(self) -> None:
+        """Remove all results."""
+        self._quick.clear()
+        self.entries.wipe()
+
+    def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
+        """Remove the results that were not used for longest until all limits hold."""
+        entries = self.entries
+        infos = entries.infos()
+        entries.remove(
+            names_beyond(infos, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        del state["_entries"], state["_quick"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._entries = None
+        self._quick = OrderedDict()
+
+
+def _open_results(
+    location: object,
+    backend: str,
+    mmap_mode: str | None,
+    codec: tuple[str, int | None] | None,
+    options: Mapping[str, Any] | None = None,
+) -> ResultStore | None:
+    """The results at a location that a user gave; None for no caching.
+
+    Raises
+    ------
+    TypeError
+        If the backend is not known.
+    """
+    if location is None:
+        return None
+    if isinstance(location, ResultStore):
+        return location
+    if isinstance(location, StoreBackendBase):
+        return ResultStore(str(location.location), location, mmap_mode, codec, options)
+    if not isinstance(location, str | Path):
+        warnings.warn(
+            f"Instantiating a backend using a {type(location).__qualname__} as a location is not supported "
+            "by ipyparcache. Returning None instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    if backend != "local" and backend not in STORE_BACKENDS:
+        raise TypeError(f"Unknown location {location} or backend {backend}")
+    folder = os.path.expanduser(os.fspath(location))
+    if backend == "local":
+        folder = os.path.join(folder, "joblib")
+    return ResultStore(folder, backend, mmap_mode, codec, options)
+
+
+def expires_after(
+    days: float = 0,
+    seconds: float = 0,
+    microseconds: float = 0,
+    milliseconds: float = 0,
+    minutes: float = 0,
+    hours: float = 0,
+    weeks: float = 0,
+) -> Callable[[Mapping[str, Any]], bool]:
+    """A `cache_validation_callback` by which a result counts for this long after it was stored."""
+    delta = datetime.timedelta(days, seconds, microseconds, milliseconds, minutes, hours, weeks)
+
+    def is_young(metadata: Mapping[str, Any]) -> bool:
+        return bool(time.time() - metadata["time"] < delta.total_seconds())
+
+    return is_young
+
+
+class MemorizedResult(Logger):
+    """A stored result, by reference: small to pickle and send, its value read by `get`.
+
+    Parameters
+    ----------
+    location : str
+        Folder of the results, as `repr` shows it.
+    func : str or callable
+        The function, for `repr`.
+    args_id : str
+        Which result.
+    """
+
+    def __init__(
+        self,
+        location: str | ResultStore,
+        func: object,
+        args_id: str,
+        backend: str = "local",
+        mmap_mode: str | None = None,
+        verbose: int = 0,
+        timestamp: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if isinstance(location, ResultStore):
+            self.store_backend = location
+        else:
+            self.store_backend = ResultStore(os.path.expanduser(location), backend, mmap_mode)
+        self.func = func if isinstance(func, str) else name_of(func)
+        self.args_id = args_id
+        self.mmap_mode = mmap_mode
+        self.verbose = verbose
+        self.timestamp = time.time() if timestamp is None else timestamp
+        self._metadata = dict(metadata) if metadata is not None else None
+
+    @property
+    def func_id(self) -> str:
+        """Full name of the function."""
+        return self.func
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known of the run: `duration`, `time`, `input_args`."""
+        if self._metadata is None:
+            entry = self._entry()
+            self._metadata = metadata_of(entry) if entry is not None else {}
+        return self._metadata
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the run took."""
+        return self.metadata.get("duration")
+
+    def get(self) -> Any:
+        """The value.
+
+        Raises
+        ------
+        KeyError
+            If it was cleared, evicted or damaged.
+        """
+        entry = self._entry()
+        if entry is None:
+            raise KeyError(f"The result {self!r} is not in the store: it was cleared, or is corrupted.")
+        if self.verbose > 0:
+            print(f"[Memory]: Loading {self.func}...")
+        try:
+            return self.store_backend.read(entry, self.mmap_mode)
+        except DamagedEntry as error:
+            raise KeyError(f"The result {self!r} is corrupted: {error.reason}.") from error
+
+    def clear(self) -> None:
+        """Remove the result from the store."""
+        self.store_backend.entries.remove([self.args_id])
+
+    def _entry(self) -> Entry | None:
+        key, _, trace = self.args_id.partition(".")
+        for entry in self.store_backend.entries.under(key):
+            if entry.trace == trace:
+                return entry
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(location="{self.store_backend.location}", func="{self.func}", '
+            f'args_id="{self.args_id}")'
+        )
+
+
+class NotMemorizedResult:
+    """The value of a call that is not stored, with the interface of `MemorizedResult`."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.valid = True
+
+    def get(self) -> Any:
+        """The value; KeyError after `clear`."""
+        if not self.valid:
+            raise KeyError("No value stored.")
+        return self.value
+
+    def clear(self) -> None:
+        """Let go of the value."""
+        self.valid = False
+        self.value = None
+
+    def __repr__(self) -> str:
+        if not self.valid:
+            return f"{type(self).__name__} with no value"
+        return f"{type(self).__name__}({self.value!r})"
+
+
+class NotMemorizedFunc:
+    """A function that is not cached, with the interface of `MemorizedFunc`."""
+
+    def __init__(self, func: Callable[..., Any]):
+        self.func = func
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.func(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """As a method of a class."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def call_and_shelve(self, *args: Any, **kwargs: Any) -> NotMemorizedResult:
+        """Call the function; the value in a `NotMemorizedResult`."""
+        return NotMemorizedResult(self.func(*args, **kwargs))
+
+    def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Call the function; the value and no metadata."""
+        return self.func(*args, **kwargs), {}
+
+    def clear(self, warn: bool = True) -> None:
+        """There is nothing to clear."""
+
+    def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether the call is in the cache: never."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(func={self.func})"
+
+
+class AsyncNotMemorizedFunc(NotMemorizedFunc):
+    """The same for a coroutine function."""
+
+    async def call_and_shelve(self, *args: Any, **kwargs: Any) -> NotMemorizedResult:  # type: ignore[override]
+        """Await the function; the value in a `NotMemorizedResult`."""
+        return NotMemorizedResult(await self.func(*args, **kwargs))
+
+    async def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
+        """Await the function; the value and no metadata."""
+        return await self.func(*args, **kwargs), {}
+
+
+class MemorizedFunc(Logger):
+    """A function whose results are kept; made by `Memory.cache`.
+
+    Parameters
+    ----------
+    func : callable
+        The function.
+    location : str, path or ResultStore
+        Folder for the results.
+    ignore : list of str, optional
+        Parameters that do not count, `*` and `**` too.
+    mmap_mode : str, optional
+        How arrays of results are mapped; None gives private writable ones. What is written into an `r+` map
+        stays private all the same, as an entry never changes.
+    compress : bool, int, str or tuple
+        As in `dump`.
+    verbose : int
+        1 prints calls, more prints hits, too.
+    cache_validation_callback : callable, optional
+        Is given `duration`, `time` and `input_args` of a stored result and says whether it still counts.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        location: object,
+        backend: str = "local",
+        ignore: Sequence[str] | None = None,
+        mmap_mode: str | None = None,
+        compress: object = False,
+        verbose: int = 1,
+        timestamp: float | None = None,
+        cache_validation_callback: Callable[[dict[str, Any]], Any] | None = None,
+    ):
+        super().__init__()
+        if cache_validation_callback is not None and not callable(cache_validation_callback):
+            raise ValueError(
+                f"cache_validation_callback needs to be callable. Got {cache_validation_callback}."
+            )
+        self.mmap_mode = mmap_mode
+        self.compress = compress
+        self.func = func
+        self.ignore = [] if ignore is None else ignore
+        self.cache_validation_callback = cache_validation_callback
+        self._verbose = verbose
+        codec = parse_codec(compress) if compress else None
+        results = _open_results(location, backend, mmap_mode, codec)
+        if results is None:
+            raise TypeError(f"{location!r} is no place for results")
+        self.store_backend = results
+        self.timestamp = time.time() if timestamp is None else timestamp
+        self._frozen: bytes | None = None
+        self._set_up()
+        results.prepare()
+        with contextlib.suppress(AttributeError):
+            functools.update_wrapper(self, func)
+        self.__doc__ = f"Memoized version of {self.func_id}\n\n{inspect.getdoc(func) or ''}"
+
+    def _set_up(self) -> None:
+        """What is worked out from the function, and not pickled."""
+        func = self.func
+        self._bound: tuple[Any, ...] = ()
+        target: Any = func
+        if isinstance(func, types.MethodType):
+            self._bound = (func.__self__,)
+            target = func.__func__
+        elif isinstance(func, staticmethod):
+            target = func.__func__
+        self.func_id = name_of(func)
+        self._target = target
+        self._prefix = blake3.blake3(self.func_id.encode("utf-8", "surrogatepass")).hexdigest(8)
+        self._digest = FunctionDigest(target)
+        self._parameters: Parameters | None = None
+
+    @property
+    def func_code_info(self) -> tuple[str, str, int]:
+        """Source, file and first line of the function."""
+        code = getattr(inspect.unwrap(self._target), "__code__", None)
+        try:
+            source = inspect.getsource(self._target)
+        except (OSError, TypeError):
+            source = ""
+        return source, code.co_filename if code else "<unknown>", code.co_firstlineno if code else -1
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """As a method of a class: the instance becomes the first argument."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result of the call, stored or computed."""
+        try:
+            key, bound = self._key(args, kwargs)
+        except Undigestible as error:
+            return self._call_uncached(error, args, kwargs)
+        if self._verbose <= 1 and self.cache_validation_callback is None and self.mmap_mode is None:
+            value = self._attempt(lambda: self.store_backend.quick(key), _MISSING)
+            if value is not _MISSING:
+                return value
+        value = self._stored(key)
+        if value is not _MISSING:
+            return value
+        with self._single_flight(key) as waited:
+            if waited:
+                value = self._stored(key)
+                if value is not _MISSING:
+                    return value
+            return self._compute(key, bound, args, kwargs)[0]
+
+    def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Run the function and store the result; the value and metadata."""
+        key, bound = self._key(args, kwargs)
+        value, metadata, _ = self._compute(key, bound, args, kwargs)
+        return value, metadata
+
+    def call_and_shelve(self, *args: Any, **kwargs: Any) -> MemorizedResult | NotMemorizedResult:
+        """A reference to the result of the call, stored or computed."""
+        key, bound = self._key(args, kwargs)
+        entry = self._found(key)
+        if entry is not None:
+            return self._reference(entry.name, metadata_of(entry))
+        value, metadata, name = self._compute(key, bound, args, kwargs)
+        return NotMemorizedResult(value) if name is None else self._reference(name, metadata)
+
+    def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether a result of the call is stored and counts."""
+        return self._found(self._key(args, kwargs)[0]) is not None
+
+    def clear(self, warn: bool = True) -> None:
+        """Remove all results of this function, of its earlier versions too."""
+        if self._verbose > 0 and warn:
+            self.warn(f"Clearing function cache identified by {self.func_id}")
+        self._attempt(lambda: self.store_backend.remove(self._prefix), 0)
+
+    # ---- keys
+
+    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+        parameters = self._parameters
+        if parameters is None:
+            if isinstance(self.ignore, str):
+                raise ValueError(f"The ignore list should be a list, {self.ignore!r} (str) was given")
+            parameters = self._parameters = Parameters(self._target, self.func_id, self.ignore)
+        bound = parameters.bind(self._bound + args if self._bound else args, kwargs)
+        code = self._frozen or self._digest.now()
+        return self._prefix + blake3.blake3(code + digest_of_arguments(bound)).hexdigest(12), bound
+
+    # ---- stored results
+
+    def _found(self, key: str) -> Entry | None:
+        """The entry of a key if it counts; an entry that the callback refuses is removed."""
+        entry = self._attempt(lambda: self.store_backend.find(key), None)
+        if entry is None or self.cache_validation_callback is None:
+            return entry
+        if self.cache_validation_callback(metadata_of(entry)):
+            return entry
+        self.store_backend.entries.delete(entry)
+        return None
+
+    def _stored(self, key: str) -> Any:
+        started = time.perf_counter()
+        entry = self._found(key)
+        if entry is None:
+            return _MISSING
+        if self._verbose > 1:
+            where = f" from {entry.file() or self.store_backend.location}" if self._verbose >= 10 else ""
+            print(f"[Memory]{format_time(time.time() - self.timestamp)}: Loading {self.func_id}{where}...")
+        value = self._read(entry)
+        if value is _MISSING:
+            return value
+        if self._verbose > 4:
+            print(f"[Memory]: {self.func_id} loaded in {format_time(time.perf_counter() - started)}")
+        entry.used()
+        rows = entry.manifest.get("rows")
+        if rows:
+            note_again(rows)
+        return value
+
+    def _read(self, entry: Entry) -> Any:
+        try:
+            return self.store_backend.read(entry, _mapping(self.mmap_mode))
+        except DamagedEntry:
+            self._say_complaints()
+        except (
+            Exception
+        ):  # unpickling runs code of the user's, which may fail with anything: then it is a miss
+            self.warn(f"Exception while loading results for {self.func_id}\n {traceback.format_exc()}")
+        return _MISSING
+
+    def _say_complaints(self) -> None:
+        for complaint in self.store_backend.entries.take_complaints():
+            self.warn(f"Exception while loading results for {self.func_id}: {complaint}")
+
+    def _reference(self, name: str, metadata: Mapping[str, Any]) -> MemorizedResult:
+        return MemorizedResult(
+            self.store_backend,
+            self.func_id,
+            name,
+            mmap_mode=_mapping(self.mmap_mode),
+            verbose=self._verbose - 1,
+            timestamp=self.timestamp,
+            metadata=metadata,
+        )
+
+    # ---- running
+
+    @contextlib.contextmanager
+    def _single_flight(self, key: str) -> Iterator[bool]:
+        """Be the only one who computes a key; says whether the result may have come meanwhile."""
+        try:
+            entries = self.store_backend.entries
+        except StoreUnavailable:
+            yield False
+            return
+        with entries.lock(key, 0) as held:
+            if held:
+                yield False
+                return
+        with entries.lock(key):
+            yield True
+
+    def _compute(
+        self, key: str, bound: list[tuple[str, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any], str | None]:
+        """Run and store; the value, metadata, and the name of the entry if it was stored."""
+        run = self._begin(args, kwargs)
+        needs_watch = self._frozen is not None or not (self._digest.is_quiet and are_plain(bound))
+        if needs_watch:
+            with openfiles.watch() as seen:
+                value = self.func(*args, **kwargs)
+                seconds = time.perf_counter() - run
+        else:
+            seen = None
+            value = self.func(*args, **kwargs)
+            seconds = time.perf_counter() - run
+        return self._finish(key, bound, value, seen, seconds)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        if self._verbose >= 20:
+            logging.basicConfig(level=logging.INFO)
+            self.info(
+                f"Querying {self.func_id} with signature\n    {self._call_text(args, kwargs)}.\n\n"
+                f"The store location is {self.store_backend.location}."
+            )
+        if self._verbose > 0:
+            print(f"{'_' * 80}\n[Memory] Calling {self.func_id}...\n{self._call_text(args, kwargs)}")
+        return time.perf_counter()
+
+    def _finish(
+        self,
+        key: str,
+        bound: list[tuple[str, Any]],
+        value: Any,
+        seen: openfiles.Seen | None,
+        seconds: float,
+    ) -> tuple[Any, dict[str, Any], str | None]:
+        if self._verbose > 0:
+            said = f"{self.func_id.rpartition('.')[2]} - {format_time(seconds)}"
+            print(max(0, 80 - len(said)) * "_" + said)
+        arguments = {name: _short(argument) for name, argument in bound}
+        metadata: dict[str, Any] = {"duration": seconds, "time": time.time(), "input_args": arguments}
+        manifest: dict[str, Any] = {"func": self.func_id, **metadata}
+        try:
+            if seen is not None:
+                rows = [
+                    row for row in environment.observed_rows(seen, trust_shell=True) if row[0] != "random"
+                ]
+                if rows:
+                    manifest["rows"] = [list(row) for row in rows]
+            own_file = self.mmap_mode is not None
+            self.store_backend.write(key, manifest, value, seconds, own_file)
+        except StoreUnavailable as error:
+            self._warn_once(f"the results of {self.func_id} are not stored: {error}")
+            return value, metadata, None
+        except Unrepeatable as error:
+            self._warn_once(f"the result of {self.func_id} is not stored: {error}")
+            return value, metadata, None
+        except Exception as error:  # pickling runs code of the user's, which may fail with anything
+            warnings.warn(
+                f"the result of {self.func_id} cannot be pickled and is not stored: {error}",
+                CacheWarning,
+                stacklevel=4,
+            )
+            return value, metadata, None
+        rows_found = manifest.get("rows")
+        trace = blake3.blake3(repr(rows_found).encode()).hexdigest(8) if rows_found else "0"
+        if self.mmap_mode is not None:
+            entry = self._attempt(lambda: self.store_backend.find(key), None)
+            if entry is not None:
+                back = self._read(entry)
+                value = value if back is _MISSING else back
+        return value, metadata, f"{key}.{trace}"
+
+    def _call_uncached(self, error: Undigestible, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self._warn_once(
+            f"a call of {self.func_id} is not cached: {error}; leave the argument out with "
+            "ignore=[...] if it does not matter"
+        )
+        return self.func(*args, **kwargs)
+
+    def _attempt(self, step: Callable[[], _T], otherwise: _T) -> _T:
+        """What the step gives; a store that cannot be used is told once."""
+        try:
+            return step()
+        except StoreUnavailable as error:
+            self._warn_once(f"the results of {self.func_id} are not stored: {error}")
+            return otherwise
+
+    def _warn_once(self, text: str) -> None:
+        if text not in _warned:
+            _warned.add(text)
+            warnings.warn(text, CacheWarning, stacklevel=4)
+
+    def _call_text(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        parts = [*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())]
+        name = self.func_id.rpartition(".")[2]
+        joined = ", ".join(parts)
+        return f"{name}({joined})"
+
+    # ---- pickling
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        for name in ("_digest", "_parameters", "_bound", "_target", "_prefix", "func_id"):
+            state.pop(name, None)
+        if _travels_by_value(self._target):
+            # On a worker the function has other globals around it; what counts is what was sent.
+            with contextlib.suppress(Undigestible):
+                state["_frozen"] = self._frozen or self._digest.now()
+                state["_sent_by"] = os.getpid()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up()
+        if state.get("_sent_by") == os.getpid():
+            self._frozen = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(func={self.func}, location={self.store_backend.location})"
+
+
+class AsyncMemorizedFunc(MemorizedFunc):
+    """The same for a coroutine function: to be awaited."""
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result of the call, stored or computed."""
+        try:
+            key, bound = self._key(args, kwargs)
+        except Undigestible as error:
+            return await self._call_uncached(error, args, kwargs)
+        value = self._stored(key)
+        if value is not _MISSING:
+            return value
+        return (await self._compute_async(key, bound, args, kwargs))[0]
+
+    async def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
+        """Run the function and store the result; the value and metadata."""
+        key, bound = self._key(args, kwargs)
+        value, metadata, _ = await self._compute_async(key, bound, args, kwargs)
+        return value, metadata
+
+    async def call_and_shelve(self, *args: Any, **kwargs: Any) -> MemorizedResult | NotMemorizedResult:  # type: ignore[override]
+        """A reference to the result of the call, stored or computed."""
+        key, bound = self._key(args, kwargs)
+        entry = self._found(key)
+        if entry is not None:
+            return self._reference(entry.name, metadata_of(entry))
+        value, metadata, name = await self._compute_async(key, bound, args, kwargs)
+        return NotMemorizedResult(value) if name is None else self._reference(name, metadata)
+
+    async def _compute_async(
+        self, key: str, bound: list[tuple[str, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any], str | None]:
+        run = self._begin(args, kwargs)
+        with openfiles.watch() as seen:
+            value = await self.func(*args, **kwargs)
+        return self._finish(key, bound, value, seen, time.perf_counter() - run)
+
+
+class Memory(Logger):
+    """Keeps results of functions in a folder, across calls and processes.
+
+    Parameters
+    ----------
+    location : str, path or None
+        Folder for the results; None keeps nothing and only calls the functions.
+    backend : str
+        `local`, or a name that `register_store_backend` made known.
+    mmap_mode : {None, 'r', 'r+', 'w+', 'c'}
+        How arrays of results are mapped from their files; None gives writable private arrays, large ones
+        mapped copy-on-write.
+    compress : bool, int, str or tuple
+        As in `dump`; what is compressed cannot be mapped.
+    verbose : int
+        1 prints calls, more prints hits, too; 0 nothing.
+    backend_options : dict, optional
+        For the backend.
+
+    Examples
+    --------
+    >>> memory = Memory("folder", verbose=0)
+    >>> @memory.cache
+    ... def square(x):
+    ...     return x * x
+    """
+
+    def __init__(
+        self,
+        location: object = None,
+        backend: str = "local",
+        mmap_mode: str | None = None,
+        compress: object = False,
+        verbose: int = 1,
+        backend_options: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self._verbose = verbose
+        self.mmap_mode = mmap_mode
+        self.timestamp = time.time()
+        self.backend_options = dict(backend_options or {})
+        self.backend = backend
+        self.compress = compress
+        codec = parse_codec(compress) if compress else None
+        if compress and mmap_mode is not None:
+            warnings.warn("Compressed results cannot be memmapped", stacklevel=2)
+        self.location = os.fspath(location) if isinstance(location, str | Path) else location
+        self.store_backend = _open_results(location, backend, mmap_mode, codec, self.backend_options)
+        if self.store_backend is not None:
+            self.store_backend.prepare()
+
+    def cache(
+        self,
+        func: Callable[..., Any] | None = None,
+        ignore: Sequence[str] | None = None,
+        verbose: int | None = None,
+        mmap_mode: str | bool | None = False,
+        cache_validation_callback: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> Any:
+        """A version of the function that keeps its results; also a decorator, with or without arguments.
+
+        Parameters
+        ----------
+        func : callable
+            The function, coroutine function or method.
+        ignore : list of str, optional
+            Parameters that do not count.
+        verbose : int, optional
+            In place of that of the `Memory`.
+        mmap_mode : str or None, optional
+            In place of that of the `Memory`.
+        cache_validation_callback : callable, optional
+            Is given `duration`, `time` and `input_args` of a stored result and says whether it still counts.
+        """
+        if cache_validation_callback is not None and not callable(cache_validation_callback):
+            raise ValueError(
+                f"cache_validation_callback needs to be callable. Got {cache_validation_callback}."
+            )
+        if func is None:
+            return functools.partial(
+                self.cache,
+                ignore=ignore,
+                verbose=verbose,
+                mmap_mode=mmap_mode,
+                cache_validation_callback=cache_validation_callback,
+            )
+        if isinstance(func, MemorizedFunc):
+            func = func.func
+        is_async = inspect.iscoroutinefunction(func)
+        if self.store_backend is None:
+            return AsyncNotMemorizedFunc(func) if is_async else NotMemorizedFunc(func)
+        kind = AsyncMemorizedFunc if is_async else MemorizedFunc
+        mode = self.mmap_mode if mmap_mode is False else mmap_mode
+        return kind(
+            func,
+            location=self.store_backend,
+            backend=self.backend,
+            ignore=ignore,
+            mmap_mode=mode,  # type: ignore[arg-type]  # True is refused when it is used
+            compress=self.compress,
+            verbose=self._verbose if verbose is None else verbose,
+            timestamp=self.timestamp,
+            cache_validation_callback=cache_validation_callback,
+        )
+
+    def clear(self, warn: bool = True) -> None:
+        """Remove all results."""
+        if self.store_backend is None:
+            return
+        if warn:
+            self.warn("Flushing completely the cache")
+        self.store_backend.clear()
+
+    def reduce_size(
+        self,
+        bytes_limit: int | str | None = None,
+        items_limit: int | None = None,
+        age_limit: datetime.timedelta | None = None,
+    ) -> None:
+        """Remove the results that were not used for longest until all limits hold.
+
+        Parameters
+        ----------
+        bytes_limit : int or str, optional
+            Bytes to keep, `500K`, `2G` in powers of 1024.
+        items_limit : int, optional
+            How many results to keep.
+        age_limit : timedelta, optional
+            Results unused for longer go.
+        """
+        if age_limit is not None and age_limit.total_seconds() < 0:
+            raise ValueError("age_limit has to be a positive timedelta")
+        if self.store_backend is None or (bytes_limit is None and items_limit is None and age_limit is None):
+            return
+        size = parse_size(bytes_limit) if isinstance(bytes_limit, str) else bytes_limit
+        oldest = None if age_limit is None else age_limit.total_seconds()
+        self.store_backend.reduce(size, items_limit, oldest)
+
+    def eval(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function through the cache."""
+        if self.store_backend is None:
+            return func(*args, **kwargs)
+        return self.cache(func)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        location = None if self.store_backend is None else self.store_backend.location
+        return f"{type(self).__name__}(location={location})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "timestamp": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.timestamp = time.time()
+
+
+_warned: set[str] = set()
+
+
+def name_of(func: object) -> str:
+    """Full name of a function, for people and for telling functions apart in a store."""
+    if isinstance(func, functools.partial):
+        return name_of(func.func)
+    plain = func.__func__ if isinstance(func, types.MethodType) else func
+    module = getattr(plain, "__module__", None) or type(func).__module__
+    name = getattr(plain, "__qualname__", None) or type(func).__qualname__
+    return f"{module}.{name.replace('<locals>.', '')}"
+
+
+def metadata_of(entry: Entry) -> dict[str, Any]:
+    """What a validation callback is given."""
+    return {name: entry.manifest.get(name) for name in ("duration", "time", "input_args")}
+
+
+def _mapping(mmap_mode: str | None) -> str | None:
+    """How an entry is mapped: writing into it stays private, since an entry never changes."""
+    return "c" if mmap_mode in ("r+", "w+") else mmap_mode
+
+
+def _travels_by_value(func: object) -> bool:
+    """Whether a worker gets the code of the function, and does not import it."""
+    name = getattr(func, "__qualname__", "")
+    module = sys.modules.get(getattr(func, "__module__", None) or "")
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    found = getattr(found, "func", found)
+    return found is not func or getattr(func, "__module__", "") == "__main__"
+
+
+def _short(value: object) -> str:
+    """A few characters for a value in the metadata."""
+    if type(value) in PRIMITIVES:
+        return repr(value)[:200]
+    if isinstance(value, list | tuple | dict | set | frozenset) and len(value) > 20:
+        return f"<{type(value).__name__} of {len(value)}>"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and getattr(value, "size", 0) > 20:
+        return f"<{type(value).__name__} {shape}>"
+    try:
+        return repr(value)[:200]
+    except Exception:  # a value that cannot show itself
+        return f"<{type(value).__name__}>"
+
+
+def _shown(value: object) -> str:
+    text = pformat(value, indent=2)
+    half = _SHOWN_ARGUMENT // 2
+    return text if len(text) <= 1500 else f"{text[:half]}...{text[-half:]}"
+
+
+# What a function reaches through a cached one is that one's code, not where its results lie.
+KINDS[MemorizedFunc] = KINDS[AsyncMemorizedFunc] = PartsKind(
+    b"memorized", lambda memorized: (memorized.func, tuple(sorted(memorized.ignore)))
+)
+KINDS[NotMemorizedFunc] = KINDS[AsyncNotMemorizedFunc] = PartsKind(
+    b"not memorized", lambda plain: (plain.func,)
+)
+KINDS[Memory] = PartsKind(b"memory", lambda memory: ())
