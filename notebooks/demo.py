@@ -4,9 +4,8 @@ The runs are: plain and serial, with every magic line taken out; the first with 
 a restart and Run All; a restart and Run All after one helper function was edited. The edit keeps what the
 function returns, so all four must leave the same variables, prints and figures.
 
-The plain run of a loop with `--seed N` gets what the documentation says the option means: in the body,
-`np.random.default_rng()` becomes `np.random.default_rng(np.random.SeedSequence(N, spawn_key=(i,)))`, with `i`
-the number of the round.
+The plain run of a loop with `--seed N` gets what the documentation says the option means: in round `i`,
+`np.random.default_rng()` becomes `np.random.default_rng(np.random.SeedSequence(N, spawn_key=(i, 3, 0)))`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ EDIT = (
 MAGIC_LINE = re.compile(r"%%(cached|parallel)\b.*\n?")
 SEED = re.compile(r"--seed[ =](\d+)")
 UNSEEDED = "np.random.default_rng()"
-SEEDED = "np.random.default_rng(np.random.SeedSequence({seed}, spawn_key=(i,)))"
+SEEDED = "np.random.default_rng(np.random.SeedSequence([{seed}], spawn_key=(i, 3, 0)))"
 
 
 @dataclass
@@ -205,11 +204,16 @@ class Session:
             resources={"metadata": {"path": str(folder)}},
         )
         self._environment = environment
+        self._log = folder / "kernel.log"
 
     @contextmanager
     def kernel(self) -> Iterator[Session]:
         """The kernel for as long as the block runs."""
-        with self._client.setup_kernel(env=self._environment):
+        # What the kernel says of itself goes to a file: the output of cells comes as messages.
+        with (
+            self._log.open("wb") as log,
+            self._client.setup_kernel(env=self._environment, stdout=log, stderr=log),
+        ):
             yield self
 
     def run(self, cell: NotebookNode) -> float:

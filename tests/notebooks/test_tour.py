@@ -46,7 +46,7 @@ def test_the_plain_tour_holds_no_trace_of_the_package(tour):
 def test_the_plain_tour_draws_what_the_seed_option_promises(tour):
     (cell,) = [cell for cell in demo.without_magics(tour).cells if cell.id == "bootstrap"]
 
-    assert "rng = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(i,)))" in cell.source
+    assert "rng = np.random.default_rng(np.random.SeedSequence([7], spawn_key=(i, 3, 0)))" in cell.source
 
 
 def test_the_edit_changes_one_helper_that_one_cell_calls(tour):
