@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.flow import Flow, Read, bound_names, free_names, parameters_of
@@ -24,7 +24,9 @@ HASHED = "__ipyparcache_hashed__"
 UNBIND = "__ipyparcache_unbind__"
 ITEM = "__ipyparcache_item__"
 VALUE = "__ipyparcache_value__"
+ITERABLE = "__ipyparcache_iterable__"
 TRIAL = "__ipyparcache_trial__"
+OURS = "__ipyparcache_"
 TEMPORARY = "__ipyparcache_t%d__"
 HOLE = "__ipyparcache_h%d__"
 
@@ -156,6 +158,8 @@ class Helper:
         Names that it, or a notebook function it calls, may assign by `global`.
     changes
         Positions of parameters that it changes in place.
+    mutates
+        Names whose objects it, or a notebook function it calls, visibly changes in place.
     dynamic
         The call by which it may read or write any name, else None.
     """
@@ -163,6 +167,7 @@ class Helper:
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
     changes: frozenset[int] = frozenset()
+    mutates: frozenset[str] = frozenset()
     dynamic: str | None = None
 
 
@@ -204,6 +209,27 @@ class Site:
 
 
 @dataclass(frozen=True)
+class OwnRows:
+    """A container of which every iteration reads and writes only the item that its target names.
+
+    Attributes
+    ----------
+    first
+        Whether the key is the first part of the element (`for i, x in enumerate(a)`), not the element itself.
+    deep
+        Whether more than plain items is written (`a[i][j] = …`, `a[i].sort()`): sound for arrays only.
+    line
+        The first line that writes.
+    """
+
+    root: str
+    site: int
+    first: bool
+    deep: bool
+    line: int
+
+
+@dataclass(frozen=True)
 class Parfor:
     """A loop that can be run in tasks.
 
@@ -232,6 +258,8 @@ class Parfor:
         Statements of the `else` branch, executed in the kernel.
     assigned_at
         For every temporary that is no target: the line that assigns it first.
+    own_rows
+        Containers of which each iteration has its own item.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -249,6 +277,7 @@ class Parfor:
     orelse: tuple[ast.stmt, ...]
     assigned_at: Mapping[str, int]
     yields: bool
+    own_rows: tuple[OwnRows, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -351,6 +380,7 @@ def _after(statement: ast.stmt, facts: Facts) -> Facts:
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:
     """What a call of the function defined by `node` may do, following the notebook functions it names."""
     reads = set(free_names(node))
+    mutates = changed_globals(node) - facts.modules
     writes = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
     dynamic = next(
         (
@@ -365,8 +395,17 @@ def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: 
         if other is not None:
             reads |= other.reads
             writes |= other.writes
+            mutates |= other.mutates
             dynamic = dynamic or other.dynamic
-    return Helper(frozenset(reads), frozenset(writes), frozenset(changed_parameters(node)), dynamic)
+    return Helper(
+        frozenset(reads), frozenset(writes), frozenset(changed_parameters(node)), frozenset(mutates), dynamic
+    )
+
+
+def changed_globals(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
+    """Free names of a function whose objects it visibly changes in place."""
+    free = set(free_names(node))
+    return {root for part in ast.walk(node) for root, _ in changed_roots(part) if root in free}
 
 
 def changed_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Iterator[int]:
@@ -541,11 +580,11 @@ def _comprehension_step(statement: ast.stmt, facts: Facts) -> Step | Refusal:
     if isinstance(parfor, Refusal):
         return parfor
     place = ast.copy_location(ast.Name(VALUE, ast.Load()), found)
-    replaced = _filled(statement, {id(found): place})
-    assert isinstance(replaced, ast.stmt)
+    with_name = replaced(statement, {id(found): place})
+    assert isinstance(with_name, ast.stmt)
     kind = {ast.ListComp: "list", ast.SetComp: "set", ast.DictComp: "dict"}.get(type(found), "generator")
     assert streamed == (kind == "generator")
-    return Comprehension(ast.fix_missing_locations(replaced), statement, parfor, kind)
+    return Comprehension(ast.fix_missing_locations(with_name), statement, parfor, kind)
 
 
 @dataclass
@@ -558,8 +597,10 @@ class _Classifier:
     facts: Facts
     targets: tuple[str, ...] = ()
     found: dict[int, _Found] = field(default_factory=dict)
+    own_rows: dict[str, OwnRows] = field(default_factory=dict)
 
     def parfor(self) -> Parfor:
+        self.body = _plainer(self.body, iter(range(10**6)))
         self.targets = (
             tuple(t.id for t in _leaves(self.target) if isinstance(t, ast.Name)) if self.target else ()
         )
@@ -570,6 +611,7 @@ class _Classifier:
         carried = {name for name in bound if plain.early(name) is not None}
         self._recognise(self.body, bound, carried)
         self._demote(bound, carried)
+        self._take_own_rows(bound)
         flow = Flow(self._helper_reads, self._holes_of)
         flow.run(self.body, (*self.targets, ITEM))
         self._check(flow, bound)
@@ -605,6 +647,8 @@ class _Classifier:
             raise _Refused(refusals.DynamicNames(call.lineno, None, f"{helper.dynamic}() in `{name}`"))
         if helper.writes:
             raise _Refused(refusals.GlobalWrite(call.lineno, min(helper.writes), name))
+        if helper.mutates:
+            raise _Refused(refusals.GlobalChange(call.lineno, min(helper.mutates), name))
 
     def _helper_reads(self, name: str) -> Iterable[str]:
         helper = self.facts.helpers.get(name)
@@ -640,6 +684,65 @@ class _Classifier:
                 self.found[id(statement)] = _Found(
                     statement, [statement.value], {names[0]: None}, {names[0]}, "assign"
                 )
+
+    def _take_own_rows(self, bound: set[str]) -> None:
+        """Find containers that are read and written, but each iteration only at its own key."""
+        written = {
+            path.root
+            for node in _own_nodes(self.body)
+            if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
+            if (path := path_of(node)) is not None and path.root not in bound
+        }
+        for root in sorted(written - self.facts.modules):
+            rows = self._own_rows_of(root)
+            if rows is not None:
+                self.own_rows[root] = rows
+                self.found = {i: f for i, f in self.found.items() if root not in f.roots}
+
+    def _own_rows_of(self, root: str) -> OwnRows | None:
+        key = self._own_key()
+        if key is None or any(key.id in bound_names(s) for s in self.body):
+            return None
+        covered: dict[int, ast.Subscript] = {}
+        for node in _own_nodes(self.body):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == root:
+                at = (
+                    node.slice.elts[0]
+                    if isinstance(node.slice, ast.Tuple) and node.slice.elts
+                    else node.slice
+                )
+                if isinstance(at, ast.Name) and at.id == key.id:
+                    covered[id(node.value)] = node
+        everywhere = [n for s in self.body for n in ast.walk(s) if isinstance(n, ast.Name) and n.id == root]
+        if any(id(n) not in covered for n in everywhere):
+            return None
+        if not any(isinstance(node.ctx, ast.Load) for node in covered.values()):
+            return None
+        stores = [node for node in covered.values() if not isinstance(node.ctx, ast.Load)]
+        changes = [
+            place
+            for node in _own_nodes(self.body)
+            for name, place in changed_roots(node)
+            if name == root and place not in stores
+        ]
+        deep = bool(changes) or any(isinstance(node.slice, ast.Tuple) for node in stores)
+        lines = [node.lineno for node in stores] or [self.line]
+        return OwnRows(root, -1, isinstance(self.target, ast.Tuple), deep, min(lines))
+
+    def _own_key(self) -> ast.Name | None:
+        """The target that has another value in every iteration, by the form of the iterable."""
+        match self.target, self.iterable:
+            case ast.Name() as name, ast.Call(func=ast.Name(id="range")) | ast.Name():
+                return name
+            case ast.Name() as name, ast.Call(func=ast.Attribute(attr="keys"), args=[]):
+                return name
+            case ast.Tuple(elts=[ast.Name() as first, *_]), ast.Call(func=ast.Name(id="enumerate"), args=[_]):
+                return first
+            case ast.Tuple(elts=[ast.Name() as first, _]), ast.Call(
+                func=ast.Attribute(attr="items"), args=[]
+            ):
+                return first
+        return None
 
     # what is loop-carried
 
@@ -703,7 +806,7 @@ class _Classifier:
                 if root in aliases and aliases[root] is not None:
                     name, at = aliases[root]  # type: ignore[misc]
                     raise _Refused(refusals.ChangedThroughAlias(at, root, name, line))
-                if root in private:
+                if root in private or root in self.own_rows:
                     continue
                 if root in self.facts.modules:
                     if isinstance(place, ast.Call) and (_is_stream(place) or _is_function_of(place)):
@@ -798,14 +901,18 @@ class _Classifier:
     def _build(self, flow: Flow) -> Parfor:
         builder = _Builder(self.found)
         statements = builder.block(self.body, guarded=False)
+        own_rows = [replace(rows, site=builder.row(rows)) for rows in self.own_rows.values()]
         if self.target is not None:
-            item = ast.copy_location(ast.Name(ITEM, ast.Load()), self.target)
-            statements.insert(0, ast.copy_location(ast.Assign([self.target], item), self.target))
+            # A loop over the one element, so that `continue` means what it did.
+            one = ast.copy_location(ast.Tuple([ast.Name(ITEM, ast.Load())], ast.Load()), self.target)
+            statements = [ast.copy_location(ast.For(self.target, one, statements, []), self.target)]
         module = ast.fix_missing_locations(ast.Module(statements, []))
         replayed = {name for found in self.found.values() for name in found.assigns}
         hidden = {ITEM, VALUE}
         temporaries = [
-            n for n in dict.fromkeys((*self.targets, *flow.bound)) if n not in replayed and n not in hidden
+            n
+            for n in dict.fromkeys((*self.targets, *flow.bound))
+            if n not in replayed and not n.startswith(OURS)
         ]
         reads = {
             name
@@ -839,6 +946,7 @@ class _Classifier:
             orelse=tuple(self.orelse),
             assigned_at=early,
             yields=self.target is None,
+            own_rows=tuple(own_rows),
         )
 
     changed: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
@@ -1128,6 +1236,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
                 return expr(left) and expr(right)
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
                 return all(map(expr, elts))
+            case ast.Dict(keys=given, values=values):
+                return all(key is not None and expr(key) for key in given) and all(map(expr, values))
             case ast.Subscript(value=value, slice=key):
                 return expr(value) and expr(key)
         return False
@@ -1186,16 +1296,16 @@ def _key_positions(owner: ast.expr) -> frozenset[int]:
 # Building the worker's body
 
 
-def _filled(node: ast.AST, places: Mapping[int, ast.expr]) -> ast.AST:
+def replaced(node: ast.AST, places: Mapping[int, ast.expr]) -> ast.AST:
     """A copy of `node` with other expressions in the given places; the original stays as it is."""
     if id(node) in places:
         return places[id(node)]
     new = copy.copy(node)
     for name, value in ast.iter_fields(node):
         if isinstance(value, ast.AST):
-            setattr(new, name, _filled(value, places))
+            setattr(new, name, replaced(value, places))
         elif isinstance(value, list):
-            setattr(new, name, [_filled(v, places) if isinstance(v, ast.AST) else v for v in value])
+            setattr(new, name, [replaced(v, places) if isinstance(v, ast.AST) else v for v in value])
     return new
 
 
@@ -1211,6 +1321,15 @@ class _Builder:
         for statement in statements:
             built.extend(self._statement(statement, guarded=guarded))
         return built
+
+    def row(self, rows: OwnRows) -> int:
+        """The number of a site that puts an iteration's own item back."""
+        statement = ast.parse(f"{rows.root}[{HOLE % 0}] = {HOLE % 1}").body[0]
+        for node in ast.walk(statement):
+            if isinstance(node, ast.stmt | ast.expr):
+                node.lineno = node.end_lineno = rows.line
+        self.sites.append(Site(statement, 2, (rows.root,), frozenset(), "row", False, rows.line))
+        return len(self.sites) - 1
 
     def _statement(self, node: ast.stmt, *, guarded: bool) -> list[ast.stmt]:
         found = self.found.get(id(node))
@@ -1269,7 +1388,7 @@ class _Builder:
             if n in found.by_content and not _is_fresh(hole):
                 operand = _call(CONTENT, [number, operand], hole)
             operands.append(operand)
-        template = _filled(found.statement, places)
+        template = replaced(found.statement, places)
         assert isinstance(template, ast.stmt)
         root_lines = found.statement.lineno
         self.sites.append(
@@ -1323,6 +1442,84 @@ def _is_fresh(node: ast.expr) -> bool:
         | ast.Set
         | ast.UnaryOp,
     )
+
+
+def _plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.stmt]:
+    """The same statements with every assignment to several places, some of them items, written one by one."""
+    made: list[ast.stmt] = []
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            made.extend(_plainer_assign(statement, numbers))
+            continue
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.append(statement)
+            continue
+        new = copy.copy(statement)
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(statement, name, None)
+            if isinstance(block, list):
+                setattr(new, name, _plainer(block, numbers))
+        if isinstance(new, ast.Try | ast.TryStar):
+            new.handlers = [_with_body(h, _plainer(h.body, numbers)) for h in new.handlers]
+        elif isinstance(new, ast.Match):
+            new.cases = [ast.match_case(c.pattern, c.guard, _plainer(c.body, numbers)) for c in new.cases]
+        made.append(new)
+    return made
+
+
+def _with_body(handler: ast.ExceptHandler, body: list[ast.stmt]) -> ast.ExceptHandler:
+    new = copy.copy(handler)
+    new.body = body
+    return new
+
+
+def _plainer_assign(statement: ast.Assign, numbers: Iterator[int]) -> list[ast.stmt]:
+    places = [leaf for target in statement.targets for leaf in _leaves(target)]
+    items = [leaf for leaf in places if not isinstance(leaf, ast.Name)]
+    if not items or len(places) == 1:
+        return [statement]
+    names = {leaf.id for leaf in places if isinstance(leaf, ast.Name)}
+    used = {n.id for leaf in items for n in ast.walk(leaf) if isinstance(n, ast.Name)}
+    if names & used:  # `i, a[i] = …` binds and uses in an order that would be lost
+        return [statement]
+    made: list[ast.stmt] = []
+
+    def temporary() -> str:
+        return TEMPORARY % next(numbers)
+
+    value = statement.value
+    if len(statement.targets) > 1:
+        whole = temporary()
+        made.append(ast.Assign([ast.Name(whole, ast.Store())], value))
+        value = ast.Name(whole, ast.Load())
+    for target in statement.targets:
+        later: list[ast.stmt] = []
+        given = ast.Name(value.id, ast.Load()) if isinstance(value, ast.Name) else value
+        made.append(ast.Assign([_named(target, temporary, later)], given))
+        made.extend(later)
+    for part in made:
+        ast.copy_location(part, statement)
+        ast.fix_missing_locations(part)
+    return made
+
+
+def _named(target: ast.expr, temporary: Callable[[], str], later: list[ast.stmt]) -> ast.expr:
+    """A target whose items in a tuple are bound to temporaries first; `later` assigns them."""
+    if isinstance(target, ast.Tuple | ast.List):
+        return ast.Tuple([_part_named(e, temporary, later) for e in target.elts], ast.Store())
+    return target
+
+
+def _part_named(target: ast.expr, temporary: Callable[[], str], later: list[ast.stmt]) -> ast.expr:
+    if isinstance(target, ast.Tuple | ast.List):
+        return _named(target, temporary, later)
+    if isinstance(target, ast.Starred):
+        return ast.Starred(_part_named(target.value, temporary, later), ast.Store())
+    if isinstance(target, ast.Name):
+        return target
+    name = temporary()
+    later.append(ast.Assign([target], ast.Name(name, ast.Load())))
+    return ast.Name(name, ast.Store())
 
 
 # Walking

@@ -222,6 +222,24 @@ class GlobalWrite(Refusal):
 
 
 @dataclass(frozen=True)
+class GlobalChange(Refusal):
+    """A called notebook function changes a global object in place: a memo, a log, a registry."""
+
+    function: str = ""
+
+    @property
+    def reason(self) -> str:
+        return f"`{self.function}` changes the global `{self.variable}` in place, which would be lost on a worker"
+
+    @property
+    def advice(self) -> str:
+        return (
+            f"Let `{self.function}` return what belongs into `{self.variable}` and put it there in the loop "
+            f"(for a memo: `functools.lru_cache` on `{self.function}`), or drop %%parallel from the cell."
+        )
+
+
+@dataclass(frozen=True)
 class DynamicNames(Refusal):
     """`exec`, `globals()` and the like: what is read or written cannot be known."""
 

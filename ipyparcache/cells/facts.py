@@ -8,9 +8,10 @@ import inspect
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ipyparcache.analysis.parfor import Facts, Helper, changed_parameters
+from ipyparcache.analysis.parfor import Facts, Helper, changed_globals, changed_parameters
 from ipyparcache.cells.travel import globals_of, globals_written_by
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})
@@ -46,12 +47,16 @@ def _function_of(value: object) -> types.FunctionType | None:
 def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helper:
     reads: set[str] = set()
     writes: set[str] = set()
+    mutates: set[str] = set()
     dynamic: str | None = None
     seen: set[str] = set()
     waiting = [function]
     while waiting:
         current = waiting.pop()
         names = globals_of(current.__code__)
+        mutates |= {
+            n for n in _changes_of(current).globals if not isinstance(namespace.get(n), types.ModuleType)
+        }
         writes |= globals_written_by(current.__code__)
         reads |= names
         found = names & _DYNAMIC
@@ -61,27 +66,39 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
             other = _function_of(namespace.get(name))
             if other is not None and other.__globals__ is namespace:
                 waiting.append(other)
-    return Helper(frozenset(reads), frozenset(writes), _changed(function.__code__, function), dynamic)
+    changes = _changes_of(function).parameters
+    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic)
 
 
-_changes: dict[types.CodeType, frozenset[int]] = {}
+@dataclass(frozen=True)
+class _Changes:
+    """What a function visibly changes in place: positions of parameters, names of globals."""
+
+    parameters: frozenset[int] = frozenset()
+    globals: frozenset[str] = frozenset()
 
 
-def _changed(code: types.CodeType, function: types.FunctionType) -> frozenset[int]:
-    found = _changes.get(code)
+_known: dict[types.CodeType, _Changes] = {}
+
+
+def _changes_of(function: types.FunctionType) -> _Changes:
+    code = function.__code__
+    found = _known.get(code)
     if found is None:
-        if len(_changes) > 4096:
-            _changes.clear()
-        found = _changes[code] = frozenset(_changed_in_source(function))
+        if len(_known) > 4096:
+            _known.clear()
+        found = _known[code] = _read_changes(function)
     return found
 
 
-def _changed_in_source(function: types.FunctionType) -> list[int]:
+def _read_changes(function: types.FunctionType) -> _Changes:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError, IndexError):
-        return []
+        return _Changes()
     node = tree.body[0] if tree.body else None
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return []
-    return list(changed_parameters(node))
+        return _Changes()
+    # A free name of the source may be a variable of an enclosing function: only globals count.
+    changed = changed_globals(node) & globals_of(function.__code__)
+    return _Changes(frozenset(changed_parameters(node)), frozenset(changed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
+from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
 from ipyparcache.cells import travel, watching
 from ipyparcache.cells.travel import ATOMS, MAIN
 
@@ -44,6 +45,13 @@ class Body:
         Names of modules that travel by value.
     seed
         Entropy of the loop's random streams, or None.
+    watch_random
+        Whether the global generators were seeded, so that drawing from them without a seed would be lost.
+    own_rows
+        Containers of which each iteration has its own item: name, site that puts it back, whether the key is the
+        first part of the element.
+    exempt
+        Numbers of the objects that may change for that reason.
     """
 
     code: types.CodeType
@@ -54,6 +62,8 @@ class Body:
     yields: bool
     watch_random: bool
     retries: int
+    own_rows: tuple[tuple[str, int, bool], ...]
+    exempt: frozenset[int]
     parcel: bytes
     buffers: tuple[Any, ...]
 
@@ -187,7 +197,9 @@ class _Run:
         self.patches = [patch for patch in self.arrived.patches if _differs(*patch)]
         self._hide()
         self._before = {
-            n: s for n, o in self.arrived.objects.items() if (s := self._state(o)) != ("constant",)
+            number: state
+            for number, obj in self.arrived.objects.items()
+            if number not in body.exempt and (state := self._state(obj)) != ("constant",)
         }
         hidden = {LOG, KEY, CONTENT, HASHED, UNBIND, ITEM, VALUE, "__builtins__", "__warningregistry__"}
         self._fixed = {
@@ -197,6 +209,8 @@ class _Run:
         }
         self._hidden = hidden | set(body.assigned)
         self._check_cost = 0.0
+        if body.seed is None:
+            _new_streams()
         self._global_random = self._random_state() if body.watch_random else None
         self._pending: list[Left] = []
         self._pending_first = 0
@@ -283,6 +297,7 @@ class _Run:
         log.clear()
         self.unbound.clear()
         failure: BaseException | None = None
+        rows: list[tuple[int, Any, Any, Any]] = []
         try:
             if packed:
                 data, buffers = element
@@ -291,11 +306,14 @@ class _Run:
             if self.random is not None:
                 self.random.begin(number)
             namespace[ITEM] = element
+            rows = self._own_rows(element)
             exec(self.body.code, namespace)
         except BaseException as error:
             failure = error
         value = namespace.pop(VALUE, None) if self.body.yields else None
         namespace.pop(ITEM, None)
+        for site, container, key, before in rows:
+            log.extend(_row_entry(site, container, key, before))
         bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
         unbound = [name for name in self.unbound if name not in bindings]
         changes: list[tuple[int, str, Any]] = []
@@ -338,6 +356,18 @@ class _Run:
             result.failure = self._failure(number, failure, objects)
             return True
         return False
+
+    def _own_rows(self, element: Any) -> list[tuple[int, Any, Any, Any]]:
+        """The items that are this iteration's own: site, container, key, value before."""
+        found = []
+        for root, site, first in self.body.own_rows:
+            container = self.namespace[root]
+            key = element[0] if first else element
+            before = _MISSING
+            with contextlib.suppress(LookupError):
+                before = container[key]
+            found.append((site, container, key, before))
+        return found
 
     def _travels(self, value: object, known: dict[int, travel.Key], objects: bool) -> bool:
         try:
@@ -406,7 +436,8 @@ class _Run:
                 result.lost.append((first, last, None, name))
         if len(namespace) > len(self._fixed):
             for name in namespace.keys() - self._fixed.keys() - self._hidden:
-                result.lost.append((first, last, None, name))
+                if not name.startswith(OURS):
+                    result.lost.append((first, last, None, name))
         if self._global_random is not None and self._random_state() != self._global_random:
             result.lost.append((first, last, None, "the global random generator"))
         self._check_cost = max(time.monotonic() - begun, 1e-6)
@@ -545,6 +576,34 @@ def _differs(name: str, attribute: str, value: object) -> bool:
     if type(value) in ATOMS:
         return type(here) in ATOMS and (type(here) is not type(value) or repr(here) != repr(value))
     return True
+
+
+_MISSING = object()
+
+
+def _row_entry(site: int, container: Any, key: Any, before: Any) -> list[tuple[Any, ...]]:
+    """The log entry that puts an iteration's own item back, if it has changed."""
+    try:
+        now = container[key]
+    except LookupError:
+        return []
+    if isinstance(container, list | dict):
+        return [] if now is before else [(site, key, now)]
+    return [(site, key, now.copy() if hasattr(now, "copy") else now)]
+
+
+def _new_streams() -> None:
+    """Workers forked from one process must not share a random stream."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed()
+    if "numpy.random" in sys.modules:
+        import numpy as np
+
+        np.random.seed()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.seed()
 
 
 def hashed(key: Any) -> Any:

@@ -10,14 +10,25 @@ import sys
 import time
 import types
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.flow import Flow
-from ipyparcache.analysis.parfor import VALUE, Comprehension, Facts, Loop, Parfor, Serial, Step, steps_of
+from ipyparcache.analysis.parfor import (
+    ITERABLE,
+    VALUE,
+    Comprehension,
+    Facts,
+    Loop,
+    Parfor,
+    Serial,
+    Step,
+    replaced,
+    steps_of,
+)
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.facts import facts_of
@@ -177,11 +188,13 @@ def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fres
     report.loops.append(run.report)
     try:
         run.prepare()
+        run.start()
     except LoopRefused as error:
         if fresh:
             raise
         _say_serial(error, host)
-        host.run_statement(step.statement, last=False)
+        with run.iterable_at_hand() as place:
+            host.run_statement(_with_iterable(step.statement, step.parfor, place), last=False)
         return
     for _ in run.iterate():
         continue
@@ -194,22 +207,24 @@ def _run_comprehension(
     report.loops.append(run.report)
     try:
         run.prepare()
+        run.start()
     except LoopRefused as error:
         if fresh:
             raise
         _say_serial(error, host)
-        host.run_statement(step.original, last=last)
+        with run.iterable_at_hand() as place:
+            host.run_statement(_with_iterable(step.original, step.parfor, place), last=last)
         return
     stream = run.iterate()
     values = (value for part in stream for value in part)
-    place: object = values
+    found: object = values
     if step.kind == "list":
-        place = list(values)
+        found = list(values)
     elif step.kind == "set":
-        place = set(values)
+        found = set(values)
     elif step.kind == "dict":
-        place = dict(values)
-    host.namespace[VALUE] = place
+        found = dict(values)
+    host.namespace[VALUE] = found
     try:
         host.run_statement(step.statement, last=last)
     finally:
@@ -223,6 +238,15 @@ def _given_up(steps: Sequence[Step]) -> frozenset[str]:
     flow = Flow()
     flow.run((step.original if isinstance(step, Comprehension) else step.statement for step in steps), ())
     return frozenset(name for name in flow.bound if flow.early(name) is None)
+
+
+def _with_iterable(statement: ast.stmt, parfor: Parfor, place: ast.expr | None) -> ast.stmt:
+    """The statement with its iterable, where that was evaluated already, taken from `place`."""
+    if place is None:
+        return statement
+    filled = ast.fix_missing_locations(replaced(statement, {id(parfor.iterable): place}))
+    assert isinstance(filled, ast.stmt)
+    return filled
 
 
 def _say_serial(error: LoopRefused, host: Host) -> None:
@@ -276,6 +300,8 @@ class LoopRun:
         self._peeked: list[Any] = []
         self._source_error: tuple[int, BaseException] | None = None
         self._left: int | None = None
+        self._iterable: object = None
+        self.source: Iterator[Any] | None = None
         self._registry_once: dict[Any, Any] = {}
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
@@ -296,7 +322,8 @@ class LoopRun:
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         roots = {name: namespace[name] for name in parfor.changed if name in namespace}
         names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
-        left_out = (set(parfor.changed) | set(parfor.temporaries)) - set(parfor.reads)
+        names |= {rows.root for rows in parfor.own_rows}
+        left_out = (set(parfor.changed) | set(parfor.temporaries)) - names
         self.local = _LocalModules()
         try:
             self.parcel = travel.pack(
@@ -312,23 +339,40 @@ class LoopRun:
             raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
         if self._is_threaded:
             self._check_threads()
+            if parfor.own_rows:
+                rows = parfor.own_rows[0]
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
         self._check_readers(self.parcel)
         self._check_aliases(roots, self.parcel)
+        self.exempt = self._own_numbers(self.parcel)
         self.known = self.parcel.number_of()
         # A number or text has no place of its own: elements are looked up only where something could be met again.
         self.replayer = Replayer(parfor, namespace, self.host.file_name)
+
+    @contextmanager
+    def iterable_at_hand(self) -> Iterator[ast.expr | None]:
+        """The evaluated iterable under a name of the namespace; None if it was not evaluated yet."""
+        if self.source is None:
+            yield None
+            return
+        self.namespace[ITERABLE] = self._iterable
+        try:
+            yield ast.copy_location(ast.Name(ITERABLE, ast.Load()), self.parfor.iterable)
+        finally:
+            self.namespace.pop(ITERABLE, None)
 
     def start(self) -> None:
         """Evaluate the iterable: from here on the loop has begun."""
         code = compile(
             ast.fix_missing_locations(ast.Expression(self.parfor.iterable)), self.host.file_name, "eval"
         )
-        iterable = eval(code, self.namespace)
+        self._iterable = iterable = eval(code, self.namespace)
         for name in self.parfor.changed:
             if self.namespace.get(name, self) is iterable and not isinstance(iterable, dict):
                 line = self.parfor.changed[name][0]
                 if not self._writes_items_only(name):
                     raise refused(refusals.IterableChanged(self.parfor.line, name, line))
+        self._check_own_keys(iterable)
         self.source = iter(iterable)
         left = operator.length_hint(iterable, -1)
         self._left = left if left >= 0 else None
@@ -364,6 +408,37 @@ class LoopRun:
             if name in parfor.changed or name in parfor.temporaries:
                 reader = min(parcel.written[name])
                 raise refused(refusals.GlobalWrite(parfor.line, name, reader))
+
+    def _own_numbers(self, parcel: travel.Parcel) -> frozenset[int]:
+        """Numbers of the containers of which each iteration has its own item; checks that nothing else leads there."""
+        found: set[int] = set()
+        for rows in self.parfor.own_rows:
+            value = self.namespace.get(rows.root)
+            is_array = type(value).__name__ == "ndarray" and not value.dtype.hasobject  # type: ignore[union-attr]
+            plain = type(value) in (list, dict) and not rows.deep
+            others = [n for n in self.parfor.reads if n != rows.root]
+            shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
+            if shared is not None:
+                raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
+            if not (is_array or plain):
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+            found |= {n for n, obj in parcel.objects.items() if obj is value}
+        return frozenset(found)
+
+    def _check_own_keys(self, iterable: object) -> None:
+        """Every element must name another item."""
+        for rows in self.parfor.own_rows:
+            value = self.namespace.get(rows.root)
+            if type(iterable) is range:
+                distinct = not isinstance(value, dict) and (
+                    not iterable or min(iterable[0], iterable[-1]) >= 0
+                )
+            elif type(iterable) is enumerate:
+                distinct = not isinstance(value, dict)
+            else:
+                distinct = isinstance(iterable, dict | _KEYS | _ITEMS) and isinstance(value, dict)
+            if not distinct:
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
 
     def _check_threads(self) -> None:
         """What one process cannot keep apart for several iterations at once."""
@@ -448,8 +523,10 @@ class LoopRun:
                 frozenset(self.local.names),
                 seed,
                 parfor.yields,
-                False,
+                self.options.seed is None and _any_seeded(),
                 self.options.retries,
+                tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
+                self.exempt,
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )
@@ -466,6 +543,7 @@ class LoopRun:
             self.interrupts.waiting = False
             try:
                 # What was drawn before the iterable raises stays in the list that is being extended.
+                assert self.source is not None
                 items.extend(islice(self.source, size))
                 ended = len(items) < size
             except BaseException as error:
@@ -519,7 +597,6 @@ class LoopRun:
     def iterate(self) -> Generator[list[Any], None, None]:
         """Run the loop; yields the elements of a comprehension, iteration by iteration, as they are merged."""
         begun = time.monotonic()
-        self.start()
         tracker = Tracker(self._left, f"line {self.parfor.line}")
         tracker.start()
         self._tracker = tracker
@@ -924,6 +1001,32 @@ def jobs_of(jobs: int | None) -> int:
     if jobs is None:
         return cpu_count()
     return jobs if jobs > 0 else max(1, cpu_count() + 1 + jobs)
+
+
+_KEYS: type = type({}.keys())
+_ITEMS: type = type({}.items())
+
+
+def _leads_to(value: object, target: object) -> bool:
+    """Whether an object is, or leads in a few steps to, another, or shares its memory."""
+    if value is target or _reaches(value, target, 3):
+        return True
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and all(isinstance(v, numpy.ndarray) for v in (value, target))
+        and bool(numpy.may_share_memory(value, target))
+    )
+
+
+def _any_seeded() -> bool:
+    """Whether the user seeded a global random generator in this kernel."""
+    from ipyparcache.digest.environment import still_holds
+
+    return any(
+        library in sys.modules and not still_holds(("random", library, "unseeded"))
+        for library in ("random", "numpy.random", "torch")
+    )
 
 
 def _cannot_raise(method: str, root: object) -> bool:

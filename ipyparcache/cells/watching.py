@@ -26,6 +26,23 @@ _CLASS_NAMES = frozenset(
         "__annotations__",
     }
 )
+#: What nobody changes in place, or what is a part of an object that is looked at as a whole.
+_CONSTANT = frozenset(
+    {types.BuiltinFunctionType, types.MethodType, types.CellType, property, staticmethod, classmethod}
+    | {functools._lru_cache_wrapper, functools.singledispatchmethod}
+)
+_CONSTANT_MODULES = (
+    *("re", "datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing", "weakref", "_io"),
+    *(
+        "pandas._libs",
+        "pandas.core.internals",
+        "pandas.core.indexes",
+        "pandas.core.arrays",
+        "pandas.core.dtypes",
+    ),
+    *("numpy.dtypes", "ipyparcache"),
+)
+_CONSTANT_NAMES = frozenset({"cython_function_or_method", "_DTypeMeta", "StringDtype", "Pattern"})
 
 
 def _same_items(one: Iterable[object], other: Iterable[object]) -> bool:
@@ -79,14 +96,7 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
             )
         if isinstance(obj, numpy.dtype | numpy.ufunc | numpy.generic):
             return ("constant",)
-    if kind in (
-        types.BuiltinFunctionType,
-        types.MethodType,
-        types.CellType,
-        property,
-        staticmethod,
-        classmethod,
-    ):
+    if kind in _CONSTANT or kind.__module__.startswith(_CONSTANT_MODULES) or kind.__name__ in _CONSTANT_NAMES:
         return ("constant",)
     if is_user_code(kind.__module__):
         return _instance_state(obj)
@@ -95,7 +105,7 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
 
 def _array_state(obj: Any) -> State:
     if obj.dtype.hasobject:
-        return "items", [obj.shape, obj.dtype], obj.ravel().tolist()
+        return "items", (obj.shape, obj.dtype.str), obj.ravel().tolist()
     facts = (obj.shape, obj.strides, obj.dtype.str)
     if obj.nbytes <= SMALL_ARRAY:
         return "array", facts, obj.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import linecache
 import types
 from typing import Any
 
@@ -55,6 +56,8 @@ class PlainHost:
 
 def new_namespace(setup: str = "") -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    # With its source at hand, as the kernel has it for every cell.
+    linecache.cache["<setup>"] = (len(setup), None, setup.splitlines(keepends=True), "<setup>")
     exec(compile(setup, "<setup>", "exec"), namespace)
     return namespace
 
@@ -110,6 +113,8 @@ def describe(namespace: dict[str, Any]) -> dict[str, str]:
     def inner(value: Any, kind: type) -> str:
         if isinstance(value, np.ndarray):
             return f"array {value.dtype} {value.shape} {value.flags.writeable} {value.tolist()!r}"
+        if hasattr(value, "to_dict") and hasattr(value, "index"):
+            return f"{kind.__name__} {value.to_dict()!r} {list(value.index)!r} {value.dtypes!r}"
         if isinstance(value, types.FunctionType):
             owner = value.__globals__ is namespace
             return f"function {value.__qualname__} {owner} {text(value.__defaults__)}"
