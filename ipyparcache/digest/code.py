@@ -306,7 +306,7 @@ def _text(value: object) -> str | None:
 def _is_dispatching(function: Any) -> bool:
     """Whether this is one of the functions that `functools.singledispatch` makes around a memo of its own."""
     code = function.__code__
-    return code.co_filename == functools.__file__ and code.co_qualname.startswith("singledispatch.")
+    return bool(code.co_filename == functools.__file__ and code.co_qualname.startswith("singledispatch."))
 
 
 class CodeKind(Kind):

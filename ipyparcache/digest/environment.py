@@ -819,7 +819,7 @@ def process_changes(before: ProcessState) -> dict[str, Any]:
         if os.getcwd() != before.folder:
             changes["folder"] = os.path.relpath(os.getcwd(), before.folder)
         if sys.path != before.path:
-            changes["path"] = list(sys.path)
+            changes["path"] = _path_change(before.path, sys.path)
         settings = {}
         for setting in SETTINGS:
             if setting.library not in sys.modules:
@@ -840,6 +840,22 @@ def process_changes(before: ProcessState) -> dict[str, Any]:
         if attributes:
             changes["modules"] = attributes
         return changes
+
+
+def _path_change(before: Sequence[str], now: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """What was put before and behind the old entries of `sys.path`, and what was taken out."""
+    kept = [entry for entry in now if entry in before]
+    first = now.index(kept[0]) if kept else len(now)
+    front = [entry for entry in now[:first] if entry not in before]
+    behind = [entry for entry in now[first:] if entry not in before]
+    return front, behind, [entry for entry in before if entry not in now]
+
+
+def _change_path(front: Sequence[str], behind: Sequence[str], dropped: Sequence[str]) -> None:
+    rest = [
+        entry for entry in sys.path if entry not in dropped and entry not in front and entry not in behind
+    ]
+    sys.path[:] = [*front, *rest, *behind]
 
 
 _LIBRARY_VARIABLES = frozenset({"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "MPLBACKEND"})
@@ -946,7 +962,7 @@ def restore_process(changes: Mapping[str, Any]) -> None:
         if "folder" in changes:
             os.chdir(changes["folder"])
         if "path" in changes:
-            sys.path[:] = changes["path"]
+            _change_path(*changes["path"])
         by_name = {setting.name: setting for setting in SETTINGS}
         for name, value in changes.get("settings", {}).items():
             if by_name[name].library in sys.modules:

@@ -113,14 +113,14 @@ class FileWatch:
     def __init__(self) -> None:
         self.seen = Seen(_getcwd())
         self._thread = 0
-        self._others: frozenset[int] = frozenset()
+        self._others: frozenset[object] = frozenset()  # threads, or the numbers of those Python did not start
 
     def __enter__(self) -> Seen:
         _prepare()
         for note in AT_START:
             note(self.seen)
         self._thread = threading.get_ident()
-        self._others = frozenset(sys._current_frames()) - {self._thread}
+        self._others = frozenset(map(_thread_of, sys._current_frames()))
         with _patch_lock:
             if not _watches:
                 _put_wrappers_in()
@@ -139,10 +139,10 @@ class FileWatch:
         """Whether what a thread does belongs to the run."""
         if thread == self._thread:
             return True
-        name = _thread_name(thread)
-        if name.startswith(_INFRASTRUCTURE):
+        running = _thread_of(thread)
+        if isinstance(running, threading.Thread) and running.name.startswith(_INFRASTRUCTURE):
             return False
-        return thread not in self._others or _is_executor(thread)
+        return running not in self._others or _is_executor(running)
 
 
 def watch() -> FileWatch:
@@ -180,15 +180,14 @@ _INFRASTRUCTURE = (
 )
 
 
-def _thread_name(thread: int) -> str:
-    active = threading._active.get(thread)  # type: ignore[attr-defined]
-    return active.name if active is not None else ""
+def _thread_of(number: int) -> object:
+    """The thread with this number; numbers are given again to later threads, so they tell nothing for long."""
+    return threading._active.get(number, number)  # type: ignore[attr-defined]
 
 
-def _is_executor(thread: int) -> bool:
+def _is_executor(thread: object) -> bool:
     executors = sys.modules.get("concurrent.futures.thread")
-    active = threading._active.get(thread)  # type: ignore[attr-defined]
-    return executors is not None and active is not None and active in executors._threads_queues
+    return executors is not None and thread in executors._threads_queues
 
 
 def _concerned() -> list[Seen]:
@@ -197,6 +196,10 @@ def _concerned() -> list[Seen]:
 
 
 # ---- who asks
+
+
+# Our wrappers stand between who asks and the system.
+_WRAPPING = frozenset({__name__, f"{__package__}.environment"})
 
 
 def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
@@ -216,6 +219,9 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
             frame = frame.f_back
             continue
         name = frame.f_globals.get("__name__")
+        if name in _WRAPPING:
+            frame = frame.f_back
+            continue
         origin = modules.origin_of(name) if isinstance(name, str) else "local"
         if origin == "standard":
             if name == "tempfile":

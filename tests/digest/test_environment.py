@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import contextlib
+import decimal
+import json
+import locale
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from ipyparcache.digest import environment
+from ipyparcache.digest.environment import (
+    FileDigests,
+    described,
+    files_named_in,
+    observed_rows,
+    process_changes,
+    process_state,
+    restore_process,
+    static_rows,
+    still_holds,
+)
+from ipyparcache.digest.openfiles import FileWatch
+from ipyparcache.errors import Unrepeatable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with a file `data.txt` and a folder `in` that holds `a.csv`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.txt").write_text("1\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("x")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Settings and generators as before the test."""
+    state = (
+        random.getstate(),
+        np.random.get_state(),
+        decimal.getcontext().copy(),
+        list(sys.path),
+        dict(os.environ),
+    )
+    seeded = set(environment._seeded)
+    with mpl.rc_context(), warnings.catch_warnings(), np.printoptions(), np.errstate():
+        yield
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    decimal.setcontext(state[2])
+    sys.path[:] = state[3]
+    os.environ.clear()
+    os.environ.update(state[4])
+    pd.reset_option("display.precision")
+    environment._seeded.clear()
+    environment._seeded.update(seeded)
+
+
+@pytest.fixture
+def seeds_watched() -> Iterator[None]:
+    """The extension as if loaded before any cell ran."""
+    environment.install(user_cells_ran=False)
+    environment._seeded.clear()
+    yield
+    environment.uninstall()
+
+
+def rows_of(action: Callable[[], object], **options: Any) -> list[environment.Row]:
+    with FileWatch() as seen:
+        action()
+    return observed_rows(seen, **options)
+
+
+def all_hold(rows: list[environment.Row]) -> bool:
+    """Whether they hold, after a way through JSON as in a manifest."""
+    return all(still_holds(row) for row in json.loads(json.dumps(rows)))
+
+
+def edit(name: str, text: str = "another text") -> Callable[[], object]:
+    return lambda: Path(name).write_text(text)
+
+
+OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "a file that was read": (lambda: Path("data.txt").read_text(), edit("data.txt")),
+    "a file of the same size and time": (
+        lambda: Path("data.txt").read_text(),
+        lambda: (edit("data.txt", "2\n")(), os.utime("data.txt", ns=(10**18, 10**18))),
+    ),
+    "a file that was missing": (
+        lambda: contextlib.suppress(OSError).__enter__() or _try("no.txt"),
+        edit("no.txt"),
+    ),
+    "a file that went": (lambda: Path("data.txt").read_text(), lambda: os.remove("data.txt")),
+    "whether a file exists": (lambda: os.path.exists("no.txt"), edit("no.txt")),
+    "the size of a file": (lambda: os.path.getsize("data.txt"), edit("data.txt", "three")),
+    "the time of a file": (lambda: os.path.getmtime("data.txt"), lambda: os.utime("data.txt", ns=(1, 1))),
+    "a folder's files": (lambda: os.listdir("in"), edit("in/b.csv")),
+    "a folder's files, one less": (lambda: os.listdir("in"), lambda: os.remove("in/a.csv")),
+    "a variable": (lambda: os.environ.get("STAGE"), lambda: os.environ.update(STAGE="prod")),
+    "the folder": (lambda: os.getcwd(), lambda: os.chdir("in")),
+    "an output that went": (lambda: Path("out.txt").write_text("x"), lambda: os.remove("out.txt")),
+    "an output that was changed": (lambda: Path("out.txt").write_text("x"), edit("out.txt")),
+}
+
+
+def try_to_read(name: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(name).read_text()
+
+
+@pytest.mark.parametrize("what", OBSERVED)
+def test_rows_hold_until_what_was_asked_has_another_answer(what: str, folder: Path) -> None:
+    ask, change = OBSERVED[what]
+    rows = rows_of(ask)
+    assert rows
+    assert all_hold(rows)
+
+    change()
+
+    assert not all_hold(rows)
+    assert all(described(row) for row in rows)
+    os.chdir(folder)
+
+
+def test_only_the_bit_that_was_asked_counts() -> None:
+    rows = rows_of(lambda: os.path.exists("data.txt"))
+
+    edit("data.txt")()
+
+    assert all_hold(rows)
+
+
+def test_a_file_that_was_touched_still_holds() -> None:
+    rows = rows_of(lambda: Path("data.txt").read_text())
+
+    edit("data.txt", "1\n")()
+
+    assert all_hold(rows)
+
+
+def test_paths_are_looked_up_in_the_present_folder(folder: Path) -> None:
+    rows = rows_of(lambda: Path("data.txt").read_text())
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "data.txt").write_text("1\n")
+
+    os.chdir("elsewhere")
+    assert all_hold(rows)
+    edit("data.txt")()
+    assert not all_hold(rows)
+    os.chdir(folder)
+
+
+def test_an_appended_file_is_an_input_as_it_was_and_an_output() -> None:
+    def action() -> None:
+        with open("data.txt", "a") as file:
+            file.write("run\n")
+
+    rows = rows_of(action)
+
+    assert [row.kind for row in rows] == ["file", "output"]
+    assert not all_hold(rows)
+
+
+def test_a_file_that_changes_between_its_read_and_the_store_prevents_storing() -> None:
+    with FileWatch() as seen:
+        Path("data.txt").read_text()
+    edit("data.txt")()
+
+    with pytest.raises(Unrepeatable, match=r"data\.txt changed"):
+        observed_rows(seen)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "another program": (lambda: subprocess.run(["true"], check=True), "runs another program"),
+    "a removed file": (lambda: os.remove("data.txt"), "removes or renames"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_run_that_cannot_be_repeated_is_refused_with_the_reason(what: str) -> None:
+    action, reason = REFUSED[what]
+
+    with pytest.raises(Unrepeatable, match=reason):
+        rows_of(action)
+
+
+def test_an_output_that_is_gone_again_prevents_storing() -> None:
+    with FileWatch() as seen:
+        Path("out.txt").write_text("x")
+    os.remove("out.txt")
+
+    with pytest.raises(Unrepeatable, match=r"out\.txt.*no longer there"):
+        observed_rows(seen)
+
+
+def test_shell_commands_are_trusted_on_request() -> None:
+    assert rows_of(lambda: subprocess.run(["true"], check=True), trust_shell=True) is not None
+
+
+def test_variables_are_kept_as_keyed_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "swordfish")
+    [row] = rows_of(lambda: os.environ.get("PASSWORD"))
+    monkeypatch.setattr(environment, "_secret", b"k" * 32)
+    [keyed] = rows_of(lambda: os.environ.get("PASSWORD"))
+
+    assert "swordfish" not in str(row)
+    assert row.digest != keyed.digest
+
+
+# ---- digests of files
+
+
+def test_a_settled_file_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = FileDigests()
+    monkeypatch.setattr(environment, "SETTLED_SECONDS", -1.0)
+    first = digests.digest("data.txt")
+    monkeypatch.setattr(environment, "file_content", lambda path: pytest.fail("was read again"))
+
+    assert digests.digest(str(folder / "data.txt")) == first
+
+
+def test_a_file_changed_just_now_is_read_again() -> None:
+    digests = FileDigests()
+    first = digests.digest("data.txt")
+    facts = os.stat("data.txt")
+    edit("data.txt", "2\n")()
+    os.utime("data.txt", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    assert digests.digest("data.txt") != first
+
+
+def test_digests_are_kept_between_processes_and_a_damaged_file_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "SETTLED_SECONDS", -1.0)
+    kept = FileDigests(tmp_path / "digests")
+    first = kept.digest("data.txt")
+    kept.save()
+    monkeypatch.setattr(environment, "file_content", lambda path: pytest.fail("was read again"))
+    assert FileDigests(tmp_path / "digests").digest("data.txt") == first
+    monkeypatch.undo()
+    os.chdir(tmp_path)
+    (tmp_path / "digests").write_text("[1, 2")
+
+    assert FileDigests(tmp_path / "digests").digest("data.txt") == first
+
+
+def test_files_named_in_strings_and_paths_are_found() -> None:
+    value = {"path": "data.txt", "others": [Path("in/a.csv"), "missing.txt"], "text": "data.txt\n", "n": 1}
+
+    assert files_named_in(value) == ["data.txt", "in/a.csv"]
+
+
+def test_declared_files_folders_and_patterns_are_rows() -> None:
+    before = static_rows({}, files=["data.txt", "in", "*.md"], variables=["STAGE"])
+    edit("in/b.csv")()
+    after = static_rows({}, files=["data.txt", "in", "*.md"], variables=["STAGE"])
+
+    assert [(row.kind, row.name) for row in before] == [
+        ("file", "data.txt"),
+        ("file", "in/a.csv"),
+        ("file", "*.md"),
+        ("env", "STAGE"),
+    ]
+    assert set(before) < set(after)
+
+
+# ---- settings
+
+
+def set_precision() -> None:
+    decimal.getcontext().prec = 5
+
+
+SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
+    "decimal context": (set_precision, ""),
+    "NumPy print options": (lambda: np.set_printoptions(precision=3), ""),
+    "NumPy error handling": (lambda: np.seterr(all="ignore"), ""),
+    "pandas options": (lambda: pd.set_option("display.precision", 2), "pandas"),
+    "matplotlib rcParams": (lambda: mpl.rcParams.update({"lines.linewidth": 9}), "matplotlib"),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_a_setting_that_is_not_at_its_default_is_an_input(what: str) -> None:
+    change, library = SETTINGS[what]
+    reached = {library: "library"} if library else {}
+    assert what not in {row.name for row in static_rows(reached)}
+
+    change()
+
+    assert what in {row.name for row in static_rows(reached)}
+    if library:
+        assert what not in {row.name for row in static_rows({})}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_a_setting_that_a_run_changes_is_restored(what: str) -> None:
+    change, library = SETTINGS[what]
+    reached = {library: "library"} if library else {}
+    before = process_state()
+    before_rows = static_rows(reached)
+    change()
+    after_rows = static_rows(reached)
+    changes = pickle.loads(pickle.dumps(process_changes(before)))
+    setting = next(setting for setting in environment.SETTINGS if setting.name == what)
+    setting.restore(before.settings[what][0])
+    assert static_rows(reached) == before_rows
+
+    restore_process(changes)
+
+    assert static_rows(reached) == after_rows
+
+
+def test_a_user_filter_for_warnings_is_an_input_and_a_librarys_is_not(seeds_watched: None) -> None:
+    names: dict[str, Any] = {"__name__": "__main__", "warnings": warnings}
+    library = {"__name__": "pandas.core.frame", "warnings": warnings}
+    before = [row for row in static_rows({}) if row.name == "warning filters"]
+
+    exec("warnings.filterwarnings('ignore', message='theirs')", library)
+    same = [row for row in static_rows({}) if row.name == "warning filters"]
+    exec("warnings.filterwarnings('ignore', message='mine')", names)
+    after = [row for row in static_rows({}) if row.name == "warning filters"]
+
+    assert before == same
+    assert after != before
+
+
+def test_the_locale_is_an_input_where_it_is_not_c() -> None:
+    assert "locale" not in {row.name for row in static_rows({})} or locale.setlocale(locale.LC_NUMERIC) != "C"
+
+
+# ---- the process
+
+
+def test_variables_folder_and_path_are_restored(folder: Path) -> None:
+    os.environ["GONE"] = "1"
+    before = process_state()
+    os.environ["MODE"] = "on"
+    del os.environ["GONE"]
+    sys.path.append("extra")
+    sys.path.insert(0, "first")
+    os.chdir("in")
+    changes = pickle.loads(pickle.dumps(process_changes(before)))
+    os.chdir(folder)
+    del os.environ["MODE"]
+    os.environ["GONE"] = "1"
+    sys.path[:] = [*before.path, "later"]
+
+    restore_process(changes)
+
+    assert os.environ["MODE"] == "on"
+    assert "GONE" not in os.environ
+    assert Path.cwd() == folder / "in"
+    assert sys.path == ["first", *before.path, "later", "extra"]
+    os.chdir(folder)
+
+
+def test_a_run_without_effects_changes_nothing() -> None:
+    before = process_state()
+
+    assert process_changes(before) == {}
+
+
+def test_attributes_of_local_modules_are_restored(local_modules: Path) -> None:
+    (local_modules / "registry.py").write_text("N = 0\nTABLE = {}\ndef count():\n    global N\n    N += 1\n")
+    import registry  # type: ignore[import-not-found]
+
+    before = process_state()
+    registry.count()
+    registry.extra = "x"
+    changes = process_changes(before)
+    registry.N = 0
+    del registry.extra
+
+    restore_process(changes)
+
+    assert (registry.N, registry.extra) == (1, "x")
+
+
+def test_a_thread_that_runs_on_prevents_storing(notebook: Any) -> None:
+    before = process_state()
+    stop = threading.Event()
+    notebook.names["stop"] = stop
+    notebook("def wait(): stop.wait(10)")
+    thread = threading.Thread(target=notebook["wait"], name="waiter")
+    thread.start()
+    try:
+        with pytest.raises(Unrepeatable, match="waiter"):
+            process_changes(before)
+    finally:
+        stop.set()
+        thread.join()
+    assert process_changes(before) == {}
+
+
+def test_a_process_that_runs_on_prevents_storing() -> None:
+    before = process_state()
+    child = subprocess.Popen(["sleep", "30"])
+    try:
+        with pytest.raises(Unrepeatable, match="sleep 30"):
+            process_changes(before)
+    finally:
+        child.kill()
+        child.wait()
+
+
+# ---- random generators
+
+
+GENERATORS: dict[str, tuple[Callable[[int], object], Callable[[], float]]] = {
+    "random": (lambda n: random.seed(n), random.random),
+    "numpy.random": (lambda n: np.random.seed(n), np.random.rand),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_draws_from_a_generator_that_nobody_seeded_are_no_input(name: str, seeds_watched: None) -> None:
+    _, draw = GENERATORS[name]
+    before = process_state()
+
+    assert rows_of(draw) == []
+    assert "generators" not in process_changes(before)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_draws_from_a_seeded_generator_depend_on_its_state_which_is_restored(
+    name: str, seeds_watched: None
+) -> None:
+    seed, draw = GENERATORS[name]
+    seed(1)
+    before = process_state()
+    rows = rows_of(draw)
+    changes = pickle.loads(pickle.dumps(process_changes(before)))
+    following = draw()
+    assert [row.name for row in rows] == [name]
+
+    seed(1)
+    assert all_hold(rows)
+    restore_process(changes)
+    assert draw() == following
+    assert not all_hold(rows)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_run_that_seeds_first_depends_on_no_state_but_leaves_one(name: str, seeds_watched: None) -> None:
+    seed, draw = GENERATORS[name]
+    before = process_state()
+
+    rows = rows_of(lambda: (seed(5), draw()))
+
+    assert rows == []
+    assert list(process_changes(before)["generators"]) == [name]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_seeded_generator_that_is_left_alone_is_no_input(name: str, seeds_watched: None) -> None:
+    seed, _ = GENERATORS[name]
+    seed(1)
+
+    assert rows_of(lambda: None) == []
+
+
+def test_generators_count_as_seeded_where_cells_ran_before() -> None:
+    environment.install(user_cells_ran=True)
+    try:
+        assert [row.name for row in rows_of(random.random)] == ["random"]
+    finally:
+        environment.uninstall()
+
+
+def test_noting_the_process_is_quick() -> None:
+    process_state()
+    started = time.perf_counter()
+    for _ in range(5):
+        process_state()
+
+    assert (time.perf_counter() - started) / 5 < 0.05
