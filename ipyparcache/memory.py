@@ -372,6 +372,7 @@ class MemorizedResult(Logger):
         try:
             return self.store_backend.read(entry, self.mmap_mode)
         except DamagedEntry as error:
+            self.store_backend.entries.take_complaints()
             raise KeyError(f"The result {self!r} is corrupted: {error.reason}.") from error
 
     def clear(self) -> None:

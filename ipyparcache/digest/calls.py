@@ -23,7 +23,7 @@ from typing import Any, cast
 from blake3 import blake3
 
 from ipyparcache.digest import openfiles
-from ipyparcache.digest.code import facts_of
+from ipyparcache.digest.code import facts_of, owner_of
 from ipyparcache.digest.objects import Traversal, is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
 
@@ -187,14 +187,11 @@ class FunctionDigest:
         """
         if self._digest is not None and self._is_as_before():
             return self._digest
-        traversal = _CallTraversal()
-        traversal.add("function", self.function)
-        traversal.follow()
+        roots = [("function", self.function)]
+        traversal = _traversal_of(roots, ())
         sinks = _sinks_of(traversal)
         if sinks:
-            traversal = _CallTraversal(sinks)
-            traversal.add("function", self.function)
-            traversal.follow()
+            traversal = _traversal_of(roots, sinks)
         self._note(traversal)
         self._digest = traversal.combined()[:16]
         return self._digest
@@ -206,11 +203,9 @@ class FunctionDigest:
                 functions.append(_state_of(thing))
             elif type(thing) is not types.CellType:
                 self._has_mutable = True
-        names = []
-        for read in traversal.reads:
-            namespace = traversal.namespace_of(read.owner)
-            value = namespace.get(read.name, _MISSING)
-            names.append((namespace, read.name, value))
+        names = [
+            (namespace, name, namespace.get(name, _MISSING)) for namespace, name, _ in _names_in(traversal)
+        ]
         self._functions, self._names = functions, names
         self._traversal = traversal
         self.is_quiet = _is_quiet(traversal)
@@ -238,6 +233,16 @@ class FunctionDigest:
         return True
 
 
+def _names_in(traversal: Traversal) -> list[tuple[Mapping[str, Any], str, frozenset[str] | None]]:
+    """Every global name that reached code looks up: where, and which attributes of it."""
+    found = [(traversal.namespace_of(read.owner), read.name, read.attributes) for read in traversal.reads]
+    for _, _, thing in traversal.numbered():
+        if type(thing) is types.FunctionType and owner_of(thing.__globals__, traversal) is None:
+            for name, attributes in facts_of(thing.__code__).reads.items():
+                found.append((thing.__globals__, name, attributes))
+    return found
+
+
 def _state_of(function: types.FunctionType) -> tuple[types.FunctionType, Any, Any, Any, tuple[Any, ...]]:
     cells = []
     for cell in function.__closure__ or ():
@@ -255,13 +260,13 @@ def _is_quiet(traversal: Traversal) -> bool:
                 return False
         elif not isinstance(thing, types.CellType | list | dict | set | bytearray) and not _is_array(thing):
             return False
-    for read in traversal.reads:
-        value = traversal.namespace_of(read.owner).get(read.name, _MISSING)
+    for namespace, name, attributes in _names_in(traversal):
+        value = namespace.get(name, _MISSING)
         if value is _MISSING:
-            if read.name in _LOUD_BUILTINS:
+            if name in _LOUD_BUILTINS:
                 return False
         elif isinstance(value, types.ModuleType):
-            if value.__name__ == "numpy" and read.attributes is not None and read.attributes <= _QUIET_NUMPY:
+            if value.__name__ == "numpy" and attributes is not None and attributes <= _QUIET_NUMPY:
                 continue
             if value.__name__ not in _QUIET_MODULES:
                 return False
@@ -388,11 +393,19 @@ def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
     values = [value for _, value in bound]
     if is_pure(values):
         return blake3(dumps([name for name, _ in bound], 2) + dumps(list(without_nan(values)), 2)).digest(16)
-    traversal = Traversal()
-    for name, value in bound:
+    traversal = _traversal_of(bound, ())
+    sinks = _sinks_of(traversal)
+    if sinks:
+        traversal = _traversal_of(bound, sinks)
+    return traversal.combined()[:16]
+
+
+def _traversal_of(roots: Sequence[tuple[str, Any]], sinks: Sequence[object]) -> Traversal:
+    traversal = _CallTraversal(sinks)
+    for name, value in roots:
         traversal.add(name, value)
     traversal.follow()
-    return traversal.combined()[:16]
+    return traversal
 
 
 def are_plain(bound: list[tuple[str, Any]]) -> bool:

@@ -127,6 +127,12 @@ class LocalStore(Store):
         self._locks = locks.Locks(self.folder / "locks")
         self._packed = PackedLogs(self.folder / "packed", f"{_host()}-{getattr(os, 'getuid', int)()}")
         self._may_map: bool | None = None  # asked once the folder exists
+        self._blobs_text = str(self._blobs)
+        self._capacity: int | None = None
+        self._puts = 0
+        self._listings: dict[
+            str, tuple[int, dict[str, list[Item]]]
+        ] = {}  # folder -> its mtime, items by group
         self._swept = False
 
     def open(self, name: str) -> LocalBlob | PackedBlob | None:
@@ -178,7 +184,7 @@ class LocalStore(Store):
             try:
                 os.replace(temporary, path)
             except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -201,7 +207,7 @@ class LocalStore(Store):
 
     def path(self, name: str) -> str | None:
         """The file of this name, unless the blob lies in a log."""
-        return None if self._packed.get(checked_name(name)) is not None else str(self._path(name))
+        return None if self._packed.get(checked_name(name)) is not None else self._path(name)
 
     def delete(self, name: str) -> bool:
         """Unlink the file, or note in the log that the blob is gone."""
@@ -235,11 +241,25 @@ class LocalStore(Store):
 
     def group(self, group: str) -> list[Item]:
         """The blobs of one group, whose files lie in one folder."""
-        return self._packed.group(group) + [
-            item
-            for item in _listed(self._path(checked_name(group)).parent)
-            if item.name == group or item.name.startswith(f"{group}.")
-        ]
+        return self._packed.group(checked_name(group)) + self._files_of(group)
+
+    def _files_of(self, group: str) -> list[Item]:
+        """The files of one group; a folder is listed again only once something was added or taken away."""
+        folder = os.path.join(self._blobs_text, _shard(group))
+        try:
+            modified = os.stat(folder).st_mtime_ns
+        except OSError:
+            return []
+        known = self._listings.get(folder)
+        if known is None or known[0] != modified:
+            groups: dict[str, list[Item]] = {}
+            for item in _listed(folder):
+                groups.setdefault(item.name.partition(".")[0], []).append(item)
+            # Within the grain of the clock something may be added without another time.
+            is_settled = time.time_ns() - modified > 1_000_000_000
+            known = modified if is_settled else -1, groups
+            self._listings[folder] = known
+        return known[1].get(group, [])
 
     def items(self) -> Iterator[Item]:
         """All blobs: those in logs, then the files, folder by folder."""
@@ -257,13 +277,16 @@ class LocalStore(Store):
 
     def capacity(self) -> int | None:
         """Bytes of the disk below the folder."""
-        folder = self.folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        try:
-            return os.statvfs(folder).f_frsize * os.statvfs(folder).f_blocks
-        except (OSError, AttributeError):
-            return None
+        if self._capacity is None:
+            folder = self.folder
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
+            try:
+                facts = os.statvfs(folder)
+            except (OSError, AttributeError):
+                return None
+            self._capacity = facts.f_frsize * facts.f_blocks
+        return self._capacity
 
     def sweep(self) -> None:
         """Unlink temporary files of dead writers, and what was set aside long ago."""
@@ -292,11 +315,13 @@ class LocalStore(Store):
         complaints, self._packed.complaints = self._packed.complaints, []
         return complaints
 
-    def _put_packed(self, name: str, data: bytes, path: Path) -> None:
+    def _put_packed(self, name: str, data: bytes, path: str) -> None:
         self._packed.put(name, data)
         with contextlib.suppress(OSError):  # a larger blob of this name from before
             os.unlink(path)
-        self._compact_if_wasteful()
+        self._puts += 1
+        if self._puts % 256 == 0:
+            self._compact_if_wasteful()
 
     def _compact_if_wasteful(self) -> None:
         if self._packed.is_wasteful():
@@ -314,7 +339,7 @@ class LocalStore(Store):
 
     def _prepare(self) -> None:
         """Make the folders; the first time also sweep."""
-        if self._swept and self._temporary.is_dir():
+        if self._swept and os.path.isdir(self._temporary):
             return
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._blobs.mkdir(exist_ok=True, mode=0o700)
@@ -323,9 +348,9 @@ class LocalStore(Store):
             self._swept = True
             self.sweep()
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> str:
         # The last two characters of the group, since groups may share their beginning.
-        return self._blobs / _shard(checked_name(name)) / name
+        return os.path.join(self._blobs_text, _shard(checked_name(name)), name)
 
 
 def signature_of(status: os.stat_result) -> Signature:
@@ -412,7 +437,7 @@ def _shard(name: str) -> str:
     return name.partition(".")[0][-2:].lower()
 
 
-def _listed(folder: Path) -> Iterator[Item]:
+def _listed(folder: str | Path) -> Iterator[Item]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

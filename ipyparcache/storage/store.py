@@ -91,7 +91,7 @@ class Store(ABC):
         """
 
     def token(self, name: str) -> object | None:
-        """Something that is the same as long as the blob is untouched; None if that cannot be told quickly."""
+        """Something that is the same as long as the blob is untouched; None if that is not told quickly."""
         return None
 
     def path(self, name: str) -> str | None:
