@@ -242,7 +242,7 @@ def shown_by_the_user(cell: NotebookNode) -> list[dict[str, Any]]:
     for output in cell.outputs:
         if any(key.startswith("ipyparcache") for key in output.get("metadata", {})):
             continue
-        kept = {key: output[key] for key in ("output_type", "name", "text", "data") if key in output}
+        kept = {key: output[key] for key in ("output_type", "name", "text", "data", "ename") if key in output}
         if shown and kept["output_type"] == "stream" and shown[-1].get("name") == kept["name"]:
             shown[-1]["text"] += kept["text"]
         else:
