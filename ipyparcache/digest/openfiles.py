@@ -181,7 +181,7 @@ _INFRASTRUCTURE = (
 
 
 def _thread_of(number: int) -> object:
-    """The thread with this number; numbers are given again to later threads, so they tell nothing for long."""
+    """The thread with this number; numbers are given to later threads again, so they tell little."""
     return threading._active.get(number, number)  # type: ignore[attr-defined]
 
 

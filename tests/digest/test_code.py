@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (each cell of the tables stands on one line)
 from __future__ import annotations
 
 import functools

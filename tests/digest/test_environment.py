@@ -102,7 +102,7 @@ OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         lambda: (edit("data.txt", "2\n")(), os.utime("data.txt", ns=(10**18, 10**18))),
     ),
     "a file that was missing": (
-        lambda: contextlib.suppress(OSError).__enter__() or _try("no.txt"),
+        lambda: contextlib.suppress(OSError).__enter__() or try_to_read("no.txt"),
         edit("no.txt"),
     ),
     "a file that went": (lambda: Path("data.txt").read_text(), lambda: os.remove("data.txt")),

@@ -624,6 +624,10 @@ def test_values_that_are_easily_confused_have_different_digests(group: str) -> N
         digests[digest] = value
 
 
+def fresh(*items: Any) -> tuple[Any, ...]:
+    return items
+
+
 def interned(text: str) -> str:
     return sys.intern(text)
 
@@ -636,8 +640,8 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "NaN in a large array": (np.full(9999, math.nan), np.full(9999, nan_of(0xFFF8000000000123))),
     "NaN in a frame": (pd.DataFrame({"a": [1, math.nan]}), pd.DataFrame({"a": [1, -math.nan]})),
     "interned and not": (interned("a long text"), "".join(["a long ", "text"])),
-    "one tuple or two": ([(1, 2)] * 2, [(1, 2), tuple([1, 2])]),
-    "nested tuples shared or not": ([((1, DAY),)] * 2, [((1, DAY),), tuple([tuple([1, DAY])])]),
+    "one tuple or two": ([(1, 2)] * 2, [(1, 2), fresh(1, 2)]),
+    "nested tuples shared or not": ([((1, DAY),)] * 2, [((1, DAY),), fresh(fresh(1, DAY))]),
     "order of a set": ({1, 2, 100, 9}, {9, 100, 2, 1}),
     "order of a set of tuples": (
         {(i, str(i)) for i in range(50)},
@@ -1047,7 +1051,8 @@ def test_a_changed_child_is_not_a_change_of_its_holder() -> None:
 
 def test_a_variable_shared_by_closures_is_found_changed(notebook: Any) -> None:
     notebook(
-        "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n        return n\n    return count\ncount = make()"
+        "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n        return n\n"
+        "    return count\ncount = make()"
     )
     traversal = notebook.traversal("count")
 
