@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import marshal
 import pickle
 import sys
 import threading
@@ -97,6 +98,11 @@ class ChunkResult:
     started: float = 0.0
     pid: int = 0
 
+
+#: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or as a
+#: dict where not all are bound, elements if the loop has them).
+PLAIN = b"plain"
+Plain = tuple[Any, ...]
 
 Left = tuple[
     list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object, dict[str, str]
@@ -212,7 +218,7 @@ class _Run:
         if body.seed is None:
             _new_streams()
         self._global_random = self._random_state() if body.watch_random else None
-        self._pending: list[Left] = []
+        self._pending: list[tuple[Any, ...]] = []
         self._pending_first = 0
 
     def _hide(self) -> None:
@@ -251,10 +257,30 @@ class _Run:
         checked = first
         self._flushed = result.started
         _active.run = self
+        simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
+        self._raised: BaseException | None = None
         try:
+            begun = result.started
             for number, element in enumerate(elements, first):
-                begun = time.monotonic()
-                failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
+                if simple and self._simple_iteration(number, element):
+                    ended = time.monotonic()
+                    result.seconds.append(ended - begun)
+                    if ended - self._flushed > FLUSH_AFTER:
+                        if emit_records:
+                            self._flush(result, emit=True)
+                        if self._check_cost < CHECK_SHARE * (ended - begun):
+                            self._look_for_losses(checked, number, result)
+                            if result.lost:
+                                break
+                            checked = number + 1
+                        ended = time.monotonic()
+                    begun = ended
+                    continue
+                if simple:
+                    error, self._raised = self._raised, None
+                    failed = self._keep(number, error, {}, {}, [], result, emit_records)
+                else:
+                    failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
                 for _ in range(self.body.retries if failed else 0):
                     _emit(AGAIN, number)
                     self._forget(number, result)
@@ -262,10 +288,11 @@ class _Run:
                     if not failed:
                         break
                 ended = time.monotonic()
-                result.seconds.append(ended - begun)
+                took, begun = ended - begun, ended
+                result.seconds.append(took)
                 if failed:
                     break
-                if self._check_cost and self._check_cost < CHECK_SHARE * (ended - begun):
+                if self._check_cost and self._check_cost < CHECK_SHARE * took:
                     self._look_for_losses(checked, number, result)
                     if result.lost:
                         break
@@ -281,6 +308,42 @@ class _Run:
                 sys.modules[MAIN] = before
         self._flush(result, emit=False)
         return result
+
+    def _simple_iteration(self, number: int, element: Any) -> bool:
+        """Run an iteration over a plain element; False if it left more than plain values, and is still to be sent."""
+        namespace, log = self.namespace, self.log
+        for name in self.body.assigned:
+            if name in namespace:
+                del namespace[name]
+        if log:
+            log.clear()
+        if self.unbound:
+            self.unbound.clear()
+        namespace[ITEM] = element
+        try:
+            exec(self.body.code, namespace)
+        except BaseException as error:
+            self._raised = error
+            return False
+        for entry in log:
+            for part in entry:
+                if type(part) not in ATOMS:
+                    return False
+        bindings: Plain | dict[str, Any] = ()
+        try:
+            bindings = tuple([namespace[name] for name in self.body.assigned])
+            if not ATOMS.issuperset(map(type, bindings)):
+                return False
+        except KeyError:
+            bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
+            if not ATOMS.issuperset(map(type, bindings.values())):
+                return False
+        if self.unbound and not (type(bindings) is tuple):
+            return False
+        if not self._pending:
+            self._pending_first = number
+        self._pending.append((tuple(log), bindings))
+        return True
 
     def _forget(self, number: int, result: ChunkResult) -> None:
         """Drop what a failed attempt left."""
@@ -310,6 +373,20 @@ class _Run:
             exec(self.body.code, namespace)
         except BaseException as error:
             failure = error
+        return self._keep(number, failure, objects, states, rows, result, emit)
+
+    def _keep(
+        self,
+        number: int,
+        failure: BaseException | None,
+        objects: dict[int, object],
+        states: dict[int, watching.State],
+        rows: list[tuple[int, Any, Any, Any]],
+        result: ChunkResult,
+        emit: bool,
+    ) -> bool:
+        """Record what the iteration left that has just run; whether it raised."""
+        namespace, log = self.namespace, self.log
         value = namespace.pop(VALUE, None) if self.body.yields else None
         namespace.pop(ITEM, None)
         for site, container, key, before in rows:
@@ -325,10 +402,12 @@ class _Run:
                 else:
                     changes.append((key, *content))
         left: Left = (list(log), bindings, unbound, changes, value, {})
-        if not objects and failure is None and _is_plain(left):
+        if not objects and failure is None and not unbound and _is_plain(left):
             if not self._pending:
                 self._pending_first = number
-            self._pending.append(left)
+            self._pending.append(
+                (tuple(log), bindings, value) if value is not None else (tuple(log), bindings)
+            )
         else:
             self._flush(result, emit=emit and failure is None)
             known = self.known
@@ -388,7 +467,7 @@ class _Run:
         """Send the plain iterations that have gathered."""
         if not self._pending:
             return
-        record: tuple[int, bytes, list[Any]] = (self._pending_first, pickle.dumps(self._pending, 5), [])
+        record: tuple[int, bytes, list[Any]] = (self._pending_first, PLAIN + marshal.dumps(self._pending), [])
         self._pending = []
         self._send(record, result, emit)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import gc
 import html
+import marshal
 import operator
 import pickle
 import sys
@@ -33,7 +35,7 @@ from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.interrupts import Interrupts
-from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
 from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
@@ -265,6 +267,7 @@ class _Chunk:
     events: list[tuple[str, Any]] = field(default_factory=list)
     records: dict[int, tuple[bytes, list[Any]]] = field(default_factory=dict)
     shown: int = 0
+    merged: bool = False
     result: ChunkResult | None = None
     error: Error | None = None
 
@@ -807,7 +810,9 @@ class LoopRun:
         result = chunk.result
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
-        for number, left in self._iterations_of(chunk):
+        if lost_from is None and failure is None and not chunk.objects and not self.parfor.yields:
+            self._merge_plain(chunk)
+        for number, left in () if chunk.merged else self._iterations_of(chunk):
             if lost_from is not None and number >= lost_from:
                 break
             if failure is not None and number == failure.iteration and self.options.on_error == "collect":
@@ -834,6 +839,30 @@ class LoopRun:
                 raise error
             yield from self._collect(done, error, chunk)
 
+    def _merge_plain(self, chunk: _Chunk) -> None:
+        """The same for the commonest chunk, without looking at each iteration for what it cannot have."""
+        assert self.replayer is not None
+        apply, apply_plain = self.replayer.apply, self.replayer.apply_plain
+        chunk.merged = True
+        for first in sorted(chunk.records):
+            data, buffers = chunk.records[first]
+            number = first
+            plain = data.startswith(PLAIN)
+            lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
+            try:
+                if plain:
+                    for number, (entries, values) in enumerate(lefts, first):
+                        apply_plain(entries, values)
+                else:
+                    for number, left in enumerate(lefts, first):
+                        apply(left, {})
+            except Exception as error:
+                bindings = self.replayer.by_name(lefts[number - first][1])
+                raise self._note(without_frames_of(error, _OWN_FILES), number, bindings) from None
+            finally:
+                self.report.iterations += number - first
+            self.report.iterations += 1
+
     def _values(self, left: Left) -> list[Any]:
         value = left[4]
         assert isinstance(value, list)
@@ -844,6 +873,13 @@ class LoopRun:
         for first in sorted(chunk.records):
             data, buffers = chunk.records[first]
             objects = chunk.objects[first - chunk.first] if chunk.objects else {}
+            if data.startswith(PLAIN):
+                assert self.replayer is not None
+                for offset, (entries, values, *elements) in enumerate(_load_plain(data)):
+                    bindings = self.replayer.by_name(values)
+                    value = elements[0] if elements else None
+                    yield first + offset, (list(entries), bindings, [], [], value, {})
+                continue
             for offset, left in enumerate(self._load(data, buffers, objects) if data else buffers):
                 yield first + offset, left
 
@@ -1059,6 +1095,18 @@ def _warn(
     warnings.warn_explicit(message, category, file_name, line, module, registry)
 
 
+def _load_plain(data: bytes) -> list[Any]:
+    """Iterations of a plain record; nothing in them can be part of a cycle."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        found: list[Any] = marshal.loads(memoryview(data)[len(PLAIN) :])
+    finally:
+        if collecting:
+            gc.enable()
+    return found
+
+
 def _size_of(records: Iterable[tuple[bytes, list[Any]]]) -> int:
     return sum(len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) for data, buffers in records)
 
@@ -1072,7 +1120,6 @@ def _brief(value: object) -> str:
 
 
 def _reaches(value: object, target: object, depth: int = 4) -> bool:
-    import gc
 
     seen: set[int] = set()
     layer: list[object] = [value]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ipyparcache.analysis.parfor import HOLE, Parfor
 from ipyparcache.cells import watching
-from ipyparcache.cells.iteration import Left, Traceback
+from ipyparcache.cells.iteration import Left, Plain, Traceback
 
 
 class Replayer:
@@ -33,11 +33,10 @@ class Replayer:
         """Do to the namespace what one iteration did; an error is raised where the serial loop would raise it."""
         entries, bindings, unbound, changes, _, dropped = left
         sites = self.sites
-        done = 0
+        done = -1
         try:
-            for entry in entries:
+            for done, entry in enumerate(entries):
                 sites[entry[0]](*entry[1:])
-                done += 1
         except Exception:
             line = self.parfor.sites[entries[done][0]].line
             before = self.parfor.assigned_at
@@ -50,6 +49,29 @@ class Replayer:
         self.dropped.update(dropped)
         for number, how, content in changes:
             watching.put_content(objects[number], how, content)
+
+    def apply_plain(self, entries: Plain, bindings: Plain | dict[str, object]) -> None:
+        """The same for an iteration that left plain values only."""
+        sites = self.sites
+        done = -1
+        try:
+            for done, entry in enumerate(entries):
+                sites[entry[0]](*entry[1:])
+        except Exception:
+            line = self.parfor.sites[entries[done][0]].line
+            before = self.parfor.assigned_at
+            self._bind({n: v for n, v in self.by_name(bindings).items() if before.get(n, 0) <= line}, ())
+            raise
+        if type(bindings) is tuple:
+            self.namespace.update(zip(self.parfor.temporaries, bindings, strict=True))
+        elif bindings:
+            self._bind(self.by_name(bindings), ())
+
+    def by_name(self, bindings: Plain | dict[str, object]) -> dict[str, object]:
+        """Bindings of a plain iteration as a dict."""
+        if isinstance(bindings, dict):
+            return bindings
+        return dict(zip(self.parfor.temporaries, bindings, strict=True))
 
     def _bind(self, bindings: Mapping[str, object], unbound: Sequence[str]) -> None:
         for name in unbound:
