@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,10 +36,31 @@ from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import put_state
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
 from ipyparcache.kernel import outputs
-from ipyparcache.kernel.namespace import interrupts_deferred, rebind, user_bindings
+from ipyparcache.kernel.namespace import (
+    interrupt_main_thread,
+    interrupts_deferred,
+    rebind,
+    user_bindings,
+)
 from ipyparcache.kernel.outputs import Record, recording, replay
 from ipyparcache.kernel.running import Body
+from ipyparcache.progress.tracker import Tracker
+from ipyparcache.progress.widget import show
+from ipyparcache.storage.compression import parse_codec
 from ipyparcache.storage.entry import Entries, Entry, open_entries
+
+RESTORE_BYTES_PER_SECOND = 1e9  # of entries, about; and what a hit costs besides
+RESTORE_SECONDS = 0.003
+BAR_FROM_SECONDS = 1.0  # a cell that took less the last time gets no bar
+
+
+def codec_of(text: str) -> tuple[str, int | None] | None:
+    """`lz4` or `zlib:6` as a codec's name and level."""
+    name, colon, level = text.partition(":")
+    if colon and not level.isdigit():
+        raise ValueError("a level is a whole number, as in zlib:6")
+    return parse_codec((name, int(level)) if colon else name)
+
 
 CACHED_OPTIONS = (
     Option("--ignore", "leave these names out of the key", names_list, "NAME,…", ()),
@@ -48,7 +70,7 @@ CACHED_OPTIONS = (
     Option("--expires", "run again after this time", settings.parse_duration, "7d"),
     Option("--force", "run and replace the entry", None, "", False),
     Option("--dir", "another store", str, "DIR"),
-    Option("--compress", "compress the entry", str, "[CODEC[:LEVEL]]", None, "", "zlib"),
+    Option("--compress", "compress the entry", codec_of, "[CODEC[:LEVEL]]", None, "", ("zlib", None)),
     Option("--trust-shell", "cache a cell that runs shell commands", None, "", False),
     Option("--verify", "run this share of hits again and compare", share, "SHARE", 0.0),
     Option("--plain", "status as text on stderr instead of HTML", None, "", False),
@@ -69,7 +91,7 @@ class CachedOptions:
     expires: float | None = None
     force: bool = False
     dir: str | None = None
-    compress: str | None = None
+    compress: tuple[str, int | None] | None = None
     trust_shell: bool = False
     verify: float = 0.0
     plain: bool = False
@@ -130,6 +152,8 @@ class _Cell:
     entries: Entries | None = None
     inputs: Inputs | None = None
     no_key: str | None = None  # why the cell runs without being stored
+    expected: float | None = None  # seconds that its last run took, if one is known
+    doubted: Entry | None = None  # the hit that this run is to be compared with
     why_missed: str = ""
     changes: tuple[runs.InputChange, ...] = ()
 
@@ -176,6 +200,9 @@ async def run_cached(
     cell = _Cell(shell, body, options, execute, variant, started, identity, [])
     with ExitStack() as held:
         prepared = _guarded(cell, lambda: _look_up(cell, held))
+        if prepared is not None and random.SystemRandom().random() < options.verify:
+            cell.doubted, prepared = prepared[0], None
+            cell.why_missed = "--verify chose it"
         if prepared is not None:
             run = _restore(cell, *prepared)
         else:
@@ -256,11 +283,13 @@ def _explain(cell: _Cell) -> None:
     """Why no entry fits: the input that differs from the latest run of the same cell."""
     assert cell.entries is not None
     assert cell.inputs is not None
+    recent = cell.entries.recent(cell.identity)
+    if recent:
+        cell.expected = float(recent[0].get("seconds", 0.0))
     if cell.options.force:
         cell.why_missed = "--force was given"
     if cell.why_missed:
         return
-    recent = cell.entries.recent(cell.identity)
     if not recent:
         cell.why_missed = "no run of this cell is stored"
         return
@@ -330,7 +359,11 @@ async def _run(cell: _Cell) -> Run:
     hidden = cell.shell.user_ns_hidden
     before = user_bindings(cell.namespace, hidden)
     process_before = environment.process_state()
-    with openfiles.watch() as seen, recording(cell.shell, record, silenced=cell.body.silenced):
+    with (
+        _bar(cell),
+        openfiles.watch() as seen,
+        recording(cell.shell, record, silenced=cell.body.silenced),
+    ):
         began = time.perf_counter()
         error = await cell.execute(cell.body)
         body_seconds = time.perf_counter() - began
@@ -376,6 +409,14 @@ def _store(
     process = environment.process_changes(process_before)
     kept = keeping.keep(cell.source(), left, record.values, record.events(), process)
     inputs.summarise(cell.inputs)
+    if cell.doubted is not None:
+        _compare_runs(cell, kept)
+    if (
+        cell.options.auto
+        and auto.min_seconds()
+        and _costs_more_than_it_saves(kept, cell.inputs, body_seconds)
+    ):
+        raise NotStorable("bringing it back would take longer than running it")
     manifest = {
         "format": FORMAT,
         "identity": cell.identity,
@@ -388,10 +429,17 @@ def _store(
         "definitions": kept.definitions,
         "seconds": body_seconds,
         "ran": time.time(),
+        "left": kept.digests,
     }
     trace = blake3.blake3(json.dumps(observed, sort_keys=True).encode()).hexdigest(8)
     size = cell.entries.write(
-        cell.inputs.key, trace, manifest, kept.pickled, kept.buffers, seconds=body_seconds
+        cell.inputs.key,
+        trace,
+        manifest,
+        kept.pickled,
+        kept.buffers,
+        seconds=body_seconds,
+        codec=cell.options.compress,
     )
     cell.entries.remember(cell.identity, cell.inputs.key)
     return Run(
@@ -406,6 +454,33 @@ def _store(
         key=cell.inputs.key,
         trace=trace,
     )
+
+
+def _compare_runs(cell: _Cell, kept: keeping.Kept) -> None:
+    """Warn if a run left something else than the stored run with the same inputs."""
+    assert cell.doubted is not None
+    before: Mapping[str, str] = cell.doubted.manifest.get("left", {})
+    differing = sorted(
+        name for name in {*before, *kept.digests} if before.get(name) != kept.digests.get(name)
+    )
+    if differing:
+        cell.warnings.append(
+            f"--verify: {runs.joined(tuple(differing))} came out otherwise than in the stored run, although "
+            "every input is as it was: the cell depends on something that is no input (the clock, the network, "
+            "an unseeded generator); name it with --key or let the entry end with --expires"
+        )
+
+
+def _costs_more_than_it_saves(kept: keeping.Kept, found: Inputs, body_seconds: float) -> bool:
+    size = len(kept.pickled) + sum(int(buffer.raw().nbytes) for buffer in kept.buffers)
+    return bool(RESTORE_SECONDS + found.seconds + size / RESTORE_BYTES_PER_SECOND > body_seconds)
+
+
+def _bar(cell: _Cell) -> AbstractContextManager[object]:
+    """A bar with the time that is left, going by the last run."""
+    if cell.expected is None or cell.expected < BAR_FROM_SECONDS or cell.options.quiet:
+        return nullcontext()
+    return show(Tracker(None, "cell", cell.expected), interrupt_main_thread, keep="never")
 
 
 # -- telling ---------------------------------------------------------------------------------------

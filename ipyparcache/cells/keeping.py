@@ -44,6 +44,7 @@ class Kept:
     names: list[str]
     deleted: list[str]
     definitions: list[int]  # statements of the cell that a hit executes again
+    digests: dict[str, str]  # of what it left, by name, to compare another run with
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def keep(
     except NotStorable as error:
         raise NotStorable(_blame(source, payload, known, error)) from error
     _try_out(source, original, known, defined, repeated, pickled, buffers)
-    return Kept(pickled, buffers, sorted(left.bound), left.deleted, repeated)
+    digests = {root: digest.hex() for root, digest in original.digests.items()}
+    return Kept(pickled, buffers, sorted(left.bound), left.deleted, repeated, digests)
 
 
 def unpack(

@@ -171,7 +171,9 @@ def _take(
     if attached is None:
         following, after = _next_word(magic, rest) if rest else ("", "")
         alone = not rest or (following.startswith("-") and not re.fullmatch(r"-[\d.]+", following))
-        if option.optional_value is not None and (alone or not _fits(option, following)):
+        if option.optional_value is not None and (
+            alone or (following.isidentifier() and not _fits(option, following))
+        ):
             values[option.field] = option.optional_value
             return rest
         if alone:

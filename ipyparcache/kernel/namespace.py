@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import re
 import signal
 import threading
@@ -71,3 +72,12 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if waiting and callable(previous):
             previous(*waiting[0])
+
+
+def interrupt_main_thread() -> None:
+    """Send the interrupt that the kernel's stop button sends; may be called from any thread."""
+    main = threading.main_thread()
+    if main.ident is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main.ident, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

@@ -456,6 +456,29 @@ def test_an_entry_that_does_not_load_is_a_miss(cell, cached, names, monkeypatch)
     assert names["y"] == [1]
 
 
+def test_verify_runs_a_hit_again_and_tells_what_differs(cell, cached, capsys):
+    cell("import time")
+    body = "y = time.perf_counter_ns()\nz = 1"
+    cached(body, "--verify 100%")
+    assert cached(body, "--verify 0") == "hit"
+    assert cached(body, "--verify 100%") == "miss"
+
+    assert "--verify: y came out otherwise" in capsys.readouterr().out
+    assert cached("z = 1", "--verify 100%") == "miss"
+    assert cached("z = 1", "--verify 100%") == "miss"
+    assert "came out otherwise" not in capsys.readouterr().out
+
+
+def test_an_entry_can_be_compressed(cell, cached, names, restart):
+    body = "import numpy as np\na = np.zeros(500_000)"
+    assert cached(body, "--compress lz4") == "miss"
+    assert last_run().bytes < 200_000
+    restart()
+
+    assert cached(body, "--compress lz4") == "hit"
+    assert names.pop("a").sum() == 0
+
+
 # -- what is shown ---------------------------------------------------------------------------------
 
 
@@ -578,6 +601,7 @@ def test_time_below_runs_live_around_the_cell(cell, capsys):
     ("line", "said"),
     [
         ("--forse", "did you mean `--force`?"),
+        ("--compress zlib:x", "a level is a whole number"),
         ("--expires soon", "no duration"),
         ("3x", "neither an option nor"),
     ],
