@@ -48,6 +48,8 @@ class Body:
         Entropy of the loop's random streams, or None.
     watch_random
         Whether the global generators were seeded, so that drawing from them without a seed would be lost.
+    secret
+        With `--cached`: keys the digests of environment variables that the iteration reads.
     own_rows
         Containers of which each iteration has its own item: name, site that puts it back, whether the key is the
         first part of the element.
@@ -63,6 +65,7 @@ class Body:
     yields: bool
     watch_random: bool
     retries: int
+    secret: bytes | None
     own_rows: tuple[tuple[str, int, bool], ...]
     exempt: frozenset[int]
     parcel: bytes
@@ -88,7 +91,9 @@ class ChunkResult:
     records
         Of iterations in order: number of the first, pickle of a list of `Left`, its buffers.
     lost
-        Changed objects of the parcel by number, and changed names: (first iteration, number or None, name).
+        Changed objects of the parcel by number, and changed names: (first iteration, last, number or None, name).
+    observed
+        With `--cached`: what the iteration asked of files and environment; None if it cannot be stored.
     """
 
     records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
@@ -97,6 +102,7 @@ class ChunkResult:
     seconds: list[float] = field(default_factory=list)
     started: float = 0.0
     pid: int = 0
+    observed: list[Any] | None = None
 
 
 #: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or as a
@@ -215,6 +221,7 @@ class _Run:
         }
         self._hidden = hidden | set(body.assigned)
         self._check_cost = 0.0
+        self._refers = False
         if body.seed is None:
             _new_streams()
         self._global_random = self._random_state() if body.watch_random else None
@@ -259,6 +266,9 @@ class _Run:
         _active.run = self
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
         self._raised: BaseException | None = None
+        self._refers = False
+        seen = _watched(self.body.secret)
+        observed = seen.__enter__() if seen is not None else None
         try:
             begun = result.started
             for number, element in enumerate(elements, first):
@@ -300,6 +310,8 @@ class _Run:
             if not result.lost and checked < first + len(result.seconds):
                 self._look_for_losses(checked, first + len(result.seconds) - 1, result)
         finally:
+            if seen is not None:
+                seen.__exit__(None, None, None)
             _active.run = None
             watch.end()
             if self.random is not None:
@@ -307,6 +319,8 @@ class _Run:
             if before is not None:
                 sys.modules[MAIN] = before
         self._flush(result, emit=False)
+        if observed is not None and result.failure is None and not result.lost and not self._refers:
+            result.observed = _rows_of(observed)
         return result
 
     def _simple_iteration(self, number: int, element: Any) -> bool:
@@ -460,7 +474,9 @@ class _Run:
         buffers: list[pickle.PickleBuffer] = []
         kind = travel.ReturnerOfObjects if objects or self.with_objects else travel.Returner
         pickler = kind(file, self.arrived, known, self.is_local, buffers)
+        pickler.by_names = self.body.secret is not None
         pickler.dump(value)
+        self._refers = self._refers or pickler.refers
         return file.getvalue(), list(buffers)
 
     def _flush(self, result: ChunkResult, *, emit: bool) -> None:
@@ -655,6 +671,26 @@ def _differs(name: str, attribute: str, value: object) -> bool:
     if type(value) in ATOMS:
         return type(here) in ATOMS and (type(here) is not type(value) or repr(here) != repr(value))
     return True
+
+
+def _watched(secret: bytes | None) -> Any:
+    """A watch of what is asked of the file system, with `--cached`."""
+    if secret is None:
+        return None
+    from ipyparcache.digest import environment, openfiles
+
+    environment.use_secret(secret)
+    return openfiles.watch()
+
+
+def _rows_of(seen: Any) -> list[Any] | None:
+    from ipyparcache.digest import environment
+    from ipyparcache.errors import Unrepeatable
+
+    try:
+        return [tuple(row) for row in environment.observed_rows(seen)]
+    except Unrepeatable:
+        return None
 
 
 _MISSING = object()

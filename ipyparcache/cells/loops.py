@@ -36,6 +36,7 @@ from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
@@ -117,6 +118,7 @@ class LoopReport:
     errors: list[IterationError] = field(default_factory=list)
     partial: dict[int, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    restored: int = 0
 
 
 @dataclass
@@ -191,6 +193,7 @@ def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fres
     try:
         run.prepare()
         run.start()
+        run.open_cache(step.statement)
     except LoopRefused as error:
         if fresh:
             raise
@@ -210,6 +213,7 @@ def _run_comprehension(
     try:
         run.prepare()
         run.start()
+        run.open_cache(step.original)
     except LoopRefused as error:
         if fresh:
             raise
@@ -268,6 +272,7 @@ class _Chunk:
     records: dict[int, tuple[bytes, list[Any]]] = field(default_factory=dict)
     shown: int = 0
     merged: bool = False
+    key: str | None = None
     result: ChunkResult | None = None
     error: Error | None = None
 
@@ -294,6 +299,10 @@ class LoopRun:
         self.jobs = jobs_of(self.options.jobs)
         self.chunks: dict[int, _Chunk] = {}
         self.sent = 0
+        self.by_task: dict[int, _Chunk] = {}
+        self._tasks_sent = 0
+        self.cache: LoopCache | None = None
+        self._key: str | None = None
         self.merged = 0
         self._iterations_sent = 0
         self._mean: float | None = None
@@ -384,6 +393,14 @@ class LoopRun:
         return all(
             site.method in ("item", "augmented", "own") for site in self.parfor.sites if name in site.roots
         )
+
+    def open_cache(self, statement: ast.stmt) -> None:
+        """With `--cached`: find the entries of the loop's iterations."""
+        if not self.options.cached or self._is_threaded:
+            return
+        self.cache, why = open_cache(self.parfor, statement, self.namespace, self.options.seed)
+        if self.cache is None:
+            self.report.notes.append(f"the iterations are not kept: {why}")
 
     def _check_guards(self) -> None:
         """A replayed write inside of a `try` must be one that cannot raise."""
@@ -528,6 +545,7 @@ class LoopRun:
                 parfor.yields,
                 self.options.seed is None and _any_seeded(),
                 self.options.retries,
+                self.cache.entries.secret if self.cache is not None else None,
                 tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
                 self.exempt,
                 self.parcel.data,
@@ -554,14 +572,14 @@ class LoopRun:
                 ended = True
             finally:
                 self.interrupts.waiting = True
-            if items:
+            if items and not self._restored(items):
                 yield self._chunk_of(items)
             if ended:
                 return
 
     def _size(self) -> int:
         options = self.options
-        if options.timeout is not None or options.retries or options.on_error == "collect":
+        if options.timeout is not None or options.retries or options.on_error == "collect" or self.cache:
             return 1
         if options.chunk is not None:
             return options.chunk
@@ -590,10 +608,34 @@ class LoopRun:
                 objects.append(found)
             sent = Packed(tuple(parts))
         chunk = _Chunk(self.sent, first, len(items), objects)
+        chunk.key = self._key
+        self._enlist(chunk)
+        self.by_task[self._tasks_sent] = chunk
+        self._tasks_sent += 1
+        return first, sent, self.cache is None
+
+    def _enlist(self, chunk: _Chunk) -> None:
         self.chunks[chunk.number] = chunk
         self.sent += 1
-        self._iterations_sent += len(items)
-        return first, sent, True
+        self._iterations_sent += chunk.count
+
+    def _restored(self, items: Sequence[Any]) -> bool:
+        """Whether the iteration over these elements (one of them) was found in the store, and enlisted as over."""
+        if self.cache is None:
+            return False
+        number = self._iterations_sent
+        key = self._key = self.cache.key_of(number, items[0])
+        found = self.cache.find(key) if key is not None else None
+        if found is None:
+            return False
+        data, buffers, events = found
+        chunk = _Chunk(self.sent, number, 1, [], events)
+        chunk.records[number] = (data, buffers)
+        chunk.result = ChunkResult()
+        self._enlist(chunk)
+        self._tracker.from_cache(1)
+        self.report.restored += 1
+        return True
 
     # running
 
@@ -650,6 +692,7 @@ class LoopRun:
                 yield from self._merge_ready()
                 if self._source_error is not None and self._source_error[0] == self.report.iterations:
                     break
+            yield from self._merge_ready()
             if self.interrupts.asked.is_set():
                 raise KeyboardInterrupt
             self._check_states(before)
@@ -714,7 +757,7 @@ class LoopRun:
             self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
 
     def _take_event(self, number: int, event: object) -> None:
-        chunk = self.chunks[number]
+        chunk = self.by_task[number]
         if isinstance(event, Output):
             chunk.events.append((event.stream, event.data))
         elif isinstance(event, Emitted):
@@ -731,7 +774,7 @@ class LoopRun:
                 chunk.records.pop(rest[0], None)
             else:
                 chunk.events.append(("", (kind, rest[0])))
-        if number == self.merged and not self.options.retries:
+        if chunk.number == self.merged and not self.options.retries:
             self._show(chunk)
 
     def _show(self, chunk: _Chunk) -> None:
@@ -743,8 +786,9 @@ class LoopRun:
                 self.host.write(stream, bytes(data).decode("utf-8", "replace"))
             else:
                 self._show_special(*data)
-        chunk.events.clear()
-        chunk.shown = 0
+        if self.cache is None:
+            chunk.events.clear()
+            chunk.shown = 0
 
     def _show_special(self, kind: int, payload: Any) -> None:
         if kind == iteration.DISPLAY:
@@ -764,7 +808,7 @@ class LoopRun:
             logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
 
     def _take_outcome(self, number: int, outcome: Outcome) -> None:
-        chunk = self.chunks[number]
+        chunk = self.by_task.pop(number)
         if isinstance(outcome, Value):
             result = outcome.value
             assert isinstance(result, ChunkResult)
@@ -782,6 +826,9 @@ class LoopRun:
             ended = result.started + sum(result.seconds)
             self._tracker.done_batch(ran, sum(result.seconds), result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
+            if self.cache is not None and result.observed is not None and chunk.key is not None:
+                record = chunk.records[chunk.first]
+                self.cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
             if result.failure is not None or result.lost:
                 self._stop_feeding = (
                     self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)

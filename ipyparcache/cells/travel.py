@@ -118,6 +118,15 @@ def live(side: str, number: int) -> object:
     return _arrival.resolve((side, number))
 
 
+def named(where: str, name: str) -> object:
+    """The function or class that the kernel has under this name now."""
+    first, *rest = name.split(".")
+    found: object = space(where)[first]
+    for part in rest:
+        found = getattr(found, part)
+    return found
+
+
 def view(owner: Any, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> object:
     """A view of a live array."""
     import numpy as np
@@ -627,6 +636,8 @@ class Returner(Traveller):
     ) -> None:
         super().__init__(file, {MAIN: arrived.namespace}, is_local, buffers)
         self.known = known
+        self.by_names = False
+        self.refers = False
         for name, values in arrived.spaces.items():
             if not name.startswith("@"):
                 self.spaces[id(values)] = name
@@ -636,6 +647,9 @@ class Returner(Traveller):
         """Functions, classes and modules of the caller by number; views of its arrays as views."""
         key = self.known.get(id(obj))
         if key is not None:
+            if self.by_names and (where := self._name_of(obj)) is not None:
+                return named, where
+            self.refers = True
             return live, key
         kind = type(obj)
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.base is not None:
@@ -644,10 +658,23 @@ class Returner(Traveller):
                 return found
         return super().reducer_override(obj)
 
+    def _name_of(self, obj: Any) -> tuple[str, str] | None:
+        """Space and name of a function or class, if it is found there."""
+        name = getattr(obj, "__qualname__", None)
+        values = self.by_name.get(getattr(obj, "__module__", None) or "")
+        if not isinstance(name, str) or values is None:
+            return None
+        first, *rest = name.split(".")
+        found = values.get(first)
+        for part in rest:
+            found = getattr(found, part, None)
+        return (obj.__module__, name) if found is obj else None
+
     def _view(self, obj: Any) -> Any:
         owner = obj.base
         while owner is not None:
             key = self.known.get(id(owner))
+            self.refers = self.refers or key is not None
             if key is not None and type(owner) is type(obj) and owner.flags.c_contiguous:
                 offset = obj.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
                 if 0 <= offset <= owner.nbytes:
@@ -662,7 +689,11 @@ class ReturnerOfObjects(Returner):
 
     def persistent_id(self, obj: Any) -> Any:
         """The caller's name of the object."""
-        return self.known.get(id(obj))
+        key = self.known.get(id(obj))
+        if key is None or (self.by_names and isinstance(obj, DEFINITIONS)):
+            return None
+        self.refers = True
+        return key
 
 
 def load_result(
