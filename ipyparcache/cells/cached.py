@@ -466,7 +466,7 @@ def _compare_runs(cell: _Cell, kept: keeping.Kept) -> None:
     if differing:
         cell.warnings.append(
             f"--verify: {runs.joined(tuple(differing))} came out otherwise than in the stored run, although "
-            "every input is as it was: the cell depends on something that is no input (the clock, the network, "
+            "every input is as it was: it depends on something that is no input (the clock, the network, "
             "an unseeded generator); name it with --key or let the entry end with --expires"
         )
 

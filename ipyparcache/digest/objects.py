@@ -9,12 +9,14 @@ restored state belongs.
 from __future__ import annotations
 
 import builtins
+import operator
 import sys
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from blake3 import blake3
 
@@ -228,9 +230,8 @@ class Traversal:
         for base in cls.__mro__:
             if not base.__flags__ & (1 << 9) or modules.is_user_code(module_of(base)):
                 continue
-            for name, value in list(class_dict(base).items()):
-                if is_user_definition(value):
-                    self._pending.append((f"patch {module_of(base)}.{base.__qualname__}.{name}", value))
+            for name, value in _patches_of(base):
+                self._pending.append((f"patch {module_of(base)}.{base.__qualname__}.{name}", value))
 
     @property
     def memory_sharing(self) -> list[tuple[tuple[str, int], tuple[str, int], int]]:
@@ -420,6 +421,24 @@ def _size_of(value: Any) -> str:
     if cls in (list, tuple, dict, set, frozenset, str, bytes, bytearray, deque):
         return str(len(value))
     return ""
+
+
+# Attributes of library classes as they were when they were last looked through, and what was the user's
+# among them.
+_looked_through: WeakKeyDictionary[type, tuple[list[object], list[tuple[str, object]]]] = WeakKeyDictionary()
+
+
+def _patches_of(cls: type) -> list[tuple[str, object]]:
+    """Attributes that the user put on a class of a distribution; looked for again only if one was
+    replaced."""
+    attributes = class_dict(cls)
+    now = list(attributes.values())
+    known = _looked_through.get(cls)
+    if known is not None and len(known[0]) == len(now) and all(map(operator.is_, known[0], now)):
+        return known[1]
+    found = [(name, value) for name, value in list(attributes.items()) if is_user_definition(value)]
+    _looked_through[cls] = now, found
+    return found
 
 
 # ---- for other rooms
