@@ -104,7 +104,6 @@ def session_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Folders that would cost seconds to fill anew for each test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))  # its font cache
-        patch.setenv("MPLBACKEND", os.environ.get("MPLBACKEND", "agg"))
         yield
 
 
