@@ -204,7 +204,7 @@ class Session:
             resources={"metadata": {"path": str(folder)}},
         )
         self._environment = environment
-        self._log = folder / "kernel.log"
+        self._log = folder.with_suffix(".log")  # beside the folder, whose times the cells may ask for
 
     @contextmanager
     def kernel(self) -> Iterator[Session]:
