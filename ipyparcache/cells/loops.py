@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import gc
 import html
 import marshal
@@ -149,6 +150,10 @@ def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions)
     steps = steps_of(tree, facts)
     if isinstance(steps, Refusal):
         raise refused(steps)
+    loops = [step for step in steps if not isinstance(step, Serial)]
+    if options.background is not None and len(loops) > 1:
+        line = loops[1].parfor.line
+        raise refused(refusals.NotSupported(line, None, "--background takes a cell with one loop only"))
     return CellPlan(tuple(steps), facts, options)
 
 
@@ -167,8 +172,19 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
     """
     global _last
     _last = report = RunReport()
-    ran = False
-    for number, step in enumerate(plan.steps):
+    if plan.options.background is not None:
+        from ipyparcache.cells import background
+
+        background.start(plan, host, report)
+        return report
+    run_steps(plan, host, report, 0)
+    return report
+
+
+def run_steps(plan: CellPlan, host: Host, report: RunReport, first: int) -> None:
+    """Run the steps of a plan from the one numbered `first` on."""
+    ran = first > 0
+    for number, step in list(enumerate(plan.steps))[first:]:
         last = number == len(plan.steps) - 1
         try:
             if isinstance(step, Serial):
@@ -183,7 +199,6 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
             report.error = error
             raise
         ran = True
-    return report
 
 
 def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool) -> None:
@@ -221,7 +236,11 @@ def _run_comprehension(
         with run.iterable_at_hand() as place:
             host.run_statement(_with_iterable(step.original, step.parfor, place), last=last)
         return
-    stream = run.iterate()
+    fill(step, run.iterate(), host, last=last)
+
+
+def fill(step: Comprehension, stream: Generator[list[Any], None, None], host: Host, *, last: bool) -> None:
+    """Execute the statement around a comprehension with the elements of `stream` in its place."""
     values = (value for part in stream for value in part)
     found: object = values
     if step.kind == "list":
@@ -273,6 +292,7 @@ class _Chunk:
     shown: int = 0
     merged: bool = False
     key: str | None = None
+    decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
     result: ChunkResult | None = None
     error: Error | None = None
 
@@ -299,6 +319,8 @@ class LoopRun:
         self.jobs = jobs_of(self.options.jobs)
         self.chunks: dict[int, _Chunk] = {}
         self.sent = 0
+        self.holding = False
+        self.front = 0
         self.by_task: dict[int, _Chunk] = {}
         self._tasks_sent = 0
         self.cache: LoopCache | None = None
@@ -318,6 +340,11 @@ class LoopRun:
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
+
+    @property
+    def expected(self) -> int | None:
+        """How many iterations there will be, if the iterable tells."""
+        return self._left
 
     # before it starts
 
@@ -579,7 +606,8 @@ class LoopRun:
 
     def _size(self) -> int:
         options = self.options
-        if options.timeout is not None or options.retries or options.on_error == "collect" or self.cache:
+        apart = options.timeout is not None or options.retries or options.on_error == "collect"
+        if apart or self.cache is not None or options.order == "free":
             return 1
         if options.chunk is not None:
             return options.chunk
@@ -667,6 +695,25 @@ class LoopRun:
             self._settle_dropped()
 
     def _run_tasks(self) -> Iterator[list[Any]]:
+        tasks = self._begun()
+        try:
+            while (following := self._next_outcome(tasks)) is not None:
+                self._take_outcome(*following)
+                yield from self._merge_ready()
+                if self._source_error is not None and self._source_error[0] == self.report.iterations:
+                    break
+            yield from self._concluded()
+        except GeneratorExit:
+            self._note_read_ahead()
+            raise
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            tasks.close()
+
+    def _begun(self) -> Generator[tuple[int, Outcome], None, None]:
+        """The tasks of the loop, whose outcomes come as they are asked for."""
         options = Options(
             n_jobs=self.jobs,
             backend=BACKENDS.get(self.options.backend, self.options.backend),
@@ -677,7 +724,7 @@ class LoopRun:
             capture=True,
         )
         self._running = self._task()
-        before = self._states() if self._is_threaded else {}
+        self._states_before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
             self._running,
             self._elements(),
@@ -686,30 +733,59 @@ class LoopRun:
             cancelled=self.interrupts.asked,
         )
         assert isinstance(tasks, Generator)
+        return tasks
+
+    def _concluded(self) -> Iterator[list[Any]]:
+        """Merge what is left to merge and raise what ended the loop."""
+        yield from self._merge_ready()
+        if self.interrupts.asked.is_set():
+            raise KeyboardInterrupt
+        self._check_states(self._states_before)
+        if self._source_error is not None:
+            raise without_frames_of(self._source_error[1], _OWN_FILES)
+
+    def _abandon(self, error: BaseException) -> None:
+        self._stop_feeding = True
+        if isinstance(error, KeyboardInterrupt):
+            self._merge_interrupted()
+        self._keep_partial()
+        self._note_read_ahead()
+
+    def receive(self, tracker: Tracker) -> None:
+        """Run the loop without touching the namespace: `conclude` merges what it did."""
+        begun = time.monotonic()
+        self._tracker = tracker
+        self.holding = True
         try:
-            while (following := self._next_outcome(tasks)) is not None:
-                self._take_outcome(*following)
-                yield from self._merge_ready()
-                if self._source_error is not None and self._source_error[0] == self.report.iterations:
-                    break
-            yield from self._merge_ready()
-            if self.interrupts.asked.is_set():
-                raise KeyboardInterrupt
-            self._check_states(before)
-            if self._source_error is not None:
-                raise without_frames_of(self._source_error[1], _OWN_FILES)
+            tasks = self._begun()
+            try:
+                while (following := self._next_outcome(tasks)) is not None:
+                    self._take_outcome(*following)
+                    self._advance_front()
+            finally:
+                tasks.close()
+        finally:
+            self.report.seconds = time.monotonic() - begun
+
+    def conclude(self) -> Generator[list[Any], None, None]:
+        """After `receive`: merge what the iterations did, and raise what ended the loop."""
+        self.holding = False
+        try:
+            yield from self._concluded()
         except GeneratorExit:
-            self._note_read_ahead()
             raise
         except BaseException as error:
-            self._stop_feeding = True
-            if isinstance(error, KeyboardInterrupt):
-                self._merge_interrupted()
-            self._keep_partial()
-            self._note_read_ahead()
+            self._abandon(error)
             raise
         finally:
-            tasks.close()
+            self._settle_dropped()
+
+    def _advance_front(self) -> None:
+        while self.front in self.chunks and self.chunks[self.front].is_over:
+            self._show(self.chunks[self.front])
+            self.front += 1
+            if self.front in self.chunks and not self.options.retries:
+                self._show(self.chunks[self.front])
 
     def _next_outcome(self, tasks: Iterator[tuple[int, Outcome]]) -> tuple[int, Outcome] | None:
         self.interrupts.waiting = True
@@ -774,8 +850,18 @@ class LoopRun:
                 chunk.records.pop(rest[0], None)
             else:
                 chunk.events.append(("", (kind, rest[0])))
-        if chunk.number == self.merged and not self.options.retries:
+        live = self.front if self.holding else self.merged
+        if (chunk.number == live or self.options.order == "free") and not self.options.retries:
             self._show(chunk)
+
+    def _write(self, stream: str, data: bytes, chunk: _Chunk) -> None:
+        if stream not in chunk.decoders:
+            chunk.decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+        text = chunk.decoders[stream].decode(bytes(data))
+        if self.options.order == "free" and text:
+            mark = f"[{chunk.first}] "
+            text = mark + text[:-1].replace("\n", "\n" + mark) + text[-1]
+        self.host.write(stream, text)
 
     def _show(self, chunk: _Chunk) -> None:
         """Pass on what the chunk has put out so far."""
@@ -783,7 +869,7 @@ class LoopRun:
             stream, data = chunk.events[chunk.shown]
             chunk.shown += 1
             if stream:
-                self.host.write(stream, bytes(data).decode("utf-8", "replace"))
+                self._write(stream, data, chunk)
             else:
                 self._show_special(*data)
         if self.cache is None:

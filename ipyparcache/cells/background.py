@@ -1,0 +1,205 @@
+"""`--background NAME`: a loop that goes on while other cells run, and enters the namespace between two of them."""
+
+from __future__ import annotations
+
+import contextvars
+import html
+import threading
+from typing import Any
+
+from ipyparcache.analysis.parfor import VALUE, Comprehension, Loop, Serial
+from ipyparcache.cells import loops
+from ipyparcache.cells.loops import CellPlan, Host, LoopRun, RunReport
+from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
+from ipyparcache.progress.tracker import Snapshot, Tracker
+from ipyparcache.progress.widget import show
+
+
+class Handle:
+    """A loop that runs in the background.
+
+    Its results enter the namespace when `result` is called, or at the end of the cell that runs when they are
+    complete.
+    """
+
+    def __init__(self, name: str, plan: CellPlan, host: Host, report: RunReport, step: int) -> None:
+        self._name = name
+        self._plan = plan
+        self._host = host
+        self._report = report
+        self._step = step
+        self._over = threading.Event()
+        self._entered = False
+        self._failure: BaseException | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.RLock()
+        found = plan.steps[step]
+        assert isinstance(found, Loop | Comprehension)
+        self._loop = found
+        self._run = LoopRun(found.parfor, plan, host)
+        report.loops.append(self._run.report)
+        self._run.prepare()
+        self._run.start()
+        self._run.open_cache(found.original if isinstance(found, Comprehension) else found.statement)
+        self._tracker = Tracker(self._run.expected, f"{name} (line {found.parfor.line})")
+        self._tracker.start()
+        namespace = host.namespace
+        watched = {*found.parfor.changed, *found.parfor.temporaries}
+        self._before = {key: namespace.get(key, _MISSING) for key in watched}
+
+    def _start(self, *, quiet: bool, progress: bool) -> None:
+        keep = "never" if quiet else "always"
+        bar = show(self._tracker, self.cancel, keep=keep) if progress else None  # type: ignore[arg-type]
+
+        def work() -> None:
+            try:
+                self._run.receive(self._tracker)
+            except BaseException as error:
+                self._failure = error
+            finally:
+                self._tracker.finish("interrupted" if self._run.interrupts.asked.is_set() else "done")
+                if bar is not None:
+                    bar.close()
+                self._over.set()
+
+        # The copied context keeps what the loop prints below its own cell.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(
+            target=run, args=(work,), name=f"ipyparcache-{self._name}", daemon=True
+        )
+        self._thread.start()
+
+    def done(self) -> bool:
+        """Whether all iterations are over."""
+        return self._over.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all iterations are over, `timeout` seconds at most; whether they are."""
+        return self._over.wait(timeout)
+
+    def cancel(self) -> None:
+        """Begin no more iterations; what is finished in order is kept and enters the namespace."""
+        self._run.interrupts.asked.set()
+
+    @property
+    def progress(self) -> Snapshot:
+        """How far it is."""
+        return self._tracker.snapshot()
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the loop, let its results enter the namespace, and hand back the variables that it set.
+
+        Raises
+        ------
+        TimeoutError
+            If it is not over within `timeout` seconds.
+        BackgroundConflict
+            If a variable that the loop changes was rebound meanwhile.
+        """
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"{self._name} is not over after {timeout} s")
+        self._enter()
+        if self._error is not None:
+            raise self._error
+        return {key: self._host.namespace[key] for key in self._names() if key in self._host.namespace}
+
+    def _names(self) -> list[str]:
+        parfor = self._loop.parfor
+        names = [*parfor.changed, *parfor.temporaries]
+        if isinstance(self._loop, Comprehension):
+            from ipyparcache.analysis.flow import bound_names
+
+            names += sorted(bound_names(self._loop.original))
+        return names
+
+    def _enter(self) -> None:
+        """Merge once, in the thread that asks."""
+        with self._lock:
+            if self._entered:
+                return
+            self._entered = True
+            self._thread.join()
+            try:
+                self._merge()
+            except KeyboardInterrupt:
+                self._error = BackgroundCancelled(self._name, self._run.report.iterations)
+            except BaseException as error:
+                self._error = error
+
+    def _merge(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        namespace = self._host.namespace
+        for name in self._loop.parfor.changed:
+            if namespace.get(name, _MISSING) is not self._before[name]:
+                raise BackgroundConflict(self._name, name)
+        newer = {
+            name: namespace.get(name, _MISSING)
+            for name in self._loop.parfor.temporaries
+            if namespace.get(name, _MISSING) is not self._before[name]
+        }
+        last = self._step == len(self._plan.steps) - 1
+        stream = self._run.conclude()
+        try:
+            if isinstance(self._loop, Comprehension):
+                loops.fill(self._loop, stream, self._host, last=last)
+            else:
+                for _ in stream:
+                    continue
+                for statement in self._loop.parfor.orelse:
+                    self._host.run_statement(statement, last=False)
+        finally:
+            namespace.pop(VALUE, None)
+            for name, value in newer.items():
+                if value is not _MISSING:
+                    namespace[name] = value
+                text = f"`{name}` was set by another cell while {self._name} ran and keeps that value"
+                self._host.show_note(f"<div>{html.escape(text)}</div>", text)
+        loops.run_steps(self._plan, self._host, self._report, self._step + 1)
+
+    def _enter_between_cells(self, *_: object) -> None:
+        """At the end of a cell: if the loop is over, its results enter now."""
+        if not self._over.is_set() or self._entered:
+            return
+        _forget(self)
+        self._enter()
+        if self._error is not None:
+            text = f"{self._name} ended with {type(self._error).__name__}: {self._error}"
+            self._host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
+
+    def __repr__(self) -> str:
+        return self._tracker.summary_text()
+
+    def _repr_html_(self) -> str:
+        return self._tracker.summary_html()
+
+
+_MISSING = object()
+_waiting: dict[int, tuple[Any, Any]] = {}
+
+
+def start(plan: CellPlan, host: Host, report: RunReport) -> Handle:
+    """Run the statements above the loop of a cell, start the loop, and bind its handle."""
+    name = plan.options.background
+    assert name is not None
+    step = next(n for n, found in enumerate(plan.steps) if not isinstance(found, Serial))
+    for found in plan.steps[:step]:
+        assert isinstance(found, Serial)
+        host.run_statement(found.statement, last=False)
+    handle = Handle(name, plan, host, report, step)
+    host.namespace[name] = handle
+    shell = getattr(host, "shell", None)
+    if shell is not None:
+        shell.events.register("post_run_cell", handle._enter_between_cells)
+        _waiting[id(handle)] = shell, handle._enter_between_cells
+    wanted = plan.options.progress is not False and not plan.options.no_progress
+    handle._start(quiet=plan.options.quiet, progress=wanted)
+    return handle
+
+
+def _forget(handle: Handle) -> None:
+    found = _waiting.pop(id(handle), None)
+    if found is not None:
+        shell, callback = found
+        if callback in shell.events.callbacks.get("post_run_cell", []):
+            shell.events.unregister("post_run_cell", callback)
