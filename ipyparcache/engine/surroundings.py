@@ -116,15 +116,17 @@ def _put_numpy(state: Any) -> None:
 
 
 def _take_pandas() -> Any:
+    """Options that are not at their default."""
     from pandas._config import config
 
     found: dict[str, Any] = {}
+    known = getattr(config, "_registered_options", {})
 
     def walk(prefix: str, tree: dict[str, Any]) -> None:
         for name, value in tree.items():
             if isinstance(value, dict):
                 walk(f"{prefix}{name}.", value)
-            else:
+            elif (option := known.get(prefix + name)) is None or option.defval != value:
                 found[prefix + name] = value
 
     walk("", getattr(config, "_global_config", {}))
@@ -133,30 +135,32 @@ def _take_pandas() -> Any:
 
 def _put_pandas(state: Any) -> None:
     import pandas as pd
+    from pandas._config import config
 
-    for name, value in state.items():
+    defaults = {name: option.defval for name, option in getattr(config, "_registered_options", {}).items()}
+    for name in _take_pandas().keys() | state.keys():
         with contextlib.suppress(Exception):
-            if pd.get_option(name) != value:
-                pd.set_option(name, value)
+            pd.set_option(name, state[name] if name in state else defaults[name])
 
 
 def _take_matplotlib() -> Any:
+    """Parameters that are not at their default; the backend is this process's own."""
     import matplotlib
 
-    # The backend is this process's own: a worker has no window and no notebook.
+    defaults = matplotlib.rcParamsDefault
     return {
         name: value
         for name, value in dict.items(matplotlib.rcParams)
-        if name not in ("backend", "interactive")
+        if name not in ("backend", "interactive") and dict.get(defaults, name) != value
     }
 
 
 def _put_matplotlib(state: Any) -> None:
     import matplotlib
 
-    for name, value in state.items():
-        if dict.get(matplotlib.rcParams, name) != value:
-            dict.__setitem__(matplotlib.rcParams, name, value)
+    for name in _take_matplotlib().keys() | state.keys():
+        value = state[name] if name in state else dict.get(matplotlib.rcParamsDefault, name)
+        dict.__setitem__(matplotlib.rcParams, name, value)
 
 
 # Library, how its settings are read, how they are put in place. They are read only where the library is
@@ -218,22 +222,61 @@ def _pickled_rows(state: dict[str, Any]) -> bytes:
     return pickle.dumps(rows, 5)
 
 
-_restored: list[tuple[str, Any]] = []
+_restored: list[tuple[str, bytes, Any]] = []  # name, pickle, value (for libraries only where it is loaded)
+
+
+class _ApplyWhenLoaded:
+    """An entry of `sys.meta_path` that gives a library the caller's settings as soon as it is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """The spec that the other finders give, its loader extended by the step that applies the settings."""
+        if name not in _LIBRARIES or not any(row[0] == name for row in _restored):
+            return None
+        for finder in sys.meta_path:
+            if isinstance(finder, _ApplyWhenLoaded) or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None and spec.loader is not None:
+                with contextlib.suppress(AttributeError):  # built-in loaders are classes: nothing to extend
+                    spec.loader.exec_module = _and_apply(spec.loader.exec_module, name)
+                return spec
+        return None
+
+
+def _and_apply(run: Callable[[Any], Any], name: str) -> Callable[[Any], None]:
+    def run_and_apply(module: Any) -> None:
+        run(module)
+        _apply_library(name)
+
+    return run_and_apply
+
+
+def _apply_library(name: str) -> None:
+    """Put the settings of a loaded library in place, if they are not."""
+    for row in _restored:
+        if row[0] == name:
+            # A setting that cannot be had here (another version) cannot matter to what runs here.
+            with contextlib.suppress(Exception):
+                value = pickle.loads(row[1])
+                take, put = _LIBRARIES[name]
+                if take() != value:
+                    put(value)
 
 
 def restore(pickled: bytes | None) -> None:
-    """Put a state in place on a worker; None is the one that was put in place last."""
+    """Put a state in place on a worker; None is the one that was put in place last.
+
+    Libraries that are not loaded here get their settings when they are.
+    """
     global _restored
     if pickled is not None:
-        rows = []
-        for name, data in pickle.loads(pickled):
-            try:
-                rows.append((name, pickle.loads(data)))
-            except Exception:
-                # A setting of a library that is not installed for this interpreter cannot matter to it.
-                continue
-        _restored = rows
-    for name, value in _restored:
+        _restored = [
+            (name, data, None if name in _LIBRARIES else pickle.loads(data))
+            for name, data in pickle.loads(pickled)
+        ]
+        if not any(isinstance(finder, _ApplyWhenLoaded) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _ApplyWhenLoaded())
+    for name, _, value in _restored:
         if name == "environ":
             _put_environment(value)
         elif name == "path":
@@ -252,9 +295,8 @@ def restore(pickled: bytes | None) -> None:
         elif name == "cwd":
             with contextlib.suppress(OSError):
                 os.chdir(value)
-        else:
-            with contextlib.suppress(Exception):
-                _LIBRARIES[name][1](value)
+        elif name in sys.modules:
+            _apply_library(name)
 
 
 def _put_environment(wanted: dict[Any, Any]) -> None:

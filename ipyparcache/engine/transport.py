@@ -36,6 +36,8 @@ OUT_OF_BAND = 64 << 10  # a buffer of this size leaves the pickle
 LARGE = 1 << 20  # a buffer of this size is shared by content, one copy for all workers
 ALIGNMENT = 64
 RECEIVE = 192 << 10
+_CLOSED_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 # Words at the start of a block, each 8 bytes and written by one side only.
 BATCH, COMMITTED, CANCEL, LOADED, STARTED, EVENTS = range(6)
@@ -210,7 +212,7 @@ class PacketChannel:
     def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
         """Send one message; False if there is no room and `wait` is not set."""
         data = marshal.dumps(message)
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        flags = 0 if wait else _NO_WAIT
         try:
             if fds:
                 self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], flags)
@@ -224,7 +226,7 @@ class PacketChannel:
         """The next message with its descriptors; None if there is none; EOFError if the other side is
         gone.
         """
-        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _CLOSED_ON_EXEC if wait else _CLOSED_ON_EXEC | _NO_WAIT
         try:
             size, ancillary, _, _ = self.socket.recvmsg_into([self._buffer], 1100, flags)
         except BlockingIOError:
@@ -277,7 +279,7 @@ class StreamChannel:
                     del self._pending[:size]
                     return message, []
             try:
-                data = self.socket.recv(1 << 16, 0 if wait else socket.MSG_DONTWAIT)
+                data = self.socket.recv(1 << 16, 0 if wait else _NO_WAIT)
             except BlockingIOError:
                 return None
             except ConnectionError as error:

@@ -46,6 +46,7 @@ from ipyparcache.engine.transport import (
 from ipyparcache.pickling import Buffers, dump_result
 
 RING_AFTER = 0.05  # seconds between two rings within a batch
+CHECK = 0.0002  # seconds between two looks at whether to stop or to ring
 SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
 SCALARS = frozenset({type(None), bool, int, float, complex, str})
 VALUE, FAR_VALUE, ERROR, FAR_ERROR = range(4)  # forms of an outcome that is no scalar
@@ -145,23 +146,18 @@ class Worker:
     def _columns(self, message: Message) -> tuple[Iterable[object], ...]:
         """The arguments of a batch, one column a parameter."""
         _, _, _, _, _, slot, form, constants, data, places, order, _ = message
-        if form == "m":
-            columns = list(data)
+        buffers: list[Buffer] = []
+        if places:
+            # One read for payload and buffers; the arrays are slices of this memory, which is ours.
+            start = places[0][0]
+            total = places[-1][0] + places[-1][1] - start
+            memory = memoryview(new_memory(total))
+            self.block.read_into(DOWN + slot, start, memory)
+            data, *pieces = [memory[at - start : at - start + size] for at, size in places]
+            buffers = [pieces[at] if at >= 0 else self.larges[-1 - at] for at in order]
         else:
-            buffers: list[Buffer] = []
-            if places:
-                # One read for payload and buffers; the arrays are slices of this memory, which is ours.
-                start = places[0][0]
-                total = places[-1][0] + places[-1][1] - start
-                memory = memoryview(new_memory(total))
-                self.block.read_into(DOWN + slot, start, memory)
-                pieces = [memory[at - start : at - start + size] for at, size in places]
-                if data is None:
-                    data, *pieces = pieces
-                buffers = [pieces[at] if at >= 0 else self.larges[-1 - at] for at in order]
-            else:
-                buffers = [self.larges[-1 - at] for at in order]
-            columns = list(pickle.loads(data, buffers=buffers))
+            buffers = [self.larges[-1 - at] for at in order]
+        columns = list(marshal.loads(data) if form == "m" else pickle.loads(data, buffers=buffers))
         for at, number in constants:
             columns[at] = repeat(self._shared_object(number))
         return tuple(columns)
@@ -284,8 +280,8 @@ class Worker:
             self.bell.send(("unread", batch, self._dump_error(error)))
             return
         rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=False) if columns else iter([()] * count)
-        if message[11] and columns:
-            rows = islice(rows, message[11], None)
+        if columns:
+            rows = islice(rows, message[11], message[11] + count)
         timed = bool(self.options.get("timeout"))
         capture = self.capture
         position = self.block.slot(slot)
@@ -303,23 +299,21 @@ class Worker:
         if capture:
             self.ends = (os.lseek(1, 0, 2), os.lseek(2, 0, 2))
             self.emitted = False
+        # A few hundred nanoseconds a task: what is not needed for each of them is looked at every `CHECK`
+        # seconds.
+        check_at = begun + CHECK
         for row in rows:
-            failed = False
             try:
                 value = function(*row)
+                if type(value) in scalars and len(record := dumps(value)) <= 64:
+                    pass
+                else:
+                    record = self._record(value, limit - position + 64)
+                    value = row = None  # type: ignore[assignment] # freed before the next one is made
+                failed = False
             except BaseException as error:
+                record = self._error_record(error, limit - position + 64)
                 failed = True
-                error_or_value: object = error
-            else:
-                error_or_value = value
-            room = limit - position + 64
-            if failed:
-                record = self._error_record(error_or_value, room)  # type: ignore[arg-type]
-            elif type(error_or_value) in scalars and len(record := dumps(error_or_value)) <= min(SMALL, room):
-                pass
-            else:
-                record = self._record(error_or_value, room)
-            value = error_or_value = row = None  # type: ignore[assignment]
             if capture:
                 self._end_of_task()
             end = position + len(record)
@@ -332,9 +326,10 @@ class Worker:
             ends.append(now)
             if timed:
                 words[STARTED] = int(now * 1e9)
-            if done == count:
-                break
-            if words[CANCEL] >= batch:
+            if not failed and now < check_at:
+                continue
+            check_at = now + CHECK
+            if done == count or words[CANCEL] >= batch:
                 break
             if (failed or now - last_ring > RING_AFTER) and self.bell.send(
                 ("ring", batch, done, position - bottom, begun, array("d", ends).tobytes(), False), wait=False
@@ -364,6 +359,9 @@ class Worker:
             kind = message[0]
             if kind == "batch":
                 self.run_batch(message)
+            elif kind == "both":
+                self.begin_call(message[1], fds)
+                self.run_batch(message[2])
             elif kind == "call":
                 self.begin_call(message, fds)
             elif kind == "large":

@@ -33,9 +33,10 @@ from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
 
 TARGET = 0.004  # seconds that a batch should run: long against the cost of sending it, short at the end
-LARGEST = 1024  # tasks of a batch
+LARGEST = 2048  # tasks of a batch
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
 BATCH_BYTES = 1 << 20
+SHORTEST = 0.0003  # seconds: batches do not shrink below this towards the end, sending costs a third of it
 LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`
 GRACE = 0.7  # seconds that running tasks get to finish when the call is cancelled
 SPLIT = 0.001  # a batch that will take so long is cut up when workers have nothing to do
@@ -176,7 +177,7 @@ class Pace:
         if self._row_bytes:
             size = min(size, BATCH_BYTES // self._row_bytes)
         if left is not None:
-            size = min(size, -(-left // (4 * self.lanes)))
+            size = min(size, max(-(-left // (4 * self.lanes)), int(SHORTEST / max(mean, 1e-7))))
         size = max(size, 1)
         self._largest = max(self._largest, size)
         return size

@@ -1,57 +1,78 @@
-"""`Parallel` and what belongs to it, as joblib's users know them.
+"""`Parallel` and `delayed`, as joblib's users know them.
 
-A call becomes a `dispatch.Run`: a source of (function, arguments, keywords), the options, and a crew of
-workers; here lie joblib's names and rules, there everything about sending, timing and failing.
+A call becomes a `dispatch.Run` on one of our own backends, or a `protocol.ProtocolRun` on a backend of
+somebody else; here lie joblib's names and rules, there everything about sending, timing and failing.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dis
 import functools
-import math
 import multiprocessing
-import operator
+import os
+import pickle
 import queue
 import threading
+import time
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from types import CodeType, GeneratorType, TracebackType
 from typing import Any, Literal
 
-from ipyparcache.engine import worker
+from ipyparcache.engine.backends.base import (
+    BACKENDS,
+    EXTERNAL_BACKENDS,
+    EngineBackend,
+    ParallelBackendBase,
+    SequentialBackend,
+    ThreadingBackend,
+    make_backend,
+    register_parallel_backend,
+    to_count,
+)
 from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.filebacked import FileArrays, active, parse_limit
 from ipyparcache.engine.outcome import Error
-from ipyparcache.engine.pool import can_have_processes
+from ipyparcache.engine.pool import can_have_processes, shutdown_workers
 from ipyparcache.errors import TaskTimeout
+from ipyparcache.logger import Logger
+from ipyparcache.parallel.config import (
+    UNSET,
+    active_backend,
+    active_count,
+    configured,
+    effective_n_jobs,
+    is_set,
+    nested,
+    nesting_level,
+    parallel_backend,
+    parallel_config,
+)
 from ipyparcache.parallel.dispatch import Done, Options, Run, Source
+from ipyparcache.parallel.expressions import parse_ahead
+from ipyparcache.parallel.protocol import ProtocolRun, Triple
+from ipyparcache.parallel.seeding import Seeded
+from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
+from ipyparcache.progress.tracker import Tracker
+from ipyparcache.progress.widget import Bar, show
 
-Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
-
-# Backend names as users write them, and as the engine knows them.
-NAMES = {
-    "processes": "processes",
-    "loky": "processes",
-    "multiprocessing": "processes",
-    "threads": "threads",
-    "threading": "threads",
-    "sequential": "sequential",
-}
-UNSET: Any = type("Unset", (), {"__repr__": lambda self: "default"})()
-DEFAULTS: dict[str, Any] = {
-    "backend": None,
-    "n_jobs": None,
-    "verbose": 0,
-    "temp_folder": None,
-    "max_nbytes": "1M",
-    "mmap_mode": "r",
-    "prefer": None,
-    "require": None,
-    "inner_max_num_threads": None,
-}
+__all__ = [
+    "BACKENDS",
+    "EXTERNAL_BACKENDS",
+    "Parallel",
+    "ParallelBackendBase",
+    "cpu_count",
+    "delayed",
+    "effective_n_jobs",
+    "parallel_backend",
+    "parallel_config",
+    "register_joblib",
+    "register_parallel_backend",
+]
 
 
 # -- delayed ----------------------------------------------------------------------------------------------
@@ -81,146 +102,19 @@ def _forget_delayed() -> None:
     _last_delayed = (None, None)
 
 
-# -- configuration ----------------------------------------------------------------------------------------
-
-
-class _Context(threading.local):
-    """Settings of the contexts that this thread is in, innermost last, and how deep its task is nested."""
-
-    def __init__(self) -> None:
-        self.settings: list[dict[str, Any]] = []
-        self.level = 0
-
-
-_context = _Context()
-
-
-def nesting_level() -> int:
-    """0 outside of tasks, 1 inside of one, 2 inside of a task of that."""
-    return _context.level + (1 if worker.is_worker() else 0)
-
-
-@contextlib.contextmanager
-def _nested(level: int) -> Iterator[None]:
-    before, _context.level = _context.level, level
-    try:
-        yield
-    finally:
-        _context.level = before
-
-
-def configured(name: str, given: Any = UNSET) -> Any:
-    """The value of a setting: the argument, else the innermost context that names it, else the default."""
-    if given is not UNSET and given is not None:
-        return given
-    for settings in reversed(_context.settings):
-        if settings.get(name, UNSET) is not UNSET:
-            return settings[name]
-    return DEFAULTS[name]
-
-
-class parallel_config:
-    """Set defaults of `Parallel` for the calls of this thread, from construction on or for a `with` block."""
-
-    def __init__(
-        self,
-        backend: str | None = UNSET,
-        *,
-        n_jobs: int | None = UNSET,
-        verbose: int = UNSET,
-        temp_folder: str | None = UNSET,
-        max_nbytes: int | str | None = UNSET,
-        mmap_mode: str | None = UNSET,
-        prefer: str | None = UNSET,
-        require: str | None = UNSET,
-        inner_max_num_threads: int | None = UNSET,
-        **backend_params: Any,
-    ):
-        given = {
-            "backend": backend,
-            "n_jobs": n_jobs,
-            "verbose": verbose,
-            "temp_folder": temp_folder,
-            "max_nbytes": max_nbytes,
-            "mmap_mode": mmap_mode,
-            "prefer": prefer,
-            "require": require,
-            "inner_max_num_threads": inner_max_num_threads,
-        }
-        if backend is not UNSET and backend is not None:
-            engine_name(backend)
-        elif inner_max_num_threads is not UNSET or backend_params:
-            raise ValueError(
-                "inner_max_num_threads and backend parameters are only supported when backend is not None"
-            )
-        if backend_params:
-            raise TypeError(f"unknown arguments for this backend: {', '.join(sorted(backend_params))}")
-        self._settings = {name: value for name, value in given.items() if value is not UNSET}
-        _context.settings.append(self._settings)
-
-    def __enter__(self) -> dict[str, Any]:
-        return {name: configured(name) for name in DEFAULTS}
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.unregister()
-
-    def unregister(self) -> None:
-        """Undo it."""
-        _context.settings[:] = [kept for kept in _context.settings if kept is not self._settings]
-
-
-class parallel_backend(parallel_config):
-    """The older form of `parallel_config`: the backend must be named, and all processors are the default."""
-
-    def __init__(
-        self, backend: str, n_jobs: int = -1, inner_max_num_threads: int | None = None, **backend_params: Any
-    ):
-        inner: Any = UNSET if inner_max_num_threads is None else inner_max_num_threads
-        super().__init__(backend, n_jobs=n_jobs, inner_max_num_threads=inner, **backend_params)
-
-    def __enter__(self) -> Any:
-        return self._settings["backend"], self._settings["n_jobs"]
-
-
-def engine_name(backend: object) -> str:
-    """The engine's name of a backend; ValueError for an unknown one."""
-    if isinstance(backend, str) and backend in NAMES:
-        return NAMES[backend]
-    raise ValueError(f"Invalid backend: {backend!r}, expected one of {sorted(NAMES)}")
-
-
-def to_count(n_jobs: Any) -> int:
-    """How many workers a value of `n_jobs` stands for: -1 all processors, -2 all but one."""
-    try:
-        count = int(n_jobs)
-    except ValueError as error:
-        raise ValueError("n_jobs could not be converted to int") from error
-    if count == 0:
-        raise ValueError("n_jobs == 0 in Parallel has no meaning")
-    return count if count > 0 else max(cpu_count() + 1 + count, 1)
-
-
-def effective_n_jobs(n_jobs: int | None = -1) -> int:
-    """How many workers a `Parallel` with this `n_jobs` would use here."""
-    if n_jobs is None:
-        n_jobs = configured("n_jobs")
-    if n_jobs is None or nesting_level() > 1:
-        return 1
-    return to_count(n_jobs)
-
-
 # -- the input --------------------------------------------------------------------------------------------
 
 _CONTAINERS: tuple[Iterable[object], ...] = ([], (), range(0), {}, {}.values(), {}.items(), set(), "", b"")
 _PLAIN_ITERATORS = {type(iter(made)) for made in _CONTAINERS}
 
 
-def _calls_in(code: CodeType) -> int:
-    return sum(
-        1 for step in dis.get_instructions(code) if step.opname in ("CALL", "CALL_KW", "CALL_FUNCTION_EX")
-    )
+@functools.lru_cache(maxsize=256)
+def _facts_of(code: CodeType) -> tuple[int, bool, frozenset[str]]:
+    """How many calls a piece of code makes, whether it stores into objects, and the globals that it reads."""
+    steps = list(dis.get_instructions(code))
+    calls = sum(1 for step in steps if step.opname in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"))
+    stores = any(step.opname.startswith(("STORE_SUBSCR", "STORE_ATTR")) for step in steps)
+    return calls, stores, frozenset(step.argval for step in steps if step.opname.startswith("LOAD_GLOBAL"))
 
 
 def is_transparent(tasks: object) -> bool:
@@ -234,77 +128,79 @@ def is_transparent(tasks: object) -> bool:
     if type(tasks) is not GeneratorType or tasks.gi_frame is None or tasks.gi_code.co_name != "<genexpr>":
         return False
     source = tasks.gi_frame.f_locals.get(".0")
-    code = tasks.gi_code
-    stores = any(
-        step.opname.startswith(("STORE_SUBSCR", "STORE_ATTR")) for step in dis.get_instructions(code)
-    )
+    calls, stores, names = _facts_of(tasks.gi_code)
     if type(source) not in _PLAIN_ITERATORS or stores:
         return False
-    names = {step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_GLOBAL")}
     spaces = tasks.gi_frame.f_globals
-    return _calls_in(code) == 2 and any(spaces.get(name) is delayed for name in names)
-
-
-def parse_ahead(text: Any, n_jobs: int) -> int | None:
-    """How many tasks `pre_dispatch` allows to be under way; None for all."""
-    if text == "all":
-        return None
-    if isinstance(text, str):
-        text = evaluate(text.replace("n_jobs", str(n_jobs)))
-    count = int(text)
-    if count <= 0:
-        raise ValueError(f"pre_dispatch must allow at least one task, it is {count}")
-    return count
-
-
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-}
-
-
-def evaluate(text: str) -> float:
-    """The value of an arithmetic expression of numbers."""
-
-    def value(node: ast.expr) -> float:
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            number: float = node.value  # type: ignore[assignment]
-        elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            left, right = value(node.left), value(node.right)
-            if isinstance(node.op, ast.Pow) and abs(right) > 100:
-                raise ValueError(f"{text!r} is too large")
-            number = _OPERATORS[type(node.op)](left, right)
-        elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-            number = _OPERATORS[type(node.op)](value(node.operand))
-        else:
-            raise ValueError(f"{text!r} is no arithmetic expression")
-        if isinstance(number, complex) or math.isnan(number) or abs(number) > 1e6:
-            raise ValueError(f"{text!r} is too large")
-        return number
-
-    if len(text) > 30:
-        raise ValueError(f"{text!r} is too long for an expression")
-    try:
-        return value(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ArithmeticError) as error:
-        raise ValueError(f"{text!r} is no arithmetic expression: {error}") from error
+    return calls == 2 and any(spaces.get(name) is delayed for name in names)
 
 
 # -- Parallel ---------------------------------------------------------------------------------------------
 
 
-class Parallel:
+class AfterInitializer:
+    """A function that is called once its worker has been initialised."""
+
+    done: set[bytes] = set()  # noqa: RUF012 (the initialisers that this process has run)
+
+    def __init__(
+        self, key: bytes, initializer: Callable[..., object], arguments: tuple[Any, ...], function: Any
+    ):
+        self.key = key
+        self.initializer = initializer
+        self.arguments = arguments
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        if self.key not in AfterInitializer.done:
+            AfterInitializer.done.add(self.key)
+            self.initializer(*self.arguments)
+        return self.function(*args, **kwargs)
+
+
+_initialized: bytes | None = None  # what the workers of the pool were initialised with last
+
+
+class Parallel(Logger):
     """Run calls made with `delayed` on workers, and return their results in order.
 
-    The parameters are joblib's. Beyond them: `on_error="collect"` puts the `Error` of a failed task in the
-    place of its result and goes on, `retries` counts further attempts at a task that failed, and `timeout`
-    counts from each task's own start, after which its worker is replaced.
+    Parameters
+    ----------
+    n_jobs : int, optional
+        Workers; -1 one for each processor, -2 one less.
+    backend : str, ParallelBackendBase or multiprocessing context, optional
+        `processes` (or `loky`), `threads` (or `threading`), `sequential`, `multiprocessing`, or a
+        registered name.
+    return_as : {'list', 'generator', 'generator_unordered'}
+        A list, or a generator of results in the order of the tasks, or as they come.
+    verbose : int
+        Prints progress; the more, the more often. To stdout from 50 on.
+    timeout : float, optional
+        Seconds that a task may take, counted from its own start; its worker is then replaced.
+    pre_dispatch : int or str
+        Tasks drawn ahead: a number, `all`, or arithmetic with `n_jobs`.
+    batch_size : int or 'auto'
+        Tasks sent at once.
+    temp_folder, max_nbytes, mmap_mode
+        If any is given, arrays of at least `max_nbytes` reach the workers as `np.memmap` of files in
+        `temp_folder`. Else they arrive as private writable arrays, sent once a worker.
+    prefer : {'processes', 'threads'}, optional
+        A hint, where nothing names a backend.
+    require : {'sharedmem'}, optional
+        Tasks must see the caller's objects.
+    return_generator : bool, optional
+        Older spelling of `return_as`.
+    progress : bool or 'auto'
+        Show a bar; 'auto' does so in notebooks and terminals, for calls that are not inside of tasks.
+    seed : int, optional
+        Give each task random generators of its own, the same for any number of workers.
+    on_error : {'raise', 'collect'}
+        With 'collect' the `Error` of a failed task takes the place of its result.
+    retries : int
+        Further attempts at a task that failed.
+    **backend_kwargs
+        For the backend, such as `initializer` and `initargs`.
     """
 
     def __init__(
@@ -312,55 +208,101 @@ class Parallel:
         n_jobs: Any = UNSET,
         backend: Any = UNSET,
         return_as: str = "list",
-        verbose: int = UNSET,
+        verbose: Any = UNSET,
         timeout: float | None = None,
         pre_dispatch: Any = "2 * n_jobs",
         batch_size: Any = "auto",
-        temp_folder: str | None = UNSET,
-        max_nbytes: int | str | None = UNSET,
-        mmap_mode: str | None = UNSET,
-        prefer: str | None = UNSET,
-        require: str | None = UNSET,
+        temp_folder: Any = UNSET,
+        max_nbytes: Any = UNSET,
+        mmap_mode: Any = UNSET,
+        prefer: Any = UNSET,
+        require: Any = UNSET,
         *,
         return_generator: bool | None = None,
+        progress: bool | Literal["auto"] = "auto",
+        seed: int | Sequence[int] | None = None,
         on_error: Literal["raise", "collect"] = "raise",
         retries: int = 0,
-        inner_max_num_threads: int | None = UNSET,
+        inner_max_num_threads: int | None = None,
+        **backend_kwargs: Any,
     ):
+        super().__init__()
         if return_generator is not None:
-            if return_generator and return_as == "generator_unordered":
-                raise ValueError("return_generator=True contradicts return_as='generator_unordered'")
-            return_as = "generator" if return_generator else "list"
+            if return_as != "list" and return_generator is not (return_as != "list"):
+                raise ValueError("return_generator contradicts return_as")
+            if return_generator and return_as == "list":
+                return_as = "generator"
         if return_as not in ("list", "generator", "generator_unordered"):
             raise ValueError(
                 f"return_as must be 'list', 'generator' or 'generator_unordered', not {return_as!r}"
             )
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size <= 0):
             raise ValueError(f"batch_size must be 'auto' or a positive integer, got: {batch_size!r}")
+        if on_error not in ("raise", "collect"):
+            raise ValueError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
         self.return_as = return_as
         self.return_generator = return_as != "list"
         self.return_ordered = return_as != "generator_unordered"
-        self.n_jobs = configured("n_jobs", n_jobs)
-        self.verbose = configured("verbose", verbose)
-        self.prefer = configured("prefer", prefer)
-        self.require = configured("require", require)
+        self.verbose = configured("verbose", UNSET if verbose is None else verbose)
+        self.prefer = configured("prefer", UNSET if prefer is None else prefer)
+        self.require = configured("require", UNSET if require is None else require)
         self.timeout = timeout
         self.pre_dispatch = pre_dispatch
         self.batch_size = batch_size
+        self.progress = progress
+        self.seed = seed
         self.on_error = on_error
         self.retries = retries
-        self.inner_max_num_threads = configured("inner_max_num_threads", inner_max_num_threads)
-        self.backend = self._chosen_backend(backend)
-        if self.n_jobs is None:
-            self.n_jobs = 1
-        else:
-            try:
-                self.n_jobs = int(self.n_jobs)
-            except ValueError as error:
-                raise ValueError("n_jobs could not be converted to int") from error
+        self.n_completed_tasks = 0
+        self.n_dispatched_tasks = 0
+        self.n_dispatched_batches = 0
+        self.n_tasks: int | None = None
+        self._arrays = self._array_settings(temp_folder, max_nbytes, mmap_mode)
+        self._backend, given = self._chosen_backend(backend, n_jobs)
+        self._kwargs = self._checked_arguments(backend_kwargs)
+        if inner_max_num_threads is not None:
+            if not self._backend.supports_inner_max_num_threads:
+                raise AssertionError(
+                    f"{type(self._backend).__name__} does not accept setting the inner_max_num_threads argument."
+                )
+            self._kwargs["inner_max_num_threads"] = inner_max_num_threads
+        try:
+            self.n_jobs = int(given)
+        except ValueError as error:
+            raise ValueError("n_jobs could not be converted to int") from error
+        if self.return_generator and not self._backend.supports_return_generator:
+            raise ValueError(f"Backend {self._backend} does not support return_as={return_as}")
         self._running: Callable[[], object] | None = None
+        self._managed = False
+        self._files: FileArrays | None = None
+        self._started = 0.0
+        self._told = 0
+        self._length: int | None = None
+        self._bar: tuple[Tracker, Bar] | None = None
 
-    def _chosen_backend(self, backend: Any) -> str:
+    @staticmethod
+    def _array_settings(folder: Any, limit: Any, mode: Any) -> tuple[str | None, int | None, str] | None:
+        """Folder, limit and mode of arrays in files; None if nobody asked for files."""
+        given = (("temp_folder", folder), ("max_nbytes", limit), ("mmap_mode", mode))
+        asked = any(value is not UNSET or is_set(name) for name, value in given)
+        limit, mode = configured("max_nbytes", limit), configured("mmap_mode", mode)
+        if mode not in (None, "r", "r+", "w+", "c"):
+            raise ValueError(f"mmap_mode {mode!r} is none of None, 'r', 'r+', 'w+', 'c'")
+        size = parse_limit(limit)
+        if not asked or size is None or mode is None:
+            return None
+        return configured("temp_folder", folder), size, mode
+
+    def _checked_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments for the backend; those that none of ours knows are refused."""
+        if isinstance(self._backend, EngineBackend):
+            unknown = sorted(set(arguments) - self._backend.known_arguments)
+            if unknown:
+                raise TypeError(f"Parallel got an unexpected keyword argument {unknown[0]!r}")
+        return arguments
+
+    def _chosen_backend(self, backend: Any, n_jobs: Any) -> tuple[ParallelBackendBase, Any]:
+        """The backend and `n_jobs` by the rules of precedence."""
         for name, value, known in (
             ("prefer", self.prefer, ("processes", "threads", None)),
             ("require", self.require, ("sharedmem", None)),
@@ -368,72 +310,302 @@ class Parallel:
             if value not in known:
                 raise ValueError(f"{name}={value} is not a valid choice, expected one of {known}")
         if self.prefer == "processes" and self.require == "sharedmem":
-            raise ValueError("prefer='processes' and require='sharedmem' contradict each other")
-        explicit = backend is not UNSET and backend is not None
-        named = backend if explicit else configured("backend")
-        if named is not None:
-            chosen = engine_name(named)
-            if self.require == "sharedmem" and chosen == "processes":
-                if explicit:
-                    raise ValueError(
-                        f"backend {named!r} has no shared memory, which require='sharedmem' asks for"
-                    )
-                chosen = "threads"
-        elif self.require == "sharedmem" or self.prefer == "threads" or nesting_level() == 1:
-            chosen = "threads"
-        elif nesting_level() > 1:
-            chosen = "sequential"
+            raise ValueError("prefer='processes' and require='sharedmem' are inconsistent settings")
+        shared = self.require == "sharedmem"
+        given = None if n_jobs is UNSET else n_jobs
+        level = nesting_level()
+        if backend is not UNSET and backend is not None:
+            chosen = self._named_backend(backend, level)
+            if shared and not chosen.supports_sharedmem:
+                raise ValueError(f"Backend {chosen} does not support shared memory")
+        elif configured("backend") is not None:
+            chosen = active_backend()
+            if shared and not chosen.supports_sharedmem:
+                # The context's number of workers was meant for its backend.
+                chosen = ThreadingBackend(nesting_level=level)
+                given = 1 if given is None else given
+                if self.verbose >= 10:
+                    print(f"Using {type(chosen).__name__} as a backend with shared memory is required.")
+        elif shared or self.prefer == "threads":
+            chosen = ThreadingBackend(nesting_level=level) if level < 2 else SequentialBackend(level)
+        elif self.prefer == "processes" and level == 0:
+            chosen = make_backend("loky", level)
         else:
-            chosen = "processes"
-        if chosen == "processes" and not can_have_processes():
-            import warnings
+            chosen = active_backend()
+        if given is None:
+            given = active_count(chosen)
+        return self._possible(chosen, level), given
 
+    def _named_backend(self, backend: Any, level: int) -> ParallelBackendBase:
+        if isinstance(backend, ParallelBackendBase):
+            if backend.nesting_level is None:
+                backend.nesting_level = level
+            return backend
+        if hasattr(backend, "Pool") and hasattr(backend, "Lock"):
+            return make_backend("multiprocessing", level, context=backend)
+        if not isinstance(backend, str):
+            raise ValueError(f"Invalid backend: {backend!r}, expected one of {sorted(BACKENDS)}")
+        return make_backend(backend, level)
+
+    @staticmethod
+    def _possible(chosen: ParallelBackendBase, level: int) -> ParallelBackendBase:
+        """The backend, or threads where processes cannot be had."""
+        if isinstance(chosen, EngineBackend) and chosen.crew == "processes" and not can_have_processes():
             warnings.warn(
-                "this system has no worker processes: tasks run on threads", UserWarning, stacklevel=4
+                "this system has no worker processes: tasks run on threads", UserWarning, stacklevel=5
             )
-            chosen = "threads"
+            return ThreadingBackend(nesting_level=level)
         return chosen
 
+    # ---- hooks that subclasses override
+
+    def print_progress(self) -> None:
+        """Tell how far the call is; called at the end of each batch."""
+        if not self.verbose:
+            return
+        elapsed = time.monotonic() - self._started
+        total = self.n_tasks
+        if is_time_to_tell(
+            self.verbose, self.n_dispatched_batches, self.n_completed_tasks, total, self._told
+        ):
+            self._told = self.n_completed_tasks
+            self._print(progress_line(self.n_completed_tasks, total, elapsed, self._length))
+
+    def _print(self, msg: str) -> None:
+        """Print one line of a call."""
+        if self.verbose:
+            print_line(self, self.verbose, msg)
+
     def __enter__(self) -> Parallel:
+        self._managed = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._managed = False
         running = self._running() if self._running is not None else None
         if isinstance(running, GeneratorType):
             running.close()
+        self._backend.terminate()
+        self._close_files()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_jobs={self.n_jobs})"
 
+    # ---- a call
+
     def __call__(self, iterable: Iterable[Triple]) -> Any:
-        """Run the calls of the iterable; a list of their results, or a generator of them."""
+        """Run the calls of the iterable; a list of their results, or a generator of them.
+
+        Raises
+        ------
+        RuntimeError
+            If an earlier call of this object still runs.
+        """
         if self._running is not None and self._running() is not None:
-            raise RuntimeError("This Parallel instance is already running")
+            msg = "This Parallel instance is already running !"
+            if self.return_generator:
+                msg += " Before submitting new tasks, you must wait for the completion of all the previous tasks."
+            raise RuntimeError(msg)
         count = to_count(self.n_jobs)
-        serial = count == 1 or self.backend == "sequential"
-        if self.return_as == "list":
+        if isinstance(self._backend, EngineBackend) or count > 1:
+            count = self._backend.configure(
+                n_jobs=self.n_jobs,
+                parallel=self,
+                prefer=self.prefer,
+                require=self.require,
+                **self._for_backend(),
+            )
+            if not count:
+                raise RuntimeError(f"{type(self._backend).__name__} has no active worker.")
+        self._begin(iterable, count)
+        results = self._results(iterable, count)
+        if not self.return_generator:
             self._running = lambda: self
             try:
-                return list(self._serially(iterable)) if serial else self._as_list(iterable, count)
+                return self._listed(results)
             finally:
                 self._running = None
-                _forget_delayed()
-        if serial:
-            results: Generator[Any, None, None] = self._serially(iterable)
-        else:
-            results = self._as_generator(iterable, count)
-            next(results)  # the tasks start now, not with the first result that is asked for
+        next(results)  # the tasks start now, not with the first result that is asked for
         self._running = weakref.ref(results)
         return results
 
+    def _for_backend(self) -> dict[str, Any]:
+        """What `configure` of a backend of somebody else is given besides."""
+        if isinstance(self._backend, EngineBackend):
+            return {}
+        folder, limit, mode = self._arrays or (None, None, None)
+        extra: dict[str, Any] = {
+            "temp_folder": folder,
+            "max_nbytes": limit,
+            "mmap_mode": mode,
+            "verbose": self.verbose,
+        }
+        return {**extra, **self._kwargs}
+
+    def _listed(self, results: Generator[Any, None, None]) -> list[Any]:
+        next(results)
+        found: list[Any] = []
+        for chunk in results:
+            found += chunk if not found or len(chunk) > 1 else chunk
+        return found
+
+    def _begin(self, iterable: Iterable[Triple], count: int) -> None:
+        self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = 0
+        self.n_tasks = None
+        self._told = 0
+        self._started = time.monotonic()
+        self._length = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
+        if self.verbose and not isinstance(self._backend, SequentialBackend):
+            self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
+        wanted = self.progress is True or (
+            self.progress == "auto" and nesting_level() == 0 and not self.verbose
+        )
+        if wanted and threading.current_thread() is threading.main_thread():
+            tracker = Tracker(self._length, "Parallel")
+            tracker.start(self._length)
+            self._bar = tracker, show(tracker, None, "auto", "shown" if self.progress == "auto" else "always")
+
+    def _note_done(self, count: int, seconds: float = 0.0, worker: int | None = None) -> None:
+        self.n_completed_tasks += count
+        if self._bar is not None:
+            self._bar[0].done_batch(count, seconds, worker)
+        if self.verbose or self._has_own_progress:
+            self.print_progress()
+
+    @functools.cached_property
+    def _has_own_progress(self) -> bool:
+        return type(self).print_progress is not Parallel.print_progress
+
+    def _end(self, whole: bool) -> None:
+        if self._bar is not None:
+            tracker, bar = self._bar
+            self._bar = None
+            tracker.finish("done" if whole else "failed")
+            bar.close()
+        if whole:
+            self.n_tasks = self.n_completed_tasks
+            if self.verbose or self._has_own_progress:
+                if self._has_own_progress:
+                    self.print_progress()
+                self._print(last_line(self.n_tasks, time.monotonic() - self._started))
+        self._running = None
+        if not self._managed:
+            self._close_files()
+        _forget_delayed()
+
+    def _close_files(self) -> None:
+        files, self._files = self._files, None
+        if files is not None:
+            files.close()
+
+    def _results(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
+        """First None, once the tasks have started; then results, or lists of them for a call that returns a
+        list."""
+        if self.seed is not None:
+            iterable = self._seeded(iterable)
+        whole = False
+        self._backend.start_call()
+        try:
+            yield from self._results_on_backend(iterable, count)
+            whole = True
+        finally:
+            try:
+                self._backend.stop_call()
+                if not self._managed:
+                    self._backend.terminate()
+            finally:
+                self._end(whole)
+
+    def _results_on_backend(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
+        engine = isinstance(self._backend, EngineBackend)
+        if count == 1 or (engine and self._crew() == "sequential"):
+            yield None
+            yield from self._serially(iterable)
+        elif not engine:
+            yield from self._on_protocol(iterable, count)
+        elif self.return_generator:
+            yield from self._as_generator(iterable, count)
+        else:
+            yield None
+            yield self._as_list(iterable, count)
+
+    def _crew(self) -> str:
+        assert isinstance(self._backend, EngineBackend)
+        return self._backend.crew
+
+    def _seeded(self, iterable: Iterable[Triple]) -> Iterator[Triple]:
+        assert self.seed is not None
+        for index, (function, arguments, keywords) in enumerate(iterable):
+            yield Seeded(function, self.seed, index), arguments, keywords
+
     def _serially(self, iterable: Iterable[Triple]) -> Generator[Any, None, None]:
         size = 1 if self.batch_size == "auto" else self.batch_size
+        if self.timeout is not None and not self._backend.supports_timeout:
+            warnings.warn(
+                f"The backend {self._backend!r} does not support timeout.", UserWarning, stacklevel=4
+            )
         tasks = iter(iterable)
         while batch := list(islice(tasks, size)):
-            for function, arguments, keywords in batch:
-                yield function(*arguments, **keywords)
+            self.n_dispatched_tasks += len(batch)
+            self.n_dispatched_batches += 1
+            for task in batch:
+                function, arguments, keywords = task
+                started = time.monotonic()
+                value = self._call_here(function, arguments, keywords)
+                self._note_done(1, time.monotonic() - started, os.getpid())
+                yield value if self.return_generator else [value]
+
+    def _call_here(self, function: Any, arguments: Any, keywords: Any) -> Any:
+        for attempt in range(self.retries + 1):
+            try:
+                return function(*arguments, **keywords)
+            except Exception as error:
+                if attempt < self.retries:
+                    continue
+                if self.on_error == "collect":
+                    return Error(error)
+                raise
+        raise AssertionError("unreachable")
+
+    # ---- on a backend of somebody else
+
+    def _on_protocol(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
+        backend = self._backend
+        if self.timeout is not None and not backend.supports_timeout:
+            warnings.warn(f"The backend {backend!r} does not support timeout.", UserWarning, stacklevel=4)
+
+        def dispatched(size: int) -> None:
+            self.n_dispatched_tasks += size
+            self.n_dispatched_batches += 1
+
+        run = ProtocolRun(
+            backend,
+            iterable,
+            n_jobs=count,
+            ahead=parse_ahead(self.pre_dispatch, count),
+            batch=None if self.batch_size == "auto" else self.batch_size,
+            timeout=self.timeout,
+            ordered=self.return_ordered,
+            on_batch=self._note_done,
+            on_dispatch=dispatched,
+        )
+        try:
+            run.start()
+            yield None
+            with backend.retrieval_context():
+                for values in run:
+                    if self.return_generator:
+                        yield from values
+                    else:
+                        yield values
+        except BaseException:
+            run.abort()
+            backend.abort_everything(ensure_ready=self._managed)
+            raise
+
+    # ---- on our own engine
 
     def _run(
         self, iterable: Iterable[Triple], count: int, cancelled: threading.Event | None = None
@@ -441,28 +613,50 @@ class Parallel:
         ahead = parse_ahead(self.pre_dispatch, count)
         if ahead is None and not isinstance(iterable, (list, tuple)):
             iterable = list(iterable)
-        source = Source(iterable, triples=True, careful=not is_transparent(iterable))
+        careful = not is_transparent(iterable)
+        source = Source(self._initialized(iterable), triples=True, careful=careful)
         function = source.peek_function()
         if function is None:
             return None
+        inner = self._kwargs.get("inner_max_num_threads", self._backend.inner_max_num_threads)
         options = Options(
             n_jobs=count,
-            backend=self.backend,
+            backend=self._crew(),
             batch=None if self.batch_size == "auto" else self.batch_size,
             timeout=self.timeout,
             retries=self.retries,
             on_error=self.on_error,
-            inner_threads=self.inner_max_num_threads,
+            inner_threads=inner,
         )
         level = nesting_level() + 1
         default = self.pre_dispatch in ("2 * n_jobs", "2*n_jobs")
+        if self._arrays is not None and self._crew() == "processes" and self._files is None:
+            folder, limit, mode = self._arrays
+            self._files = FileArrays(limit, mode, folder)
         return Run(
             function,
             source,
             options,
             cancelled=cancelled,
-            around_thread=lambda: _nested(level),
+            around_thread=lambda: nested(level),
             ahead=None if default or ahead is None else ahead,
+        )
+
+    def _initialized(self, iterable: Iterable[Triple]) -> Iterable[Triple]:
+        """The tasks, each behind the initialiser of its worker if there is one."""
+        global _initialized
+        arguments = {**self._backend.backend_kwargs, **self._kwargs}
+        initializer = arguments.get("initializer")
+        if initializer is None or self._crew() != "processes":
+            return iterable
+        values = tuple(arguments.get("initargs", ()))
+        key = _key_of((initializer, values))
+        if key != _initialized:
+            shutdown_workers()  # workers that were initialised otherwise, or not at all
+            _initialized = key
+        return (
+            (AfterInitializer(key, initializer, values, function), args, kwargs)
+            for function, args, kwargs in iterable
         )
 
     def _unwrapped(self, value: Error) -> Any:
@@ -473,22 +667,36 @@ class Parallel:
             raise multiprocessing.TimeoutError(str(error)) from error
         return value.unwrap()
 
+    def _took(self, run: Run, done: Done) -> None:
+        self.n_dispatched_tasks = run.source.drawn
+        self.n_dispatched_batches += 1
+        if run.source.exhausted and self.n_tasks is None:
+            self.n_tasks = run.source.drawn
+        self._note_done(len(done.values), done.times[-1] - done.times[0], done.worker)
+
     def _as_list(self, iterable: Iterable[Triple], count: int) -> list[Any]:
         run = self._run(iterable, count)
         if run is None:
             return []
         results: list[Any] = []
         missing = object()
-        for done in run:
-            end = done.first + len(done.values)
-            if done.failed:
-                done.values[0] = self._unwrapped(done.values[0])
-            if done.first == len(results):
-                results += done.values
-                continue
-            if end > len(results):
-                results += [missing] * (end - len(results))
-            results[done.first : end] = done.values
+        telling = bool(self.verbose or self._bar is not None or self._has_own_progress)
+        with active(self._files):
+            for done in run:
+                end = done.first + len(done.values)
+                if telling:
+                    self._took(run, done)
+                else:
+                    self.n_completed_tasks += len(done.values)
+                if done.failed:
+                    done.values[0] = self._unwrapped(done.values[0])
+                if done.first == len(results):
+                    results += done.values
+                    continue
+                if end > len(results):
+                    results += [missing] * (end - len(results))
+                results[done.first : end] = done.values
+        self.n_dispatched_tasks = run.source.drawn
         return results
 
     def _as_generator(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
@@ -496,49 +704,78 @@ class Parallel:
         found: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
         cancelled = threading.Event()
         run = self._run(iterable, count, cancelled)
+        level = nesting_level()
+        files = self._files
 
         def drive() -> None:
             try:
                 if run is not None:
-                    for done in run:
-                        found.put(done)
-                        if cancelled.is_set():
-                            break
+                    with active(files), nested(level):
+                        for done in run:
+                            found.put(done)
+                            if cancelled.is_set():
+                                break
                 found.put(None)
             except BaseException as error:
                 found.put(error)
 
         driver = threading.Thread(target=drive, name="ipyparcache-generator", daemon=True)
         driver.start()
+        begun = False
+        whole = False
         try:
             yield None
-            yield from self._in_order(found) if self.return_ordered else self._as_they_come(found)
+            begun = True
+            news = self._news(run, found)
+            yield from self._in_order(news) if self.return_ordered else self._as_they_come(news)
+            whole = True
         finally:
             cancelled.set()
             if threading.current_thread() is not driver:
                 driver.join(2.0)
-            self._running = None
-            _forget_delayed()
+            if begun and not whole and run is not None:
+                self._warn_of_waste(run)
 
-    def _news(self, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Done]:
+    def _warn_of_waste(self, run: Run) -> None:
+        """A generator was dropped half way: its tasks were dropped, too."""
+
+    def _news(self, run: Run | None, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Done]:
         while (news := found.get()) is not None:
             if isinstance(news, BaseException):
                 raise news
+            assert run is not None
+            self._took(run, news)
             if news.failed:
                 news.values[0] = self._unwrapped(news.values[0])
             yield news
 
-    def _as_they_come(self, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Any]:
-        for done in self._news(found):
+    def _as_they_come(self, news: Iterator[Done]) -> Iterator[Any]:
+        for done in news:
             yield from done.values
 
-    def _in_order(self, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Any]:
+    def _in_order(self, news: Iterator[Done]) -> Iterator[Any]:
         waiting: dict[int, Done] = {}
         following = 0
-        for done in self._news(found):
+        for done in news:
             waiting[done.first] = done
             while following in waiting:
                 values = deque(waiting.pop(following).values)
                 following += len(values)
                 while values:
                     yield values.popleft()  # not kept: the consumer decides how long a result lives
+
+
+def _key_of(value: object) -> bytes:
+    """Bytes that are equal for equal initialisers and arguments."""
+    try:
+        return pickle.dumps(value)
+    except Exception:  # functions that only we can send: told apart by identity
+        return repr([id(part) for part in (value if isinstance(value, tuple) else (value,))]).encode()
+
+
+def register_joblib() -> None:
+    """Make our engine the default backend of the joblib that is installed, so that scikit-learn runs on
+    it."""
+    from ipyparcache.engine.backends.joblib import register
+
+    register()

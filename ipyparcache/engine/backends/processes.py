@@ -29,6 +29,7 @@ from ipyparcache.engine.batches import (
     Ran,
     Report,
 )
+from ipyparcache.engine.filebacked import belongs_into_a_file
 from ipyparcache.engine.outcome import Error, load_exception
 from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
 from ipyparcache.engine.surroundings import Surroundings
@@ -142,7 +143,7 @@ class _Packed:
 
     form: str  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
     constants: list[tuple[int, _SharedContainer]]  # columns that are one shared object
-    data: Any  # columns or pickle; None while they lie in `where` alone
+    data: Any  # bytes; None while they lie in `where` alone
     buffers: list[Any]
     order: tuple[int, ...]
     larges: list[Any]
@@ -158,7 +159,9 @@ def _is_plain(column: tuple[Any, ...]) -> bool:
     if numpy is None or kinds != {numpy.ndarray}:
         return False
     return all(
-        not value.dtype.hasobject and (value.dtype.isnative or value.flags.forc)
+        not value.dtype.hasobject
+        and (value.dtype.isnative or value.flags.forc)
+        and not belongs_into_a_file(value)
         for value in column
         if type(value) is numpy.ndarray
     )
@@ -193,6 +196,7 @@ class ProcessCrew(Crew):
         self._poll = select.poll()
         self._by_fd: dict[int, int] = {}
         self._ready: list[Report] = []
+        self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = 0.0
         self._stopped = False
         self._decoders: dict[str, Any] = {}
@@ -267,8 +271,12 @@ class ProcessCrew(Crew):
                 if holder.passed():
                     holder.close()
             state = None
-        self._tell(worker, ("call", self._call, self._function, options, state), passed)
-        worker.state_version = self._state_version
+        message = ("call", self._call, self._function, options, state)
+        if passed:
+            self._tell(worker, message, passed)
+            worker.state_version = self._state_version
+        else:
+            self._beginning[lane] = message  # with the first batch: one message wakes the worker once
         worker.call = self._call
         worker.written_to = 0
 
@@ -308,7 +316,7 @@ class ProcessCrew(Crew):
         self._send_larges(lane, packed.larges)
         places: tuple[tuple[int, int], ...] = ()
         data = packed.data
-        if packed.buffers or (type(data) is bytes and len(data) > INLINE):
+        if packed.buffers or len(data) > INLINE:
             parts, found = layout(data, packed.buffers)
             worker.block.write(DOWN + batch.slot, 0, parts)
             places, data = tuple(found), None
@@ -322,7 +330,11 @@ class ProcessCrew(Crew):
         head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
         worker.next_batch += 1
         worker.outstanding.append(batch)
-        self._tell(worker, (*head, packed.form, constants, data, places, packed.order, batch.offset))
+        message = (*head, packed.form, constants, data, places, packed.order, batch.offset)
+        beginning = self._beginning.pop(lane, None)
+        self._tell(worker, message if beginning is None else ("both", beginning, message))
+        if beginning is not None:
+            worker.state_version = self._state_version
 
     def _hold(self, batch: Batch) -> Batch:
         """Fetch the pickled arguments of a batch that is to be sent again out of the block that has them."""
@@ -349,9 +361,7 @@ class ProcessCrew(Crew):
             columns[at] = None
             constants.append((at, container))
         if plain:
-            data = tuple(columns)
-            if len(marshal.dumps(data)) <= INLINE:
-                return _Packed("m", constants, data, [], (), [])
+            return _Packed("m", constants, marshal.dumps(tuple(columns)), [], (), [])
         return self._pickled(batch, columns, constants)
 
     @staticmethod
@@ -695,6 +705,9 @@ class ProcessCrew(Crew):
         taken: list[Batch] = []
         other: list[tuple[Message, list[int]]] = []
         while (received := worker.spare.receive(wait=False)) is not None:
+            if received[0][0] == "both":
+                other.append((received[0][1], []))
+                received = (received[0][2], [])
             if received[0][0] == "batch":
                 batch = self._take_outstanding(worker, received[0][1])
                 if batch is not None:
@@ -749,15 +762,16 @@ class ProcessCrew(Crew):
             worker.block.words[CANCEL] = worker.next_batch
             with contextlib.suppress(OSError, EOFError):
                 for message, _ in self.pool.unreceived(worker):
-                    if message[0] == "batch":
-                        batch = self._take_outstanding(worker, message[1])
+                    sent = message[2] if message[0] == "both" else message
+                    if sent[0] == "batch":
+                        batch = self._take_outstanding(worker, sent[1])
                         if batch is not None:
                             self._ready.append(NotBegun(batch))
 
     def close(self) -> None:
         """Give the workers back."""
         self._stopped = True
-        for worker in self.lanes:
+        for lane, worker in enumerate(self.lanes):
             if worker.gone:
                 continue
             if not self.options.capture:
@@ -770,7 +784,8 @@ class ProcessCrew(Crew):
                     worker.read_to = [0, 0]
                 else:
                     worker.read_to = [os.fstat(fd).st_size for fd in worker.streams]
-                if worker.call == self._call:
+                if self._sent[lane] or self._function_shared is not None:
+                    # What it holds of the call is large; else the next call replaces it.
                     with contextlib.suppress(BrokenPipeError, ConnectionError, BlockingIOError):
                         worker.tasks.send(("end",), wait=False)
         self.pool.release(self._lease)

@@ -1,0 +1,268 @@
+"""`python -m benchmarks.engine [--rounds N] [WORDS ...]`: the engine against the other pools of processes.
+
+Every workload of the engine's table, two workers, everybody in turn. The functions are defined here, in
+`__main__`, as a notebook's are: they travel by value where the peer does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+import numpy as np
+from joblib.externals import loky
+
+import ipyparcache
+from benchmarks.rounds import OURS, Contest, Standing, machine, measure, report, timed
+from ipyparcache.parallel.dispatch import Options, Run, Source
+
+try:
+    import mpire
+except ImportError:
+    mpire = None
+
+WORKERS = 2
+COLD = {
+    OURS: "from ipyparcache import Parallel, delayed\nParallel(2)(delayed(f)(i) for i in range(2))",
+    "joblib": "from joblib import Parallel, delayed\nParallel(2)(delayed(f)(i) for i in range(2))",
+    "futures": "from concurrent.futures import ProcessPoolExecutor\n"
+    "with ProcessPoolExecutor(2) as pool: list(pool.map(f, range(2)))",
+}
+
+
+@dataclass(frozen=True)
+class Floors:
+    """How many times ours shall be as fast: than joblib, and than the fastest of the others."""
+
+    joblib: float | None = None
+    others: float | None = None
+
+
+def nothing(number: int) -> int:
+    """A task of no length."""
+    return number
+
+
+def part(array: Any, start: int) -> float:
+    """A task that reads a part of a large argument."""
+    return float(array[start * 1000 : start * 1000 + 1000].sum())
+
+
+def at(container: Any, key: Any) -> Any:
+    """A task that looks at one element of a shared container."""
+    return container[key]
+
+
+def filled(number: int) -> np.ndarray:
+    """A task with a result of 20 MB."""
+    return np.full(2_500_000, float(number))
+
+
+def summed(array: np.ndarray) -> float:
+    """A task with an argument of 8 kB."""
+    return float(array.sum())
+
+
+def busy(seconds: float) -> float:
+    """A task of pure Python that takes so long."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+    return seconds
+
+
+def fails_late(number: int) -> None:
+    """The tenth of the tasks of 5 ms raises."""
+    busy(0.005)
+    if number == 9:
+        raise ValueError(number)
+
+
+def ours_by_row(function: Callable[..., Any], rows: Any) -> list[Any]:
+    """What `%%parallel` uses: a function and its arguments as they are."""
+    found: list[Any] = []
+    for done in Run(function, Source(rows), Options(n_jobs=WORKERS)):
+        found += done.values
+    return found
+
+
+def by_parallel(package: Any, function: Callable[..., Any], rows: Any, **options: Any) -> list[Any]:
+    """`Parallel` of either package, with `delayed(f)(i)` in the generator, as people write it."""
+    return list(package.Parallel(n_jobs=WORKERS, **options)(package.delayed(function)(*row) for row in rows))
+
+
+def cold(program: str) -> Callable[[], float]:
+    """A fresh interpreter, from its start to the end of its first call."""
+    code = f"def f(i): return i\n{program}\nimport time; print(time.time(), flush=True)"
+
+    def run() -> float:
+        began = time.time()
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return float(found.stdout) - began
+
+    return run
+
+
+@contextmanager
+def contests() -> Iterator[list[tuple[Contest, Floors]]]:
+    """All of them, with the pools that they need."""
+    rng = random.Random(0)
+    numbers = [(number,) for number in range(20_000)]
+    with ExitStack() as stack:
+        stack.callback(ipyparcache.shutdown_workers)
+        futures = stack.enter_context(ProcessPoolExecutor(WORKERS))
+        own_loky = loky.ProcessPoolExecutor(WORKERS)
+        stack.callback(own_loky.shutdown)
+        list(futures.map(nothing, range(4)))
+
+        def pools(function: Callable[..., Any], rows: list[tuple[Any, ...]], chunk: int) -> dict[str, Any]:
+            columns = list(zip(*rows, strict=True))
+            found = {
+                OURS: timed(lambda: by_parallel(ipyparcache, function, rows)),
+                "joblib": timed(lambda: by_parallel(joblib, function, rows)),
+                "futures": timed(lambda: list(futures.map(function, *columns, chunksize=chunk))),
+                "loky": timed(lambda: list(own_loky.map(function, *columns, chunksize=chunk))),
+            }
+            if mpire is not None and chunk == 8:  # forked workers: only where sharing is what is measured
+                pool = mpire.WorkerPool(WORKERS)
+                found["mpire"] = timed(lambda: pool.map(function, rows, chunk_size=chunk))
+            return found
+
+        table: list[tuple[Contest, Floors]] = []
+
+        def add(name: str, contestants: dict[str, Callable[[], float]], **floors: float) -> None:
+            table.append((Contest(name, contestants, floors.get("joblib")), Floors(**floors)))
+
+        add("20 000 no-op tasks, Parallel", pools(nothing, numbers, 1000), joblib=3)
+        add(
+            "20 000 no-op tasks, the dispatch under it",
+            {
+                OURS: timed(lambda: ours_by_row(nothing, numbers)),
+                "futures": timed(lambda: list(futures.map(nothing, range(20_000), chunksize=2500))),
+            },
+            others=0.7,
+        )
+        add("a warm call with 2 trivial tasks", pools(nothing, numbers[:2], 1), joblib=40, others=2)
+        add("cold start", {name: cold(text) for name, text in COLD.items()}, joblib=4, others=1.5)
+
+        large = np.random.default_rng(0).random(50_000_000)
+
+        def fresh(call: Callable[[Any], object]) -> Callable[[], float]:
+            def run() -> float:
+                copy = large.copy()
+                began = time.perf_counter()
+                call(copy)
+                return time.perf_counter() - began
+
+            return run
+
+        for name, floor, again in (("an array of 400 MB", 3.0, False), ("the same array again", 9.0, True)):
+            made = timed if again else fresh
+            add(
+                f"{name} to 64 tasks",
+                {
+                    package.__name__.replace("ipyparcache", OURS): (
+                        made(lambda p=package: by_parallel(p, part, ((large, n) for n in range(64))))  # type: ignore[arg-type, misc]
+                        if again
+                        else fresh(
+                            lambda data, p=package: by_parallel(p, part, ((data, n) for n in range(64)))
+                        )  # type: ignore[misc]
+                    )
+                    for package in (ipyparcache, joblib)
+                },
+                joblib=floor,
+            )
+        add(
+            "400 MB in a closure",
+            {
+                package.__name__: fresh(
+                    lambda data, p=package: by_parallel(  # type: ignore[misc]
+                        p, lambda n: float(data[n * 1000 : n * 1000 + 1000].sum()), ((n,) for n in range(64))
+                    )
+                )
+                for package in (ipyparcache, joblib)
+            },
+            joblib=8,
+        )
+        add("40 results of 20 MB", pools(filled, numbers[:40], 1), joblib=2.5, others=1.8)
+        arrays = [(np.random.default_rng(n).random(1000),) for n in range(5000)]
+        add("5 000 tasks with 8 kB arrays", pools(summed, arrays, 100), joblib=2, others=1.4)
+        items = list(range(1_000_000))
+        words = {f"key {n}": f"value {n}" for n in range(100_000)}
+        add(
+            "a list of 1e6 ints to 32 tasks",
+            pools(at, [(items, n) for n in range(32)], 8),
+            joblib=8,
+            others=1.8,
+        )
+        add(
+            "a dict of 1e5 str to 32 tasks",
+            pools(at, [(words, f"key {n}") for n in range(32)], 8),
+            joblib=8,
+            others=1.8,
+        )
+
+        def failing(package: Any, after: bool) -> Callable[[], float]:
+            def run() -> float:
+                began = time.perf_counter()
+                with suppress(ValueError):
+                    by_parallel(package, fails_late, ((n,) for n in range(1000)))
+                failed = time.perf_counter()
+                by_parallel(package, nothing, numbers[:2])
+                return time.perf_counter() - failed if after else failed - began
+
+            return run
+
+        for name, after in (("one of 1 000 tasks raises", False), ("the call after it", True)):
+            add(name, {p.__name__: failing(p, after) for p in (ipyparcache, joblib)})
+        add("400 tasks of 5 ms", pools(busy, [(0.005,)] * 400, 1), others=0.99)
+        lengths = [(min(0.1, max(0.0001, rng.lognormvariate(-7, 1.2))),) for _ in range(2000)]
+        print(f"lognormal tasks: {sum(n for (n,) in lengths) / WORKERS:.3f} s on {WORKERS} workers at best")
+        add("2 000 lognormal tasks", pools(busy, lengths, 1))
+        add(
+            "20 000 trivial tasks on threads",
+            {
+                OURS: timed(lambda: by_parallel(ipyparcache, nothing, numbers, backend="threads")),
+                "joblib": timed(lambda: by_parallel(joblib, nothing, numbers, backend="threading")),
+            },
+            joblib=10,
+        )
+        yield table
+
+
+def verdict(floors: Floors, standings: dict[str, Standing]) -> str:
+    """Whether ours is as much faster than the best of the others as it shall be."""
+    others = {name: one.median for name, one in standings.items() if name not in (OURS, "joblib")}
+    if floors.others is None or not others:
+        return ""
+    best = min(others, key=lambda name: others[name])
+    ratio = others[best] / standings[OURS].median
+    return f"\n    floor: {floors.others:.3g}x {best}, {'reached' if ratio >= floors.others else 'MISSED'}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine")
+    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(machine(), flush=True)
+    with contests() as table:
+        for contest, floors in table:
+            if options.words and not any(word in contest.name for word in options.words):
+                continue
+            standings = measure(contest, options.rounds)
+            print(report(contest, standings), verdict(floors, standings), sep="", flush=True)
+
+
+if __name__ == "__main__":
+    main()
