@@ -197,6 +197,9 @@ class Site:
         How it changes the root: a method's name, `item`, `attribute`, `assign`, `delete` or `call`.
     guarded
         Whether an `except` of the body encloses it, so that it must not be able to raise.
+    slot
+        For a statement that every iteration reaches and that gives each one place in its root: for every hole the
+        target whose value it is, None for the value itself. A failed iteration's place can then be filled.
     """
 
     statement: ast.stmt
@@ -206,6 +209,7 @@ class Site:
     method: str
     guarded: bool
     line: int
+    slot: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -899,7 +903,7 @@ class _Classifier:
     # the worker's body
 
     def _build(self, flow: Flow) -> Parfor:
-        builder = _Builder(self.found)
+        builder = _Builder(self.found, self.targets, frozenset(map(id, self.body)))
         statements = builder.block(self.body, guarded=False)
         own_rows = [replace(rows, site=builder.row(rows)) for rows in self.own_rows.values()]
         if self.target is not None:
@@ -1314,7 +1318,20 @@ class _Builder:
     """Rewrites a body so that replayed statements become entries of the log."""
 
     found: Mapping[int, _Found]
+    targets: tuple[str, ...] = ()
+    always: frozenset[int] = frozenset()
     sites: list[Site] = field(default_factory=list)
+
+    def _slot_of(self, found: _Found) -> tuple[str | None, ...] | None:
+        holes = [hole for hole in found.holes if not isinstance(hole, ast.Constant)]
+        if id(found.statement) not in self.always or not holes:
+            return None
+        if found.method == "append" and len(holes) == 1 == len(found.holes):
+            return (None,)
+        if found.method != "item" or holes[0] is not found.holes[0]:
+            return None
+        names = [hole.id if isinstance(hole, ast.Name) else "" for hole in holes[1:]]
+        return (None, *names) if all(name in self.targets for name in names) else None
 
     def block(self, statements: Sequence[ast.stmt], *, guarded: bool) -> list[ast.stmt]:
         built: list[ast.stmt] = []
@@ -1400,6 +1417,7 @@ class _Builder:
                 found.method,
                 guarded,
                 root_lines,
+                self._slot_of(found),
             )
         )
         return _call_statement(LOG, [ast.Tuple([number, *operands], ast.Load())], found.statement)

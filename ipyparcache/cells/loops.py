@@ -13,7 +13,7 @@ import sys
 import time
 import types
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -1071,9 +1071,24 @@ class LoopRun:
         element = notes[-1].partition("(")[2].rstrip(")")
         failed = IterationError(number, element, error)
         self.report.errors.append(failed)
+        self._fill_slots(failed, number, chunk)
         self.report.iterations += 1
         if self.parfor.yields:
             yield [failed]
+
+    def _fill_slots(self, failed: IterationError, number: int, chunk: _Chunk) -> None:
+        """Put the error where the failed iteration would have put its results."""
+        assert self.replayer is not None
+        bindings: Mapping[str, object] = {}
+        for at, left in self._iterations_of(chunk):
+            if at == number:
+                bindings = left[1]
+        for position, site in enumerate(self.parfor.sites):
+            if site.slot is None or any(name not in bindings for name in site.slot if name is not None):
+                continue
+            holes = [failed if name is None else bindings[name] for name in site.slot]
+            with suppress(Exception):  # a place that cannot hold an object, such as an array's
+                self.replayer.sites[position](*holes)
 
     def _lost(self, result: ChunkResult, first: int) -> ChangeLost:
         assert self.parcel is not None
@@ -1252,7 +1267,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _reaches(value: object, target: object, depth: int = 4) -> bool:
+def _reaches(value: object, target: object, depth: int = 7) -> bool:
 
     seen: set[int] = set()
     layer: list[object] = [value]

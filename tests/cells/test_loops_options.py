@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+import warnings
+
+import pytest
+from tests.cells.sessions import describe, new_namespace, parallel, serial
+
+from ipyparcache.errors import (
+    BackgroundCancelled,
+    BackgroundConflict,
+    ChangeLost,
+    IterationError,
+    LoopRefused,
+    TaskTimeout,
+    WorkerDied,
+)
+
+
+def test_an_error_names_its_iteration_and_its_element():
+    namespace = new_namespace(
+        "def f(x):\n    if x == 'b.csv':\n        raise ValueError('bad file')\nout = []"
+    )
+
+    _, error, _ = parallel(
+        namespace, "for n, x in enumerate(['a.csv', 'b.csv', 'c.csv']):\n    out.append(f(x))"
+    )
+
+    assert type(error) is ValueError
+    assert error.__notes__ == ["in iteration 1 (n = 1, x = 'b.csv')"]
+
+
+def test_the_traceback_of_an_iteration_shows_the_cells_own_lines():
+    namespace = new_namespace("")
+
+    _, error, _ = parallel(namespace, "for i in range(3):\n    j = i + 1\n    k = 1 / (i - 2)")
+
+    assert error is not None
+    lines = []
+    entry = error.__traceback__
+    while entry is not None:
+        lines.append((entry.tb_frame.f_code.co_filename, entry.tb_lineno))
+        entry = entry.tb_next
+    assert ("<cell>", 3) in lines
+
+
+def test_of_several_failing_iterations_the_first_in_order_counts():
+    setup = "import time\nout = []"
+    cell = "for i in range(6):\n    time.sleep(0.1 * (i == 1))\n    out.append(i)\n    if i in (1, 2, 3):\n        raise KeyError(i)"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    _, error, _ = parallel(tested, cell)
+
+    assert isinstance(error, KeyError)
+    assert error.args == (1,)
+    assert describe(tested) == describe(plain)
+
+
+def test_results_behind_an_error_are_kept_as_partial():
+    namespace = new_namespace("import time\nout = []")
+    cell = "for i in range(4):\n    time.sleep(0.2 * (i == 0))\n    out.append(i)\n    1 / i"
+
+    _, error, report = parallel(namespace, cell)
+
+    assert isinstance(error, ZeroDivisionError)
+    assert namespace["out"] == [0]
+    assert 1 in report.loops[0].partial
+
+
+def test_collected_errors_stand_in_their_slots():
+    namespace = new_namespace("def f(x):\n    return 10 // (x - 2)")
+
+    _, error, report = parallel(namespace, "out = [f(x) for x in range(4)]", on_error="collect")
+
+    assert error is None
+    assert namespace["out"][:2] == [-5, -10]
+    assert isinstance(namespace["out"][2], IterationError)
+    assert namespace["out"][3] == 10
+    assert [e.iteration for e in report.loops[0].errors] == [2]
+
+
+def test_collected_errors_of_a_loop_keep_its_list_aligned():
+    namespace = new_namespace("out, table = [], {}\ndef f(x):\n    return 10 // (x - 2)")
+
+    _, error, _ = parallel(
+        namespace, "for x in range(4):\n    v = f(x)\n    out.append(v)\n    table[x] = v", on_error="collect"
+    )
+
+    assert error is None
+    assert [type(v).__name__ for v in namespace["out"]] == ["int", "int", "IterationError", "int"]
+    assert isinstance(namespace["table"][2], IterationError)
+
+
+def test_an_iteration_over_its_time_is_ended_alone():
+    namespace = new_namespace("import time\nout = []")
+    cell = "for i in range(4):\n    time.sleep(30 * (i == 1))\n    out.append(i)"
+
+    _, error, _ = parallel(namespace, cell, timeout=0.5)
+
+    assert isinstance(error, TaskTimeout)
+    assert namespace["out"] == [0]
+
+
+def test_a_retried_iteration_leaves_the_traces_of_its_last_attempt_only(tmp_path):
+    namespace = new_namespace("import os\nout, total = [], 0")
+    namespace["folder"] = str(tmp_path)
+    cell = (
+        "for x in range(4):\n    print('try', x)\n    total += x\n    n = len(os.listdir(folder))\n"
+        "    if x == 2 and n < 2:\n        open(os.path.join(folder, str(n)), 'w').close()\n        raise OSError('again')\n"
+        "    out.append(x)"
+    )
+
+    host, error, _ = parallel(namespace, cell, retries=3)
+
+    assert error is None
+    assert namespace["out"] == [0, 1, 2, 3]
+    assert namespace["total"] == 6
+    assert host.stdout == "try 0\ntry 1\ntry 2\ntry 3\n"
+
+
+def test_a_dead_worker_is_named_and_what_finished_before_is_kept():
+    namespace = new_namespace("import os, signal, time\nout = []")
+    cell = "for i in range(6):\n    time.sleep(0.01)\n    if i == 3:\n        os.kill(os.getpid(), signal.SIGKILL)\n    out.append(i)"
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, WorkerDied)
+    assert "SIGKILL" in str(error)
+    assert error.__notes__[0].startswith("in iteration 3")
+    assert namespace["out"] == [0, 1, 2]
+
+
+def test_seeded_draws_are_the_same_for_any_number_of_workers_and_chunk():
+    setup = "import random\nimport numpy as np\nout = []"
+    cell = "for i in range(9):\n    out.append((random.random(), float(np.random.rand()), float(np.random.default_rng().random())))"
+    found = []
+
+    for options in ({"jobs": 1}, {"jobs": 2}, {"jobs": 2, "chunk": 4}):
+        namespace = new_namespace(setup)
+        _, error, _ = parallel(namespace, cell, seed=7, **options)
+        assert error is None
+        found.append(namespace["out"])
+
+    assert found[0] == found[1] == found[2]
+    assert len({row for row in found[0]}) == 9
+
+
+def test_threads_with_a_seed_give_the_numbers_of_processes():
+    setup = "import random\nout = []"
+    cell = "for i in range(6):\n    out.append(random.random())"
+    one, other = new_namespace(setup), new_namespace(setup)
+
+    parallel(one, cell, seed=3)
+    parallel(other, cell, seed=3, backend="threads")
+
+    assert one["out"] == other["out"]
+
+
+def test_a_warning_is_shown_once_for_its_place():
+    namespace = new_namespace("import warnings\nout = []")
+    cell = "for i in range(6):\n    warnings.warn('odd')\n    out.append(i)"
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        _, error, _ = parallel(namespace, cell)
+
+    assert error is None
+    assert [(str(w.message), w.filename, w.lineno) for w in caught] == [("odd", "<cell>", 2)]
+
+
+def test_log_records_of_iterations_reach_the_handlers_here(caplog):
+    namespace = new_namespace("import logging\nlog = logging.getLogger('loops-test')\nout = []")
+
+    with caplog.at_level("INFO", logger="loops-test"):
+        _, error, _ = parallel(namespace, "for i in range(3):\n    log.info('at %d', i)\n    out.append(i)")
+
+    assert error is None
+    assert [r.getMessage() for r in caplog.records if r.name == "loops-test"] == ["at 0", "at 1", "at 2"]
+
+
+def test_display_shows_the_objects_here_in_order():
+    namespace = new_namespace("class Shown:\n    def __init__(self, i):\n        self.i = i")
+
+    host, error, _ = parallel(namespace, "for i in range(4):\n    display(Shown(i))")
+
+    assert error is None
+    assert [objects[0].i for objects in host.shown] == [0, 1, 2, 3]
+    assert all(isinstance(objects[0], namespace["Shown"]) for objects in host.shown)
+
+
+LOST = {
+    "a list changed by an unknown function": (
+        "import random\nxs, out = [1, 2, 3], []",
+        "for i in range(4):\n    random.Random(i).shuffle(xs)\n    out.append(i)",
+        "xs",
+    ),
+    "an array written through a function": (
+        "import numpy as np\na, out = np.zeros(1000), []\nfill = np.ndarray.fill",
+        "for i in range(4):\n    fill(a, i + 1)\n    out.append(i)",
+        "a",
+    ),
+    "an object changed by its method": (
+        "class M:\n    n = 0\n    def step(self):\n        self.n += 1\nm, out = M(), []",
+        "for i in range(4):\n    m.step()\n    out.append(i)",
+        "m",
+    ),
+    "a generator drawn from": (
+        "import numpy as np\nrng, out = np.random.default_rng(0), []",
+        "for i in range(4):\n    out.append(rng.random())",
+        "rng",
+    ),
+    "a closure's counter": (
+        "def make():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n        return n\n    return step\nstep, out = make(), []",
+        "for i in range(4):\n    out.append(step())",
+        "step",
+    ),
+    "a class attribute": (
+        "class J:\n    made = 0\n    def __init__(self):\n        J.made += 1\nout = []",
+        "for i in range(4):\n    out.append(J())",
+        "J",
+    ),
+    "a default argument": (
+        "class K:\n    def call(self, x, seen=[]):\n        seen.append(x)\n        return len(seen)\nk, out = K(), []",
+        "for i in range(4):\n    out.append(k.call(i))",
+        "k|K|seen|call",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_change_that_would_be_lost_is_an_error(name):
+    setup, cell, word = LOST[name]
+    namespace = new_namespace(setup)
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, ChangeLost)
+    assert "lost" in str(error)
+    assert any(f"`{w}" in str(error) or f"{w}`" in str(error) for w in word.split("|")), str(error)
+    after = {n: t for n, t in describe(namespace).items() if n in before and n != "i"}
+    assert after == before
+
+
+def test_an_interrupt_keeps_what_is_finished_and_ends_within_a_second():
+    namespace = new_namespace("import time\nout = []")
+    cell = "for i in range(50):\n    time.sleep(0.02 if i < 4 else 20)\n    out.append(i)"
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        parallel(namespace, cell)
+    took = time.monotonic() - begun
+    timer.join()
+    _, error, _ = parallel(new_namespace("out = []"), "for i in range(4):\n    out.append(i)")
+
+    assert namespace["out"] == [0, 1, 2, 3]
+    assert took < 3.5
+    assert error is None
+
+
+def test_a_background_loop_enters_the_namespace_with_its_result():
+    namespace = new_namespace("out = []")
+
+    _, error, _ = parallel(
+        namespace, "for i in range(5):\n    out.append(i)\ntotal = sum(out)", background="run"
+    )
+    handle = namespace.pop("run")
+    before = list(namespace["out"])
+    found = handle.result(30)
+
+    assert error is None
+    assert before == []
+    assert found == {"out": [0, 1, 2, 3, 4], "i": 4}
+    assert namespace["total"] == 10
+
+
+def test_a_background_loop_reports_a_variable_that_was_rebound():
+    namespace = new_namespace("out = []")
+
+    parallel(namespace, "for i in range(5):\n    out.append(i)", background="run")
+    namespace["out"] = ["mine"]
+
+    with pytest.raises(BackgroundConflict, match="`out` was rebound"):
+        namespace.pop("run").result(30)
+    assert namespace["out"] == ["mine"]
+
+
+def test_a_cancelled_background_loop_keeps_its_first_iterations():
+    namespace = new_namespace("import time\nout = []")
+
+    parallel(namespace, "for i in range(100):\n    time.sleep(0.05)\n    out.append(i)", background="run")
+    handle = namespace.pop("run")
+    handle.cancel()
+
+    with pytest.raises(BackgroundCancelled):
+        handle.result(30)
+    assert namespace["out"] == list(range(len(namespace["out"])))
+
+
+def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
+    setup = "import os\nclass M:\n    def __init__(self, x):\n        self.x = x\nout, total = [], 0"
+    cell = (
+        "for x in range(N):\n    print('at', x)\n    with open(os.path.join(folder, f'{x}-{os.getpid()}-{len(os.listdir(folder))}'), 'w'):\n"
+        "        pass\n    out.append(M(x))\n    total += x"
+    )
+    counts, namespaces, texts = [], [], []
+    for n in (3, 5):
+        namespace = new_namespace(setup)
+        namespace |= {"folder": str(tmp_path / "runs"), "N": n}
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        # Listings and files are inputs: what is written lies apart from what the loop depends on.
+        host, error, report = parallel(namespace, cell.replace("len(os.listdir(folder))", "0"), cached=True)
+        assert error is None
+        counts.append(report.loops[0].restored)
+        namespaces.append(namespace)
+        texts.append(host.stdout)
+
+    assert counts == [0, 3]
+    assert [m.x for m in namespaces[1]["out"]] == [0, 1, 2, 3, 4]
+    assert all(isinstance(m, namespaces[1]["M"]) for m in namespaces[1]["out"])
+    assert texts[1] == "".join(f"at {x}\n" for x in range(5))
+    gc.collect()
+
+
+def test_threads_leave_what_the_serial_loop_leaves():
+    setup = "class P:\n    def __init__(self, v):\n        self.v = v\nout, total, ps = [], 0.1, [P(i) for i in range(8)]"
+    cell = "for p in ps:\n    print('p', p.v)\n    p.w = p.v * 2\n    tmp = p.w\n    out.append((p, tmp))\n    total += p.v * 0.1"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    text, _ = serial(plain, cell)
+
+    host, error, _ = parallel(tested, cell, backend="threads")
+
+    assert error is None
+    assert describe(tested) == describe(plain)
+    assert host.stdout == text
+
+
+def test_a_refusal_comes_before_any_line_has_run():
+    namespace = new_namespace("log = []")
+
+    _, error, _ = parallel(namespace, "log.append('ran')\nfor i in range(3):\n    x = prev\n    prev = i")
+
+    assert isinstance(error, LoopRefused)
+    assert str(error).startswith("line 3")
+    assert namespace["log"] == []
