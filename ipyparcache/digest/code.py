@@ -255,20 +255,12 @@ class FunctionKind(Kind):
                 )
         elif not walk.isolated:
             traversal.note_module(owner)
-        attributes = dict(obj.__dict__)
-        if _is_dispatching(obj):
-            attributes.pop("_clear_cache", None)  # a method of its memo
-        for own_mapping in (obj.__kwdefaults__, obj.__annotations__, attributes):
+        for own_mapping in (obj.__kwdefaults__, obj.__annotations__, obj.__dict__):
             if own_mapping:
                 parts += [len(own_mapping), *own_mapping, *own_mapping.values()]
             else:
                 parts.append(0)
         closure = obj.__closure__ or ()
-        if _is_dispatching(obj):
-            closure = ()  # but for the registry, what these functions share are memos
-            if "registry" in obj.__dict__:
-                parts.append(dict(obj.registry))
-                walk.keep(parts)
         parts += [obj.__defaults__, *closure, *(getattr(obj, "__type_params__", None) or ())]
         walk.push(parts)
 
@@ -301,12 +293,6 @@ def owner_of(namespace: Mapping[str, Any], traversal: Traversal) -> str | None:
 
 def _text(value: object) -> str | None:
     return value if type(value) is str else None
-
-
-def _is_dispatching(function: Any) -> bool:
-    """Whether this is one of the functions that `functools.singledispatch` makes around a memo of its own."""
-    code = function.__code__
-    return bool(code.co_filename == functools.__file__ and code.co_qualname.startswith("singledispatch."))
 
 
 class CodeKind(Kind):

@@ -8,16 +8,21 @@ taken apart by `process_changes` and put back by `restore_process`.
 
 from __future__ import annotations
 
+import builtins
 import contextvars
 import functools
+import gc
 import glob
+import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -215,7 +220,28 @@ def static_rows(
         for name in variables:
             rows.append(Row("env", name, _variable(_raw_variable(name))))
         rows += _setting_rows(reached)
+        for name in sorted(reached):
+            if name in sys.modules:
+                rows += _import_rows.get(name, [])
         return rows
+
+
+_import_rows: dict[str, list[Row]] = {}
+"""What each loaded local module asked for while it was imported, with the answers it got then."""
+
+
+@contextmanager
+def _noting_import(name: str) -> Iterator[None]:
+    with openfiles.FileWatch() as seen:
+        yield
+    with openfiles.unwatched():
+        answers = {f"{question} {path}": _hexed(answer) for (question, path), answer in seen.answers.items()}
+        for full, use in seen.files.items():
+            if use.is_read:
+                answers[f"file {use.spelled}"] = _digests.digest(full)
+        answers |= {f"listing {path}": _hexed(listing) for path, listing in seen.listings.items()}
+        answers |= {f"env {variable}": _variable(value) for variable, value in seen.environment.items()}
+        _import_rows[name] = [Row(f"import of {name}", *answer) for answer in sorted(answers.items())]
 
 
 def _files_of(pattern: str) -> set[str]:
@@ -608,6 +634,7 @@ def install(user_cells_ran: bool) -> None:
         Whether cells ran before, which may have seeded any generator: unknown means seeded.
     """
     global _installed
+    modules.observers.while_loading = _noting_import
     modules.watch_imports()
     if _installed:
         return
@@ -760,6 +787,7 @@ class ProcessState:
     modules: dict[str, dict[str, object]]  # attributes of local modules
     threads: frozenset[int]
     children: frozenset[int]
+    fixtures: dict[str, object]  # what is told to have changed, and cannot be brought back
 
 
 def process_state() -> ProcessState:
@@ -778,7 +806,26 @@ def process_state() -> ProcessState:
             {name: dict(vars(module)) for name, module in _local_modules()},
             frozenset(thread.ident or 0 for thread in threading.enumerate()),
             frozenset(_children()),
+            _fixtures(),
         )
+
+
+def _fixtures() -> dict[str, object]:
+    """What user code sets once for the whole process and no hit brings back; compared by equality."""
+    found: dict[str, object] = {
+        "the recursion limit": sys.getrecursionlimit(),
+        "sys.excepthook": sys.excepthook,
+        "the garbage collector": (gc.isenabled(), gc.get_threshold()),
+        "the builtins": {name: id(value) for name, value in vars(builtins).items() if name != "_"},
+        "the signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+    }
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        found["the root logger"] = (logging.root.level, list(logging.root.handlers), logging.root.disabled)
+    socket = sys.modules.get("socket")
+    if socket is not None:
+        found["the socket timeout"] = socket.getdefaulttimeout()
+    return found
 
 
 def _local_modules() -> list[tuple[str, ModuleType]]:
@@ -891,6 +938,10 @@ def _is_as_before(earlier: Mapping[str, object], attribute: str, value: object) 
 
 
 def _refuse_leftovers(before: ProcessState) -> None:
+    now = _fixtures()
+    for name, value in before.fixtures.items():
+        if now.get(name) != value:
+            raise Unrepeatable(f"it changes {name}, which a hit could not bring back")
     for thread in threading.enumerate():
         if thread.ident not in before.threads and thread.is_alive() and _runs_user_code(thread):
             raise Unrepeatable(f"it leaves a thread running ({thread.name})")
@@ -981,7 +1032,12 @@ def restore_process(changes: Mapping[str, Any]) -> None:
 
 
 def can_restore(changes: Mapping[str, Any]) -> bool:
-    """Whether what `restore_process` needs is there: the libraries loaded, the folder present."""
+    """Whether what `restore_process` needs is there, the folder and the libraries, which are imported."""
     if "folder" in changes and not os.path.isdir(changes["folder"]):
         return False
-    return all(_GENERATORS[name].library in sys.modules for name in changes.get("generators", {}))
+    for name in changes.get("generators", {}):
+        try:
+            importlib.import_module(_GENERATORS[name].library)
+        except ImportError:
+            return False
+    return True

@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import machinery
@@ -43,9 +44,23 @@ class Source:
 class _Loaded:
     module: ModuleType
     source: Source | None  # None: the file changed under the import, so nobody knows what was loaded
+    attributes: dict[str, object]  # as the import left them
+    digests: dict[str, bytes | None]  # of those that can change without being replaced
 
 
 _loaded: dict[str, _Loaded] = {}
+
+
+@dataclass
+class Observers:
+    """What else looks on when a local module is executed; filled in by files that know more than this one."""
+
+    digests_of: Callable[[ModuleType], dict[str, bytes | None]] = lambda module: {}
+    while_loading: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
+
+
+observers = Observers()
+
 _origins: dict[str, tuple[int, Origin]] = {}
 _versions: dict[str, tuple[object, str]] = {}
 
@@ -152,17 +167,59 @@ def watch_imports() -> None:
             return
         before = _source_in(path, module)
         try:
-            plain(self, module)
+            with observers.while_loading(module.__name__):
+                plain(self, module)
         finally:
             after = _source_in(path, module)
             same = before is not None and after is not None and before.digest == after.digest
-            _loaded[module.__name__] = _Loaded(module, before if same else None)
+            _note_loaded(module, before if same else None)
 
     exec_module.ipyparcache_watches = True  # type: ignore[attr-defined]
     machinery.SourceFileLoader.exec_module = exec_module  # type: ignore[method-assign,assignment]
     for name, module in list(sys.modules.items()):
         if isinstance(module, ModuleType) and name not in NOTEBOOK_MODULES and origin_of(name) == "local":
             source_of(name)
+
+
+def _note_loaded(module: ModuleType, source: Source | None) -> None:
+    noted = _loaded[module.__name__] = _Loaded(module, source, dict(vars(module)), {})
+    noted.digests.update(observers.digests_of(module))  # which may ask for this very module's source
+
+
+def changed_attributes(name: str) -> list[str]:
+    """Attributes of a loaded local module that are not as its import left them.
+
+    Submodules are no attributes; a module that was loaded before `watch_imports` counts as it was then.
+    """
+    module = sys.modules.get(name)
+    known = _loaded.get(name)
+    if module is None or known is None or known.module is not module:
+        return []
+    now = dict(vars(module))
+    digests = observers.digests_of(module)
+    found = []
+    for attribute in sorted(now.keys() | known.attributes.keys()):
+        if attribute.startswith("__") or isinstance(now.get(attribute), ModuleType):
+            continue
+        replaced = now.get(attribute, known) is not known.attributes.get(attribute, known)
+        if replaced or digests.get(attribute) != known.digests.get(attribute):
+            found.append(attribute)
+    return found
+
+
+def closure_of(name: str) -> list[str]:
+    """The local modules that importing a module executes, those it imports in turn included."""
+    found: dict[str, None] = {}
+    waiting = list(parents_of(name))
+    while waiting:
+        part = waiting.pop()
+        if part in found or origin_of(part) != "local":
+            continue
+        found[part] = None
+        source = source_of(part)
+        if source is not None:
+            waiting += imports_of(source)
+    return list(found)
 
 
 def source_of(name: str) -> Source | None:
@@ -180,7 +237,7 @@ def source_of(name: str) -> Source | None:
         return known.source
     path = _place_of(module)
     source = _source_in(path, module) if path is not None and _was_loaded_from(path, module) else None
-    _loaded[name] = _Loaded(module, source)
+    _note_loaded(module, source)
     return source
 
 

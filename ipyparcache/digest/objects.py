@@ -9,12 +9,13 @@ restored state belongs.
 from __future__ import annotations
 
 import builtins
+import importlib
 import operator
 import sys
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,7 +41,7 @@ from ipyparcache.digest.walk import (
     type_name,
     without_nan,
 )
-from ipyparcache.errors import Undigestible
+from ipyparcache.errors import Undigestible, Unrestorable
 
 __all__ = [
     "ABSENT",
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 ABSENT = b"absent"
+PATCHES = "patches of "  # root of a distribution's class or module, as far as the user put code into it
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,10 @@ class Traversal:
         The notebook's namespace. A function whose globals it is, is a notebook function, and the names that
         such a function reads become `reads`.
 
+    known : sequence of object, optional
+        Mutable objects that exist on both sides of a comparison: written by their place in this sequence, and
+        neither entered nor numbered.
+
     Attributes
     ----------
     digests : dict of str to bytes
@@ -114,8 +120,10 @@ class Traversal:
         Modules reached: name to origin (`local`, `library`).
     """
 
-    def __init__(self, main: Mapping[str, object] | None = None):
+    def __init__(self, main: Mapping[str, object] | None = None, known: Sequence[object] = ()):
         self.main = main if main is not None else _notebook_namespace()
+        self.known = {id(obj): place for place, obj in enumerate(known)}
+        self._outside = known
         self.digests: dict[str, bytes] = {}
         self.shared: list[tuple[tuple[str, int], tuple[str, int]]] = []
         self.reads: list[Read] = []
@@ -134,6 +142,8 @@ class Traversal:
         self._followed = 0
         self._kinds: dict[type, Kind] = {}
         self._classes: set[type] = set()  # of distributions, looked through for methods of the user
+        self._patches: dict[str, tuple[Any, dict[str, object]]] = {}  # what the user put where, when digested
+        self._awaited: list[str] = []  # modules that the code will import
 
     # ---- roots
 
@@ -174,8 +184,21 @@ class Traversal:
         return ABSENT
 
     def add_import(self, name: str) -> None:
-        """Note a module that code imports while it runs: a local one by source, a distribution by version."""
+        """Note a module that code imports while it runs.
+
+        A local one counts by source, with those that it imports; if it is loaded, also by the attributes that
+        are no longer as its import left them. A distribution counts by version and by what the user put into
+        it.
+        """
         self.note_module(name)
+        if name not in sys.modules:
+            self._awaited.append(name)
+            return
+        for part in modules.closure_of(name):
+            for attribute in modules.changed_attributes(part):
+                self.note_read(part, attribute, vars(sys.modules[part]))
+        if modules.origin_of(name) in ("library", "standard"):
+            self.reach_module(sys.modules[name], None)
 
     def follow(self, ignored: Container[str] = ()) -> dict[str, bytes]:
         """Add every name that reached code reads and that is no root yet, until nothing new is found.
@@ -213,6 +236,8 @@ class Traversal:
         origin = modules.origin_of(name)
         if origin == "notebook":
             return
+        if origin != "local":
+            self._patches[_place_of(module)] = module, dict(_patches_of(module))
         if names is None:
             names = [attribute for attribute in namespace if not attribute.startswith("__")]
         for attribute in sorted(names):
@@ -230,7 +255,9 @@ class Traversal:
         for base in cls.__mro__:
             if not base.__flags__ & (1 << 9) or modules.is_user_code(module_of(base)):
                 continue
-            for name, value in _patches_of(base):
+            patches = _patches_of(base)
+            self._patches[f"{PATCHES}{module_of(base)}:{base.__qualname__}"] = base, dict(patches)
+            for name, value in patches:
                 self._pending.append((f"patch {module_of(base)}.{base.__qualname__}.{name}", value))
 
     @property
@@ -260,6 +287,12 @@ class Traversal:
 
     def object_at(self, root: str, number: int) -> object:
         """The live object with this number."""
+        if root not in self._roots and root.startswith(PATCHES):
+            module, _, qualname = root.removeprefix(PATCHES).partition(":")
+            found: object = importlib.import_module(module)
+            for part in qualname.split(".") if qualname else ():
+                found = getattr(found, part)
+            return found
         return self._roots[root].objects[number]
 
     def value_of(self, root: str) -> object:
@@ -286,6 +319,22 @@ class Traversal:
             for number, kind, mark in numbered.marks:
                 if not kind.is_as(walk, numbered.objects[number], mark):
                     found.append((root, number))
+        return found + [(place, 0) for place in self._patched_places()]
+
+    def _patched_places(self) -> list[str]:
+        """Classes and modules of distributions into which code was put since they were digested."""
+        found = [
+            place
+            for place, (owner, before) in self._patches.items()
+            if not _same_values(before, dict(_patches_of(owner)))
+        ]
+        for name in self._awaited:
+            module = sys.modules.get(name)
+            if module is None or modules.origin_of(name) not in ("library", "standard"):
+                continue
+            owners: list[type | ModuleType] = [module]
+            owners += [value for value in vars(module).values() if isinstance(value, type)]
+            found += [_place_of(owner) for owner in owners if _patches_of(owner)]
         return found
 
     def summary(self, root: str) -> Summary:
@@ -425,20 +474,78 @@ def _size_of(value: Any) -> str:
 
 # Attributes of library classes as they were when they were last looked through, and what was the user's
 # among them.
-_looked_through: WeakKeyDictionary[type, tuple[list[object], list[tuple[str, object]]]] = WeakKeyDictionary()
+_looked_through: WeakKeyDictionary[Any, tuple[list[object], list[tuple[str, object]]]] = WeakKeyDictionary()
 
 
-def _patches_of(cls: type) -> list[tuple[str, object]]:
-    """Attributes that the user put on a class of a distribution; looked for again only if one was
-    replaced."""
-    attributes = class_dict(cls)
+def _same_values(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
+
+
+def _place_of(owner: type | ModuleType) -> str:
+    if isinstance(owner, ModuleType):
+        return f"{PATCHES}{owner.__name__}:"
+    return f"{PATCHES}{module_of(owner)}:{owner.__qualname__}"
+
+
+def _patches_of(owner: type | ModuleType) -> list[tuple[str, object]]:
+    """Code that the user put on a class or module of a distribution.
+
+    All attributes are looked at again only if one was replaced.
+    """
+    if isinstance(owner, type) and (not owner.__flags__ & (1 << 9) or modules.is_user_code(module_of(owner))):
+        return []  # not to be patched, or the user's own
+    attributes = class_dict(owner) if isinstance(owner, type) else vars(owner)
     now = list(attributes.values())
-    known = _looked_through.get(cls)
+    known = _looked_through.get(owner)
     if known is not None and len(known[0]) == len(now) and all(map(operator.is_, known[0], now)):
         return known[1]
     found = [(name, value) for name, value in list(attributes.items()) if is_user_definition(value)]
-    _looked_through[cls] = now, found
+    _looked_through[owner] = now, found
     return found
+
+
+def patches_of(owner: type | ModuleType) -> dict[str, object]:
+    """Code that the user put on a class or module of a distribution, by attribute."""
+    return dict(_patches_of(owner))
+
+
+def put_patches(owner: type | ModuleType, patches: Mapping[str, object]) -> None:
+    """Put such code where it belongs.
+
+    Raises
+    ------
+    Unrestorable
+        If other code was put there that `patches` does not have: what it replaced is not known.
+    """
+    extra = patches_of(owner).keys() - patches.keys()
+    if extra:
+        raise Unrestorable(owner.__name__, f"`{min(extra)}` was put on it, in place of something unknown")
+    for name, value in patches.items():
+        setattr(owner, name, value)
+
+
+def _note_attributes(module: ModuleType) -> dict[str, bytes | None]:
+    """Digests of what a module holds that can change without being replaced."""
+    noted: dict[str, bytes | None] = {}
+    for name, value in vars(module).items():
+        if (
+            name.startswith("__")
+            or type(value) in PRIMITIVES
+            or isinstance(value, (ModuleType, FunctionType, type))
+        ):
+            continue
+        noted[name] = _digest_or_none(value)
+    return noted
+
+
+def _digest_or_none(value: object) -> bytes | None:
+    try:
+        return Traversal().add("value", value)
+    except Undigestible:
+        return None
+
+
+modules.observers.digests_of = _note_attributes
 
 
 # ---- for other rooms
@@ -466,6 +573,8 @@ def state_of(obj: object) -> object:
     Unrestorable
         If the state cannot be told apart.
     """
+    if _is_library_code(obj):
+        return {"patches": patches_of(obj)}  # type: ignore[arg-type]
     return _kind_for(obj).state(obj)
 
 
@@ -477,7 +586,16 @@ def put_state(obj: object, state: object) -> None:
     Unrestorable
         If objects of this type cannot be changed so.
     """
+    if _is_library_code(obj):
+        put_patches(obj, state["patches"])  # type: ignore[arg-type,index]
+        return
     _kind_for(obj).put(obj, state)
+
+
+def _is_library_code(obj: object) -> bool:
+    if isinstance(obj, ModuleType):
+        return not modules.is_user_code(obj.__name__)
+    return isinstance(obj, type) and not modules.is_user_code(module_of(obj))
 
 
 def _kind_for(obj: object) -> Kind:

@@ -162,6 +162,10 @@ class Walk:
         local = self._local
         known = local.get(id(obj))
         self.touched += 1
+        outside = self.traversal.known.get(id(obj)) if self.traversal.known else None
+        if outside is not None:
+            self.out += b"\xffK" + outside.to_bytes(4, "little")
+            return False
         if known is not None:
             self.out += b"\xff^" + known.to_bytes(4, "little")
             return False

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ipyparcache.digest.code import facts_of
-from ipyparcache.digest.objects import Traversal, digest_of
+from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
 from ipyparcache.errors import Undigestible
 
 NewNotebook = Callable[[], Any]
@@ -162,10 +162,6 @@ BENIGN = {
     "a flag combined in between": (
         "import enum\nclass F(enum.Flag):\n    A = 1\n    B = 2\nf = F",
         "import enum\nclass F(enum.Flag):\n    A = 1\n    B = 2\nF.A | F.B\nf = F",
-    ),
-    "a dispatch in between": (
-        "import functools\n@functools.singledispatch\ndef f(x): return 0",
-        "import functools\n@functools.singledispatch\ndef f(x): return 0\nf(1)",
     ),
     "a function that ran hot": (
         "def f(n):\n    s = 0\n    for i in range(n): s += abs(i)\n    return s",
@@ -461,3 +457,74 @@ def test_memo_content_of_a_bounded_memo_is_read(notebook: Any) -> None:
 
     assert [result for _, result in remembered] == [[2, 3], [4, 0]]
     assert functools.lru_cache(maxsize=2)(len).cache_info().currsize == 0
+
+
+def test_a_module_that_code_imports_counts_by_attributes_only_if_they_were_changed(
+    local_modules: Path, notebook: Any
+) -> None:
+    write(local_modules / "helpers.py", "K = 1\nTABLE = {}\nimport deep\ndef f(x):\n    return x + K\n")
+    write(local_modules / "deep.py", "N = 0\n")
+
+    def digest() -> bytes:
+        traversal = Traversal(notebook.names)
+        traversal.add_import("helpers")
+        traversal.follow()
+        return traversal.combined()
+
+    digests = [digest()]
+    for cell in (
+        "import helpers",
+        "helpers.K = 5",
+        "helpers.K = 1",
+        "helpers.TABLE['a'] = 1",
+        "helpers.deep.N = 1",
+    ):
+        notebook(cell)
+        digests.append(digest())
+
+    assert digests[0] == digests[1] == digests[3]
+    assert len(set(digests)) == 4
+
+
+def test_code_put_on_a_library_class_by_a_run_is_found_and_can_be_put_there_again(
+    notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    notebook("import pandas as pd\ndf = pd.DataFrame({'a': [1]})\ndef clean(self): return 1")
+    traversal = notebook.traversal("df")
+    monkeypatch.setattr(pd.DataFrame, "clean", notebook["clean"], raising=False)
+    [place] = traversal.changed()
+    state = state_of(traversal.object_at(*place))
+    monkeypatch.undo()
+    again = notebook.traversal("df")
+    assert again.changed() == []
+
+    put_state(again.object_at(*place), state)
+
+    assert pd.DataFrame.clean is notebook["clean"]
+    del pd.DataFrame.clean
+
+
+def test_code_put_into_a_module_that_the_run_imports_is_found(
+    notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traversal = Traversal(notebook.names)
+    traversal.add_import("json")
+    notebook("def dumps(x): return 'x'")
+    import json
+
+    monkeypatch.setattr(json, "dumps", notebook["dumps"])
+
+    assert traversal.changed() == [("patches of json:", 0)]
+
+
+def test_objects_known_on_both_sides_are_told_by_their_place() -> None:
+    inner, other = [1], [2]
+    traversal = Traversal({}, known=[inner])
+    before = traversal.add("x", {"a": inner, "b": other})
+    inner.append(5)
+
+    assert Traversal({}, known=[inner]).add("x", {"a": inner, "b": other}) == before
+    assert Traversal({}, known=[other, inner]).add("x", {"a": inner, "b": other}) != before
+    assert traversal.count_of("x") == 2
