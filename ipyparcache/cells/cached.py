@@ -358,7 +358,7 @@ async def _run(cell: _Cell) -> Run:
     record = Record()
     hidden = cell.shell.user_ns_hidden
     before = user_bindings(cell.namespace, hidden)
-    process_before = environment.process_state()
+    process_before, figures = environment.process_state(), outputs.open_figures()
     with (
         _bar(cell),
         openfiles.watch() as seen,
@@ -382,7 +382,9 @@ async def _run(cell: _Cell) -> Run:
         runs.note_run(_placed(cell, run))
         raise error
     if cell.no_key is None:
-        stored = _guarded(cell, lambda: _store(cell, record, before, process_before, seen, body_seconds))
+        stored = _guarded(
+            cell, lambda: _store(cell, record, before, process_before, figures, seen, body_seconds)
+        )
         run = stored or replace(run, reason=cell.no_key or "")
     return replace(run, seconds=time.perf_counter() - cell.started, changes=cell.changes)
 
@@ -392,6 +394,7 @@ def _store(
     record: Record,
     before: Mapping[str, object],
     process_before: Any,
+    figures_before: set[int],
     seen: openfiles.Seen,
     body_seconds: float,
 ) -> Run | None:
@@ -403,6 +406,9 @@ def _store(
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
     observed += inputs.rows_of_named_files(cell.body.tree, cell.inputs.traversal, seen)
+    opened = outputs.open_figures() - figures_before
+    if opened:
+        raise NotStorable(f"it leaves figure {min(opened)} open in pyplot; end with plt.close()")
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
     left = keeping.what_is_left(cell.inputs, before, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import itertools
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -234,14 +235,17 @@ def _try_out(
         if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
             raise NotStorable(f"`{name}` would not come back as it is, {_where(source, name)}")
     other = _digested(source, again)
+    drawn = _drawn_roots(original)
     for root, digest in original.digests.items():
-        if other.digests.get(root) != digest:
+        if root not in drawn and other.digests.get(root) != digest:
             raise NotStorable(f"`{root}` would not come back as it is, {_where(source, root)}")
-    if sorted(original.shared) != sorted(other.shared) or _views(original) != _views(other):
+    if _sharing(original, drawn) != _sharing(other, drawn) or _views(original, drawn) != _views(other, drawn):
         raise NotStorable("its results share objects in a way that would not come back")
     places = {id(thing): number for number, thing in enumerate(known)}
     places_again = {id(thing): number for number, thing in enumerate(known_again)}
-    for (root, _, thing), (_, _, twin) in zip(original.numbered(), other.numbered(), strict=True):
+    for (root, _, thing), (_, _, twin) in zip(
+        _compared(original, drawn), _compared(other, drawn), strict=True
+    ):
         if places.get(id(thing)) != places_again.get(id(twin)):
             raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
 
@@ -249,10 +253,32 @@ def _try_out(
 STATE = " #"  # marks the root of an input's new state; no name contains it
 
 
-def _views(traversal: Traversal) -> list[Any]:
-    """Arrays that share memory; the new content of an input is a window on the input itself before it is
-    packed."""
-    return [pair for pair in traversal.memory_sharing if STATE not in pair[0][0] and STATE not in pair[1][0]]
+def _views(traversal: Traversal, drawn: set[str]) -> list[Any]:
+    """Arrays that share memory; an input's new content is a window on the input until it is packed."""
+    return [
+        pair
+        for pair in traversal.memory_sharing
+        if not any(STATE in root or root in drawn for root in (pair[0][0], pair[1][0]))
+    ]
+
+
+def _sharing(traversal: Traversal, drawn: set[str]) -> list[Any]:
+    return sorted(pair for pair in traversal.shared if pair[0][0] not in drawn and pair[1][0] not in drawn)
+
+
+def _compared(traversal: Traversal, drawn: set[str]) -> list[tuple[str, int, object]]:
+    return [found for found in traversal.numbered() if found[0] not in drawn]
+
+
+def _drawn_roots(traversal: Traversal) -> set[str]:
+    """Roots that reach figures, axes and their parts.
+
+    They hold caches and callbacks that no two copies share; matplotlib pickles them, they come back untried.
+    """
+    artist = getattr(sys.modules.get("matplotlib.artist"), "Artist", None)
+    if artist is None:
+        return set()
+    return {root for root, _, thing in traversal.numbered() if isinstance(thing, artist)}
 
 
 def _digested(source: Source, payload: Mapping[str, Any]) -> Traversal:

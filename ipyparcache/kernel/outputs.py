@@ -305,6 +305,12 @@ def flush_figures(shell: Any) -> None:
             callback()
 
 
+def open_figures() -> set[int]:
+    """Numbers of the figures that pyplot keeps open."""
+    helpers: Any = sys.modules.get("matplotlib._pylab_helpers")
+    return set() if helpers is None else set(helpers.Gcf.figs)
+
+
 def _flush_c_streams() -> None:
     """Bring out what C code has printed but not flushed."""
     for stream in (sys.stdout, sys.stderr):

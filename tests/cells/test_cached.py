@@ -244,6 +244,28 @@ def test_a_closure_comes_back_over_the_live_globals(cell, cached, names, restart
     assert names["f"](1) == 111
 
 
+def test_figures_and_axes_come_back_as_one_drawing(cell, cached, names, restart):
+    setup = "import matplotlib\nmatplotlib.use('agg')\nimport matplotlib.pyplot as plt"
+    body = "fig, axes = plt.subplots(1, 2)\naxes[0].plot([1, 2])\nplt.close()"
+    cell(setup)
+    assert cached(body) == "miss"
+    restart()
+    cell(setup)
+    assert cached(body) == "hit"
+
+    assert names["axes"][0].figure is names["fig"]
+    assert list(names["axes"][0].lines[0].get_ydata()) == [1, 2]
+    assert names["plt"].get_fignums() == []
+
+
+def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
+    cell("import matplotlib\nmatplotlib.use('agg')\nimport matplotlib.pyplot as plt")
+    assert cached("fig = plt.figure()") == "not stored"
+
+    assert "open in pyplot" in last_run().reason
+    names["plt"].close("all")
+
+
 def test_imports_classes_and_functions_are_executed_again(cell, cached, names, restart):
     body = "import math as m\nclass T:\n  n = 3\ndef f(t):\n  return m.floor(t.n + 0.5)\nr = f(T())"
     cached(body)
@@ -385,6 +407,7 @@ def test_an_environment_variable_that_was_read_is_an_input(cell, cached, monkeyp
         ("import threading\nlock = threading.Lock()", "`lock` (lock) cannot be stored, line 3"),
         ("import subprocess\nsubprocess.run(['true'])\nr = 1", "another program"),
         ("r = helper()", "a function that it calls uses eval()"),
+        ("import sys\nsys.setrecursionlimit(sys.getrecursionlimit() + 1)", "it changes the recursion limit"),
         ("with lock_above:\n  r = 1", "`lock_above` has no digest"),
     ],
 )
