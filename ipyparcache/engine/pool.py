@@ -6,22 +6,19 @@ do not meet. No thread of ours runs: who holds a lease reads and writes the sock
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ipyparcache.engine.batches import Batch
 from ipyparcache.engine.transport import (
-    BATCH,
     CANCEL,
     Block,
     Channel,
@@ -30,9 +27,11 @@ from ipyparcache.engine.transport import (
     StreamChannel,
     anonymous_file,
     can_memfd,
-    shared_folder,
 )
 from ipyparcache.errors import EngineError, WorkersNotStarted
+
+if TYPE_CHECKING:
+    from ipyparcache.engine.batches import Batch
 
 IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
 GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
@@ -279,7 +278,7 @@ class Pool:
                 fd = os.open(f"{block.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
                 undo.callback(os.close, fd)
                 streams.append(fd)
-            token = secrets.token_bytes(32)
+            token = os.urandom(32)
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 named = (listener.getsockname()[:2], token, block.folder)
                 launched = 0
@@ -593,6 +592,8 @@ def _append_only(fd: int) -> None:
 
 def _accept(listener: socket.socket, token: bytes) -> socket.socket:
     """The connection of the worker that knows the token."""
+    import hmac
+
     until = time.monotonic() + STARTING
     while (left := until - time.monotonic()) > 0:
         listener.settimeout(left)
@@ -605,7 +606,7 @@ def _accept(listener: socket.socket, token: bytes) -> socket.socket:
         with contextlib.suppress(OSError):
             while len(got) < len(token) and (more := end.recv(len(token) - len(got))):
                 got += more
-        if secrets.compare_digest(got, token):
+        if hmac.compare_digest(got, token):
             end.settimeout(None)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return end
@@ -624,7 +625,7 @@ def the_pool() -> Pool:
 def shutdown_workers() -> None:
     """End all worker processes of this process and give back the memory shared with them.
 
-    The next call starts new ones. Calls that are running in other threads keep their workers until these end.
+    The next call starts new ones. A call that runs in another thread meanwhile sees its workers die.
     """
     _pool.shutdown()
     larges = sys.modules.get("ipyparcache.engine.larges")
@@ -644,21 +645,4 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-import atexit  # noqa: E402 - beside what it registers
-
 atexit.register(_at_exit)
-
-__all__ = [
-    "BATCH",
-    "GRACE",
-    "Lease",
-    "Pool",
-    "WorkerHandle",
-    "can_have_processes",
-    "shared_folder",
-    "shutdown_workers",
-    "start_method",
-    "tempfile",
-    "the_pool",
-]

@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -180,6 +181,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.version = 0
+        self._lock = threading.Lock()
         self._last: dict[str, Any] = {}
         self._pickled = b""
 
@@ -198,11 +200,12 @@ class Surroundings:
             if name in sys.modules:
                 with contextlib.suppress(AttributeError, ImportError):  # half loaded, or another version
                     state[name] = take()
-        if state != self._last:
-            self._last = state
-            self._pickled = _pickled_rows(state)
-            self.version += 1
-        return self.version, self._pickled
+        with self._lock:
+            if state != self._last:
+                self._last = state
+                self._pickled = _pickled_rows(state)
+                self.version += 1
+            return self.version, self._pickled
 
 
 def _pickled_rows(state: dict[str, Any]) -> bytes:
@@ -237,8 +240,9 @@ class _ApplyWhenLoaded:
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
+                loader: Any = spec.loader
                 with contextlib.suppress(AttributeError):  # built-in loaders are classes: nothing to extend
-                    spec.loader.exec_module = _and_apply(spec.loader.exec_module, name)
+                    loader.exec_module = _and_apply(loader.exec_module, name)
                 return spec
         return None
 

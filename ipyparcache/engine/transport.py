@@ -17,14 +17,11 @@ import marshal
 import mmap
 import os
 import select
-import shutil
 import socket
 import struct
 import sys
-import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, TypeAlias
 
@@ -119,7 +116,7 @@ class Block:
         if can_memfd():
             fd = anonymous_file("block", MAPPED)
             return cls([(fd, area * _FAR) for area in range(AREAS)])
-        folder = tempfile.mkdtemp(prefix="ipyparcache-", dir=shared_folder())
+        folder = new_folder()
         areas = []
         for area in range(AREAS):
             fd = os.open(f"{folder}/area{area}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -181,18 +178,27 @@ class Block:
         for fd in {fd for fd, _ in self.areas}:
             os.close(fd)
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
 
 
-def shared_folder() -> str:
-    """Where named shared memory goes: /dev/shm if it has room, else the temporary folder."""
-    try:
+# The portable transport alone needs these two modules, which take 5 ms to load in every worker.
+def new_folder() -> str:
+    """A private folder for named shared memory: in /dev/shm if it has room, else in the temporary folder."""
+    import tempfile
+
+    place = None
+    with contextlib.suppress(OSError):
         room = os.statvfs("/dev/shm")
-    except OSError:
-        return tempfile.gettempdir()
-    if os.access("/dev/shm", os.W_OK) and room.f_bavail * room.f_frsize > 64 << 20:
-        return "/dev/shm"
-    return tempfile.gettempdir()
+        if os.access("/dev/shm", os.W_OK) and room.f_bavail * room.f_frsize > 64 << 20:
+            place = "/dev/shm"
+    return tempfile.mkdtemp(prefix="ipyparcache-", dir=place)
+
+
+def remove_folder(path: str) -> None:
+    """Remove what `new_folder` made, with what is in it."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 class PacketChannel:
@@ -310,7 +316,7 @@ class Shared:
         self._digests: list[bytes] = []
         self.folder: str | None = None
         if not can_memfd():
-            self.folder = tempfile.mkdtemp(prefix="ipyparcache-", dir=shared_folder())
+            self.folder = new_folder()
         try:
             self._write(parts, writers)
         except BaseException:
@@ -393,7 +399,7 @@ class Shared:
             os.close(fd)
         self.fds = []
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, TypeError, AttributeError):
@@ -468,9 +474,3 @@ def layout(payload: Buffer, buffers: Sequence[Buffer]) -> tuple[list[Buffer], li
         places.append((offset, size))
         offset += size
     return parts, places
-
-
-def remove_folder(path: str) -> None:
-    """Remove what a named transport left, if it is one of ours."""
-    if Path(path).name.startswith("ipyparcache-"):
-        shutil.rmtree(path, ignore_errors=True)
