@@ -160,6 +160,7 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
             rows.append(Row("listing", path, _hexed(listing)))
         for name, value in sorted(seen.environment.items()):
             rows.append(Row("env", name, _variable(value)))
+        rows += [Row("name", name, digest) for name, digest in sorted(seen.names.items())]
         if seen.asks_folder:
             rows.append(Row("cwd", "", _hexed(seen.folder)))
         rows += _random_rows(seen)
@@ -172,6 +173,9 @@ def _refuse(seen: Seen, trust_shell: bool) -> None:
     if seen.commands and not trust_shell:
         program = seen.commands[0].program
         raise Unrepeatable(f"it runs another program ({program}); --trust-shell caches it all the same")
+    nameless = [name for name, digest in seen.names.items() if digest == "none"]
+    if nameless:
+        raise Unrepeatable(f"a library looks up `{nameless[0]}`, which has no digest")
     if seen.removed:
         raise Unrepeatable(f"it removes or renames {seen.removed[0]}, which it did not make")
 
@@ -304,6 +308,8 @@ def _now(kind: str, name: str) -> str:
         return _hexed(listing_of(name))
     if kind == "env":
         return _variable(_raw_variable(name))
+    if kind == "name":
+        return _name_digest(name)
     if kind == "cwd":
         return _hexed(os.getcwd())
     if kind == "random":
@@ -319,6 +325,16 @@ def _now(kind: str, name: str) -> str:
     return _hexed(answer_to(kind, name))
 
 
+def _name_digest(name: str) -> str:
+    namespace = vars(sys.modules["__main__"])
+    if name not in namespace:
+        return "absent"
+    try:
+        return digest_of(namespace[name], namespace).hex()[:32]
+    except Undigestible:
+        return "none"
+
+
 def described(row: Sequence[Any]) -> str:
     """What does not hold any more, for a line of explanation."""
     kind, name, _ = row
@@ -328,6 +344,7 @@ def described(row: Sequence[Any]) -> str:
         "listing": f"the folder {name} holds other files",
         "env": f"the environment variable {name} changed",
         "cwd": "the present folder is another one",
+        "name": f"`{name}`, which a library looks up, changed",
         "random": f"the {name} generator is in another state",
         "exists": f"whether {name} exists",
     }
@@ -747,7 +764,24 @@ def _note_generators(seen: Seen) -> None:
     del _noted_states[:-64]
 
 
-openfiles.AT_START.append(_note_generators)
+def _note_bindings(seen: Seen) -> None:
+    seen.bindings = dict(vars(sys.modules["__main__"]))
+
+
+def _note_names(seen: Seen, namespace: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Digest the variables that a library looks up by name, but for those that the run itself bound."""
+    known = namespace is vars(sys.modules["__main__"])
+    for name in names:
+        if name in seen.names or (known and seen.bindings.get(name, seen) is not namespace[name]):
+            continue
+        try:
+            seen.names[name] = digest_of(namespace[name], namespace).hex()[:32]
+        except Undigestible:
+            seen.names[name] = "none"
+
+
+openfiles.AT_START += [_note_generators, _note_bindings]
+openfiles.ON_NAMES.append(_note_names)
 
 
 def _random_rows(seen: Seen) -> list[Row]:

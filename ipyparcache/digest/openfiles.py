@@ -19,10 +19,11 @@ import getpass
 import os
 import pathlib
 import posixpath
+import re
 import stat as stat_module
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, TracebackType
@@ -84,8 +85,13 @@ class Seen:
     askers: dict[Asker, None] = field(default_factory=dict)
     asks_folder: bool = False
     reads_stdin: bool = False
-    start: object = None  # what `AT_START` noted of the process; stays where the run was
+    names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
+    start: object = None  # what `AT_START` noted of the process
+    bindings: dict[str, object] = field(default_factory=dict)  # the notebook's when the run began; not sent
     _set_here: set[str] = field(default_factory=set)  # environment variables that the run set itself
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "bindings": {}}
 
     def made(self, path: str) -> bool:
         """Whether the run itself made what lies at a path."""
@@ -163,6 +169,9 @@ def unwatched() -> Iterator[None]:
 
 AT_START: list[Callable[[Seen], None]] = []
 """What else is noted when a watch begins."""
+
+ON_NAMES: list[Callable[[Seen, Mapping[str, Any], Sequence[str]], None]] = []
+"""Told the names of the notebook that a library may look up in the frame that it asked for."""
 
 _watches: list[FileWatch] = []
 _patch_lock = threading.RLock()
@@ -565,18 +574,37 @@ def _on_frame(seen: Seen, frame: FrameType, asked: FrameType | None = None) -> N
     if name.partition(".")[0] in ("ipyparcache", "IPython", "ipykernel", "zmq", "traitlets"):
         return
     above: FrameType | None = who
+    texts: list[str] = []
     for _ in range(60):
         if above is None:
             return
-        if (
-            above.f_code.co_name == "<module>"
-            and modules.origin_of(str(above.f_globals.get("__name__"))) == "library"
-        ):
+        above_name = above.f_globals.get("__name__")
+        if above_name in modules.NOTEBOOK_MODULES:
+            break
+        if above.f_code.co_name == "<module>" and modules.origin_of(str(above_name)) == "library":
             return
-        if above.f_globals.get("__name__") in modules.NOTEBOOK_MODULES:
-            seen.askers[Asker(name, above.f_lineno)] = None
-            return
+        texts += _texts_in(above)
         above = above.f_back
+    else:
+        return
+    seen.askers[Asker(name, above.f_lineno)] = None
+    words = {word for text in texts for word in _IDENTIFIER.findall(text)}
+    names = [word for word in words if word in above.f_globals]
+    for note in ON_NAMES:
+        note(seen, above.f_globals, names)
+
+
+_IDENTIFIER = re.compile(r"[^\W\d]\w*")
+
+
+def _texts_in(frame: FrameType) -> list[str]:
+    """Strings that a function of a library was handed, or holds, while it asks for the caller's frame."""
+    found = []
+    for value in frame.f_locals.values():
+        for part in value if type(value) in (tuple, list) and len(value) < 100 else (value,):
+            if type(part) is str and len(part) < 10_000:
+                found.append(part)
+    return found
 
 
 def _on_input(seen: Seen, frame: FrameType, *prompt: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,6 +221,20 @@ def test_variables_are_kept_as_keyed_digests(monkeypatch: pytest.MonkeyPatch) ->
 
     assert "swordfish" not in str(row)
     assert row.digest != keyed.digest
+
+
+def test_a_variable_that_a_library_looks_up_in_a_string_is_an_input(notebook: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**notebook.names))
+    notebook.names = vars(sys.modules["__main__"])
+    notebook("import pandas as pd\ndf = pd.DataFrame({'a': [1, 2]})\nlimit = 1\nother = 2")
+    notebook("def pick(text): return df.query(text)")
+
+    rows = rows_of(lambda: notebook("own = 1\npick('a > @limit and a > @own')"))
+    assert [(row.kind, row.name) for row in rows] == [("name", "limit")]
+    assert all_hold(rows)
+
+    notebook("limit = 2")
+    assert not all_hold(rows)
 
 
 # ---- digests of files
