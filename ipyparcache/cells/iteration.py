@@ -19,6 +19,7 @@ from typing import Any
 from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
 from ipyparcache.cells import travel, watching
 from ipyparcache.cells.travel import ATOMS, MAIN
+from ipyparcache.engine.surroundings import Surroundings
 
 FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record is sent at once
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
@@ -225,6 +226,9 @@ class _Run:
         if body.seed is None:
             _new_streams()
         self._global_random = self._random_state() if body.watch_random else None
+        self._process = Surroundings()
+        self._process_version = -1
+        self._process_rows: dict[str, bytes] = {}
         self._pending: list[tuple[Any, ...]] = []
         self._pending_first = 0
 
@@ -267,6 +271,9 @@ class _Run:
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
         self._raised: BaseException | None = None
         self._refers = False
+        self._process_version, rows = self._process.take()
+        self._process_rows = dict(pickle.loads(rows))
+        self._modules = len(sys.modules)
         seen = _watched(self.body.secret)
         observed = seen.__enter__() if seen is not None else None
         try:
@@ -533,6 +540,16 @@ class _Run:
             for name in namespace.keys() - self._fixed.keys() - self._hidden:
                 if not name.startswith(OURS):
                     result.lost.append((first, last, None, name))
+        version, rows = self._process.take()
+        if version != self._process_version:
+            before, now = self._process_rows, dict(pickle.loads(rows))
+            # A library that has just been imported may set what it likes.
+            imported = len(sys.modules) != self._modules
+            for name in {"cwd"} if imported else before.keys() & now.keys():
+                if before.get(name) != now.get(name):
+                    result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
+            self._process_version, self._process_rows = version, now
+        self._modules = len(sys.modules)
         if self._global_random is not None and self._random_state() != self._global_random:
             result.lost.append((first, last, None, "the global random generator"))
         self._check_cost = max(time.monotonic() - begun, 1e-6)
@@ -693,6 +710,7 @@ def _rows_of(seen: Any) -> list[Any] | None:
         return None
 
 
+_SETTINGS = {"environ": "environment variables", "cwd": "the working folder", "path": "`sys.path`"}
 _MISSING = object()
 
 

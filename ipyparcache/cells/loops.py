@@ -6,6 +6,7 @@ import ast
 import codecs
 import gc
 import html
+import io
 import marshal
 import operator
 import pickle
@@ -13,7 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -325,6 +326,10 @@ class LoopRun:
         self._tasks_sent = 0
         self.cache: LoopCache | None = None
         self._key: str | None = None
+        self._draws_user_code = False
+        self._held: list[Any] = []
+        self._said: dict[int, str] = {}
+        self._said_last = ""
         self.merged = 0
         self._iterations_sent = 0
         self._mean: float | None = None
@@ -413,6 +418,7 @@ class LoopRun:
                     raise refused(refusals.IterableChanged(self.parfor.line, name, line))
         self._check_own_keys(iterable)
         self.source = iter(iterable)
+        self._check_source(self.source)
         left = operator.length_hint(iterable, -1)
         self._left = left if left >= 0 else None
 
@@ -471,6 +477,22 @@ class LoopRun:
                 raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         return frozenset(found)
+
+    def _check_source(self, source: object) -> None:
+        """A generator that is drawn from while results are merged must not read what they change."""
+        kind = type(source)
+        self._draws_user_code = kind in _MAY_RUN_USER_CODE or kind.__module__ in (travel.MAIN, "itertools")
+        code = getattr(source, "gi_code", None)
+        frame = getattr(source, "gi_frame", None)
+        if not isinstance(code, types.CodeType) or frame is None or frame.f_globals is not self.namespace:
+            return
+        self._draws_user_code = True
+        names = set(travel.globals_of(code))
+        for name in list(names):
+            helper = facts_of([name], self.namespace).helpers.get(name)
+            names |= helper.reads if helper is not None else set()
+        for name in sorted(names & (set(self.parfor.changed) | set(self.parfor.temporaries))):
+            raise refused(refusals.IterableChanged(self.parfor.line, name, self.parfor.line))
 
     def _check_own_keys(self, iterable: object) -> None:
         """Every element must name another item."""
@@ -590,10 +612,7 @@ class LoopRun:
             ended = False
             self.interrupts.waiting = False
             try:
-                # What was drawn before the iterable raises stays in the list that is being extended.
-                assert self.source is not None
-                items.extend(islice(self.source, size))
-                ended = len(items) < size
+                ended = self._draw(items, size)
             except BaseException as error:
                 self._source_error = (self._iterations_sent + len(items), error)
                 ended = True
@@ -601,8 +620,41 @@ class LoopRun:
                 self.interrupts.waiting = True
             if items and not self._restored(items):
                 yield self._chunk_of(items)
+            if self._held:
+                ended = False
             if ended:
                 return
+
+    def _draw(self, items: list[Any], size: int) -> bool:
+        """Draw up to `size` elements; whether there are no more.
+
+        What user code prints while an element is drawn comes before what its iteration prints: such an element begins
+        a chunk. What was drawn before the iterable raises stays in the list.
+        """
+        assert self.source is not None
+        if not self._draws_user_code:
+            items.extend(islice(self.source, size))
+            return len(items) < size
+        if self._held:
+            items.append(self._held.pop())
+        while len(items) < size:
+            heard = io.StringIO()
+            try:
+                with redirect_stdout(heard):
+                    item = next(self.source)
+            except StopIteration:
+                self._said_last = heard.getvalue()
+                return True
+            except BaseException:
+                self._said_last = heard.getvalue()
+                raise
+            if heard.getvalue():
+                self._said[self._iterations_sent + len(items)] = heard.getvalue()
+                if items:
+                    self._held.append(item)
+                    return False
+            items.append(item)
+        return False
 
     def _size(self) -> int:
         options = self.options
@@ -646,6 +698,9 @@ class LoopRun:
         self.chunks[chunk.number] = chunk
         self.sent += 1
         self._iterations_sent += chunk.count
+        said = self._said.pop(chunk.first, "")
+        if said:
+            chunk.events.insert(0, ("stdout", said.encode("utf-8", "surrogatepass")))
 
     def _restored(self, items: Sequence[Any]) -> bool:
         """Whether the iteration over these elements (one of them) was found in the store, and enlisted as over."""
@@ -738,6 +793,8 @@ class LoopRun:
     def _concluded(self) -> Iterator[list[Any]]:
         """Merge what is left to merge and raise what ended the loop."""
         yield from self._merge_ready()
+        if self._said_last:
+            self.host.write("stdout", self._said_last)
         if self.interrupts.asked.is_set():
             raise KeyboardInterrupt
         self._check_states(self._states_before)
@@ -1189,6 +1246,7 @@ def jobs_of(jobs: int | None) -> int:
 
 _KEYS: type = type({}.keys())
 _ITEMS: type = type({}.items())
+_MAY_RUN_USER_CODE = (zip, map, filter, enumerate, reversed)
 
 
 def _leads_to(value: object, target: object) -> bool:

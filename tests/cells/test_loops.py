@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipyparcache.errors import LoopRefused
+from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 SAME = {
@@ -145,3 +145,36 @@ def test_a_carried_loop_is_refused_with_its_variable(name):
     assert isinstance(error, LoopRefused)
     assert f"`{word}`" in str(error)
     assert describe(namespace) == before
+
+
+def test_what_a_generator_prints_comes_before_what_its_iteration_prints():
+    setup = "def source(n):\n    for i in range(n):\n        print('draw', i)\n        yield i\n    print('end')\nout = []"
+    cell = "for x in source(6):\n    print('run', x)\n    out.append(x)"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    text, _ = serial(plain, cell)
+
+    host, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert host.stdout == text
+    assert describe(tested) == describe(plain)
+
+
+def test_a_generator_that_reads_what_the_loop_changes_is_refused():
+    namespace = new_namespace(
+        "out = []\ndef source():\n    while len(out) < 5:\n        yield len(out)\nmade = source()"
+    )
+
+    _, error, _ = parallel(namespace, "for x in made:\n    out.append(x)")
+
+    assert isinstance(error, LoopRefused)
+    assert "`out`" in str(error)
+
+
+def test_a_changed_environment_is_reported_as_lost():
+    namespace = new_namespace("import os\ndef go(i):\n    os.chdir('/')\nout = []")
+
+    _, error, _ = parallel(namespace, "for i in range(3):\n    go(i)\n    out.append(i)")
+
+    assert isinstance(error, ChangeLost)
+    assert "folder" in str(error)

@@ -1,0 +1,224 @@
+"""Random loop bodies from a grammar of recognised and forbidden forms: the serial loop's result, or a refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.cells.sessions import describe, new_namespace, parallel, serial
+
+from ipyparcache.errors import ChangeLost, LoopRefused
+
+SETUP = """
+import numpy as np
+K = 3
+cfg = {'a': 1, 'b': [2]}
+out, more, ref, names = [], ['x'], [0], {}
+d, g, s = {}, {}, set()
+total, prod, best, where, text, flag = 0.5, 1.0, None, None, '', False
+arr, mat, row = np.zeros(12), np.arange(24.0).reshape(12, 2), np.ones(2)
+xs, words, pairs = [3, 1, 4, 1, 5, 9, 2, 6], 'to be or not to be'.split(), [(1, 'a'), (2, 'b'), (3, 'c')]
+class P:
+    made = []
+    def __init__(self, v):
+        self.v = v
+        self.log = []
+    def bump(self, n):
+        self.v += n
+        return self.v
+objs, shared = [P(i) for i in range(4)], P(100)
+rows = [[i, -i] for i in range(4)]
+def f(x):
+    return x * K + 0.1
+def peek():
+    return len(out)
+def deep(x, n=2):
+    return x if n == 0 else deep(x, n - 1) + 1
+def risky(x):
+    if x == 4:
+        raise ValueError(f'bad {x}')
+    return x
+"""
+
+ITERABLES = {
+    "i": [
+        "range(6)",
+        "range(5, 0, -2)",
+        "xs",
+        "set([2, 5])",
+        "(v for v in xs)",
+        "[]",
+        "iter(xs)",
+        "range(-1, 3)",
+    ],
+    "(n, w)": ["enumerate(words)", "pairs", "list(zip(xs, words))", "dict(pairs).items()"],
+    "p": ["objs", "objs[1:]", "[P(7), P(8)]"],
+    "r": ["rows", "mat[:4]", "[[0]] * 2"],
+}
+
+SIMPLE = [
+    "out.append({e})",
+    "out.extend([{e}, {e}])",
+    "more += [{e}]",
+    "d[{k}] = {e}",
+    "d[{k}] = d.get({k}, 0) + 1",
+    "g.setdefault({k}, []).append({e})",
+    "s.add({k})",
+    "total += {e}",
+    "total = total + {e}",
+    "prod *= 1.5",
+    "text += str({e})",
+    "text = str({k}) + text",
+    "tmp = {e}",
+    "tmp = [{e}, cfg]",
+    "a, *b = {e}, {k}, 3",
+    "print({e})",
+    "print('x', end='')",
+    "arr[{i}] = {e}",
+    "arr[{i}] += 1",
+    "mat[{i}] = {e}",
+    "mat[{i}, 0] = mat[{i}, 1] * 2",
+    "names[{k}] = tmp",
+    "out.append(tmp)",
+    "ref[0] = {e}",
+    "ref[0] += 1",
+    "best = {e}",
+    "flag = not flag",
+    "where = {k}",
+    "cfg['a'] = {e}",
+    "alias = more; alias.append({e})",
+    "shared.v = {e}",
+    "shared.bump(1)",
+    "out.append(peek())",
+    "out.append(len(more))",
+    "del tmp",
+    "row[0] = {e}",
+    "xs.append({e})",
+    "K = {k}",
+    "q = f({e})",
+    "z = risky({k})",
+    "import math; m = math.floor(2.5)",
+    "h = lambda t, u={k}: t + u",
+    "x, y = {e}, {e}",
+    "ys = [v * 2 for v in range({k})]",
+    "(w2 := {e})",
+    "shared.log.append({e})",
+]
+
+OF_ELEMENT = {
+    "p": [
+        "p.v += 1",
+        "p.log.append(1)",
+        "p.bump(2)",
+        "out.append(p)",
+        "p.extra = cfg",
+        "names[p.v] = p",
+        "tmp = p.v",
+    ],
+    "r": ["r[0] = 5", "r[1] += 1", "out.append(r)", "tmp = r[0]", "more.append(list(r))"],
+    "i": ["i = i + 1", "out.append(i)"],
+    "(n, w)": ["out.append((n, w))", "d[w] = n", "w = str(w) * 2"],
+}
+
+KEYS = {"i": ["i", "i % 3", "2"], "(n, w)": ["n", "n % 2"], "p": ["1", "3"], "r": ["0", "2"]}
+VALUES = {
+    "i": ["i", "i * 0.3", "f(i)", "deep(i)", "xs[i % 3]", "(i, K)", "cfg['a']"],
+    "(n, w)": ["n", "n + 0.5", "f(n)", "K"],
+    "p": ["p.v", "f(p.v)", "shared.v", "K"],
+    "r": ["r[0]", "r[1] * 0.5", "K"],
+}
+
+
+@st.composite
+def cells(draw: st.DrawFn) -> str:
+    target = draw(st.sampled_from(sorted(ITERABLES)))
+    iterable = draw(st.sampled_from(ITERABLES[target]))
+
+    def fill(form: str) -> str:
+        while "{e}" in form:
+            form = form.replace("{e}", draw(st.sampled_from(VALUES[target])), 1)
+        key = draw(st.sampled_from(KEYS[target]))
+        return form.replace("{k}", key).replace("{i}", key)
+
+    def simple() -> str:
+        own = draw(st.integers(0, 3)) == 0
+        return fill(draw(st.sampled_from(OF_ELEMENT[target] if own else SIMPLE)))
+
+    def block(depth: int, indent: str) -> list[str]:
+        lines: list[str] = []
+        for _ in range(draw(st.integers(1, 3))):
+            kind = draw(st.integers(0, 11)) if depth else 0
+            if kind < 6:
+                lines += [indent + part for part in simple().split("; ")]
+            elif kind == 6:
+                lines += [f"{indent}if {fill('{k}')} % 2:", *block(depth - 1, indent + "    ")]
+                if draw(st.booleans()):
+                    lines += [f"{indent}else:", *block(depth - 1, indent + "    ")]
+            elif kind == 7:
+                lines += [f"{indent}for j in range(2):", *block(depth - 1, indent + "    ")]
+            elif kind == 8:
+                lines += [f"{indent}try:", *block(depth - 1, indent + "    ")]
+                lines += [
+                    f"{indent}except (ValueError, ZeroDivisionError, TypeError, KeyError) as e:",
+                    *block(0, indent + "    "),
+                ]
+            elif kind == 9:
+                value = fill("{e}")
+                lines += [f"{indent}if best is None or {value} > best:", f"{indent}    best = {value}"]
+            elif kind == 10:
+                lines += [
+                    f"{indent}if {fill('{k}')} == 1:",
+                    f"{indent}    {draw(st.sampled_from(['continue', 'break', 'pass']))}",
+                ]
+            else:
+                lines += [
+                    f"{indent}try:",
+                    *block(0, indent + "    "),
+                    f"{indent}finally:",
+                    *block(0, indent + "    "),
+                ]
+        return lines
+
+    body = block(2, "    ")
+    after = draw(
+        st.sampled_from(
+            ["", "end = len(out)", "again = [f(v) for v in xs]", "for v in range(2):\n    out.append(v)"]
+        )
+    )
+    return f"for {target} in {iterable}:\n" + "\n".join(body) + ("\n" + after if after else "")
+
+
+def check(cell: str, **options: Any) -> str:
+    plain, tested = new_namespace(SETUP), new_namespace(SETUP)
+    text, error = serial(plain, cell)
+    before = describe(tested)
+
+    host, raised, _ = parallel(tested, cell, **options)
+
+    if isinstance(raised, LoopRefused):
+        assert describe(tested) == before, f"a refused cell has changed something:\n{cell}"
+        assert "line" in str(raised)
+        return "refused"
+    if isinstance(raised, ChangeLost):
+        return "lost"
+    assert type(raised).__name__ == type(error).__name__, f"{cell}\n{error!r} | {raised!r}"
+    was, now = describe(plain), describe(tested)
+    for name in sorted(was | now):
+        assert was.get(name) == now.get(name), f"{cell}\n{name}: {was.get(name)} | {now.get(name)}"
+    assert host.stdout == text, f"{cell}\n{text!r} | {host.stdout!r}"
+    return "ran"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cells())
+def test_generated_loops_leave_what_the_serial_loop_leaves(cell):
+    check(cell)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cells(), st.sampled_from([1, 2, 3]), st.sampled_from([None, 1, 3]))
+def test_thousands_of_generated_loops_leave_what_the_serial_loop_leaves(cell, jobs, chunk):
+    check(cell, jobs=jobs, chunk=chunk)
