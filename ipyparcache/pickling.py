@@ -82,6 +82,19 @@ def dispatched_again(function: Callable[..., object], registry: dict[type, Any])
     return made
 
 
+def _is_array(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap)
+
+
+def _in_no_file(array: object) -> Any:
+    return NotImplemented
+
+
+reduce_array: Callable[[Any], Any] = _in_no_file
+"""How to send an array that lies in a file, or NotImplemented; `engine.filebacked` knows more."""
+
+
 def _loses_byte_order(value: object) -> bool:
     """Whether numpy would bring an array back in another byte order: it does so where it pickles no
     buffer.
@@ -127,6 +140,10 @@ def _picklers() -> tuple[type, type]:
             self.version = version
 
         def reducer_override(self, obj: Any) -> Any:
+            if _is_array(obj):
+                parts = reduce_array(obj)
+                if parts is not NotImplemented:
+                    return parts
             parts = reduced_by_parts(obj)
             if parts is not NotImplemented:
                 return parts
@@ -228,8 +245,21 @@ def dumps(value: object, version: str, buffers: Buffers | None = None) -> bytes:
     return file.getvalue()
 
 
+def _without_maps(value: Any) -> Any:
+    """The value with maps of files as arrays of their own: the file may go with the call."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return value
+    if type(value) is numpy.memmap:
+        return numpy.array(value, order="K", subok=False)
+    if type(value) in (tuple, list) and numpy.memmap in map(type, value):
+        return type(value)(map(_without_maps, value))
+    return value
+
+
 def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
     """Pickle, on a worker, what a task returned."""
+    value = _without_maps(value)
     if _loses_byte_order(value):
         value = cast("Any", value).copy("C")
     try:

@@ -52,7 +52,7 @@ from ipyparcache.parallel.config import (
     parallel_backend,
     parallel_config,
 )
-from ipyparcache.parallel.dispatch import Done, Options, Run, Source
+from ipyparcache.parallel.dispatch import Done, Options, Run, Source, run_tasks
 from ipyparcache.parallel.expressions import parse_ahead
 from ipyparcache.parallel.protocol import ProtocolRun, Triple
 from ipyparcache.parallel.seeding import Seeded
@@ -263,7 +263,8 @@ class Parallel(Logger):
         if inner_max_num_threads is not None:
             if not self._backend.supports_inner_max_num_threads:
                 raise AssertionError(
-                    f"{type(self._backend).__name__} does not accept setting the inner_max_num_threads argument."
+                    f"{type(self._backend).__name__} does not accept setting the "
+                    "inner_max_num_threads argument."
                 )
             self._kwargs["inner_max_num_threads"] = inner_max_num_threads
         try:
@@ -406,7 +407,7 @@ class Parallel(Logger):
         if self._running is not None and self._running() is not None:
             msg = "This Parallel instance is already running !"
             if self.return_generator:
-                msg += " Before submitting new tasks, you must wait for the completion of all the previous tasks."
+                msg += " Before submitting new tasks, wait for all of its results or close its generator."
             raise RuntimeError(msg)
         count = to_count(self.n_jobs)
         if isinstance(self._backend, EngineBackend) or count > 1:
@@ -448,7 +449,7 @@ class Parallel(Logger):
         next(results)
         found: list[Any] = []
         for chunk in results:
-            found += chunk if not found or len(chunk) > 1 else chunk
+            found += chunk
         return found
 
     def _begin(self, iterable: Iterable[Triple], count: int) -> None:
@@ -774,8 +775,26 @@ def _key_of(value: object) -> bytes:
 
 
 def register_joblib() -> None:
-    """Make our engine the default backend of the joblib that is installed, so that scikit-learn runs on
-    it."""
+    """Make our workers the default backend of the joblib that is installed: scikit-learn runs on them."""
     from ipyparcache.engine.backends.joblib import register
 
-    register()
+    register(_run_batch, _begin_bar)
+
+
+def _run_batch(batch: Callable[[], Any], inner_threads: int) -> Any:
+    options = Options(n_jobs=1, backend="processes", inner_threads=inner_threads)
+    for _, outcome in run_tasks(batch, [()], options):
+        return outcome.unwrap()
+    raise AssertionError("one task has one outcome")
+
+
+def _begin_bar() -> tuple[Callable[[int], None], Callable[[], None]]:
+    tracker = Tracker(None, "joblib")
+    tracker.start()
+    bar = show(tracker, None, "auto", "shown")
+
+    def close() -> None:
+        tracker.finish("done")
+        bar.close()
+
+    return tracker.done_batch, close

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ipyparcache import Parallel, delayed, effective_n_jobs, parallel_config
+from ipyparcache.engine.backends import base
 from ipyparcache.engine.outcome import Error
 from ipyparcache.parallel import front
 
@@ -131,7 +132,7 @@ def test_pre_dispatch_bounds_what_is_drawn_ahead(tmp_path):
 
 
 def test_values_of_n_jobs_are_read_as_joblib_reads_them(monkeypatch):
-    monkeypatch.setattr(front, "cpu_count", lambda: 4)
+    monkeypatch.setattr(base, "cpu_count", lambda: 4)
 
     assert [effective_n_jobs(n) for n in (-1, -2, -100, 3, 2.9, "2", None)] == [4, 3, 1, 3, 2, 2, 1]
     with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
@@ -144,7 +145,7 @@ def test_contexts_set_what_a_call_leaves_open():
     with parallel_config(backend="threads", n_jobs=2), parallel_config(verbose=0):
         parallel = Parallel()
 
-        assert (parallel.backend, parallel.n_jobs) == ("threads", 2)
+        assert (parallel._backend.crew, parallel.n_jobs) == ("threads", 2)
         assert Parallel(n_jobs=3).n_jobs == 3
     assert Parallel().n_jobs == 1
 
@@ -152,7 +153,7 @@ def test_contexts_set_what_a_call_leaves_open():
 def test_calls_inside_a_task_stay_in_its_process():
     def outer():
         inner = Parallel(n_jobs=2)
-        return inner.backend, set(inner(delayed(os.getpid)() for _ in range(4))) == {os.getpid()}
+        return inner._backend.crew, set(inner(delayed(os.getpid)() for _ in range(4))) == {os.getpid()}
 
     assert Parallel(n_jobs=2)(delayed(outer)() for _ in range(2)) == [("threads", True)] * 2
 

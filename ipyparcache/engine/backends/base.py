@@ -4,11 +4,19 @@ by name.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 from ipyparcache.engine.batches import Batch, CallOptions, Report
+from ipyparcache.engine.cpus import cpu_count
+
+
+STEAL_AFTER = 0.001  # seconds between the two steps of `Crew.steal`
 
 
 class Crew(ABC):
@@ -51,6 +59,14 @@ class Crew(ABC):
         """Have the lane stop behind the task that it runs; the rest of the batch comes back with its
         report.
         """
+
+    def steal(self, lane: int) -> Batch | None:
+        """Take back what lies behind the running task of a batch.
+
+        The first call says that no further task may be begun; one at least `STEAL_AFTER` seconds later gives
+        the rest, if the lane still runs the same task. None where that cannot be done, or not yet.
+        """
+        return None
 
     @abstractmethod
     def running(self, lane: int) -> tuple[Batch, int, float] | None:
@@ -105,3 +121,305 @@ def crew_factory(name: str) -> CrewFactory:
     if name not in _factories:
         raise ValueError(f"Invalid backend: {name!r}, expected one of {sorted(_factories)}")
     return _factories[name]()
+
+
+# -- joblib's protocol ------------------------------------------------------------------------------------
+
+
+class ParallelBackendBase:
+    """What a backend for `Parallel` is, as joblib's protocol has it.
+
+    A backend of somebody else overrides `effective_n_jobs` and `submit`, and most often `configure` and
+    `terminate`; it need not call `__init__`. Register it with `register_parallel_backend`, or hand an
+    instance to `Parallel` or `parallel_config`.
+    """
+
+    default_n_jobs: int = 1
+    supports_inner_max_num_threads: bool = False
+    supports_retrieve_callback: bool = False
+    supports_sharedmem: bool = False
+    uses_threads: bool = False
+    nesting_level: int | None = None
+    inner_max_num_threads: int | None = None
+    parallel: Any = None
+    backend_kwargs: dict[str, Any] = {}  # noqa: RUF012 (a default for subclasses that do not call `__init__`)
+
+    @property
+    def supports_return_generator(self) -> bool:
+        """Whether results can be had one by one."""
+        return self.supports_retrieve_callback
+
+    @property
+    def supports_timeout(self) -> bool:
+        """Whether `timeout` means anything."""
+        return self.supports_retrieve_callback
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **backend_kwargs: Any,
+    ):
+        self.nesting_level = nesting_level
+        self.inner_max_num_threads = inner_max_num_threads
+        self.backend_kwargs = backend_kwargs
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        """How many tasks run at once for this `n_jobs`."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many tasks run at once")
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        **backend_kwargs: Any,
+    ) -> int:
+        """Get ready for a call; how many workers there are."""
+        self.parallel = parallel
+        return self.effective_n_jobs(n_jobs)
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
+        """Have a batch run: `func()` gives the list of its results; `callback` is told of its end."""
+        apply_async = getattr(type(self), "apply_async", None)
+        if apply_async is None:
+            raise NotImplementedError(f"{type(self).__name__} must implement `submit`")
+        warnings.warn(
+            "`apply_async` is deprecated: implement and use `submit` instead",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.apply_async(func, callback)  # type: ignore[attr-defined]
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        """The results of a batch, from what its callback was given; raises what the batch raised."""
+        raise NotImplementedError(f"{type(self).__name__} says that it supports this and does not")
+
+    def retrieve_result(self, out: Any, timeout: float | None = None) -> Any:
+        """The results of a batch, from what `submit` gave; waits for them."""
+        if self.supports_timeout or timeout is not None:
+            return out.get(timeout=timeout)
+        return out.get()
+
+    def start_call(self) -> None:
+        """A call begins."""
+
+    def stop_call(self) -> None:
+        """A call has ended."""
+
+    def terminate(self) -> None:
+        """No call follows: let go of the workers."""
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """A call has failed: drop what it still has to do; with `ensure_ready` another call follows."""
+
+    def compute_batch_size(self) -> int:
+        """Tasks of the next batch."""
+        return 1
+
+    def batch_completed(self, batch_size: int, duration: float) -> None:
+        """A batch of so many tasks has taken so many seconds."""
+
+    def get_exceptions(self) -> list[type[BaseException]]:
+        """Kept for backends that override it."""
+        return []
+
+    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
+        """The backend, and number of workers, of calls inside of a task."""
+        level = (self.nesting_level or 0) + 1
+        if level > 1:
+            return SequentialBackend(nesting_level=level), None
+        return ThreadingBackend(nesting_level=level), None
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Entered while the caller waits for results."""
+        yield
+
+    @staticmethod
+    def in_main_thread() -> bool:
+        """Whether this is the main thread."""
+        return threading.current_thread() is threading.main_thread()
+
+
+class AutoBatchingMixin:
+    """Batch sizes by measured time, for backends of others that inherit it."""
+
+    MIN_IDEAL_BATCH_DURATION = 0.2
+    MAX_IDEAL_BATCH_DURATION = 2.0
+
+    _effective_batch_size = 1
+    _smoothed_batch_duration = 0.0
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+
+    def compute_batch_size(self) -> int:
+        """Tasks of the next batch."""
+        seconds = self._smoothed_batch_duration
+        size = self._effective_batch_size
+        if 0 < seconds < self.MIN_IDEAL_BATCH_DURATION:
+            size = max(1, min(2 * size, 2 * int(size * self.MIN_IDEAL_BATCH_DURATION / seconds)))
+        elif seconds > self.MAX_IDEAL_BATCH_DURATION and size >= 2:
+            size = max(1, 2 * int(size * self.MIN_IDEAL_BATCH_DURATION / seconds))
+        if size != self._effective_batch_size:
+            self._effective_batch_size = size
+            self._smoothed_batch_duration = 0.0
+        return size
+
+    def batch_completed(self, batch_size: int, duration: float) -> None:
+        """A batch of so many tasks has taken so many seconds."""
+        if batch_size == self._effective_batch_size:
+            known = self._smoothed_batch_duration
+            self._smoothed_batch_duration = duration if known == 0.0 else 0.8 * known + 0.2 * duration
+
+    def reset_batch_stats(self) -> None:
+        """Begin to measure anew."""
+        self._effective_batch_size = 1
+        self._smoothed_batch_duration = 0.0
+
+
+class EngineBackend(ParallelBackendBase):
+    """One of our own backends, by its name in joblib's protocol; `crew` is its name here."""
+
+    crew: str = "sequential"
+    supports_retrieve_callback = True
+    known_arguments: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **backend_kwargs: Any,
+    ):
+        unknown = sorted(set(backend_kwargs) - self.known_arguments)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
+        super().__init__(nesting_level, inner_max_num_threads, **backend_kwargs)
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """How many workers a value of `n_jobs` stands for: -1 all processors, -2 all but one."""
+        return to_count(1 if n_jobs is None else n_jobs)
+
+
+class LokyBackend(EngineBackend):
+    """Tasks on our worker processes."""
+
+    crew = "processes"
+    supports_inner_max_num_threads = True
+    known_arguments = frozenset({"initializer", "initargs", "idle_worker_timeout"})
+
+
+class ThreadingBackend(EngineBackend):
+    """Tasks on threads of this process."""
+
+    crew = "threads"
+    supports_sharedmem = True
+    uses_threads = True
+
+
+class SequentialBackend(EngineBackend):
+    """Tasks one after another, where they are called."""
+
+    crew = "sequential"
+    supports_sharedmem = True
+    uses_threads = True
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """One, whatever is asked for."""
+        to_count(1 if n_jobs is None else n_jobs)
+        return 1
+
+    def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
+        """A serial loop changes nothing for what runs inside of it."""
+        return self, None
+
+
+def to_count(n_jobs: Any) -> int:
+    """How many workers a value of `n_jobs` stands for: -1 all processors, -2 all but one.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, or 0.
+    """
+    try:
+        count = int(n_jobs)
+    except ValueError as error:
+        raise ValueError("n_jobs could not be converted to int") from error
+    if count == 0:
+        raise ValueError("n_jobs == 0 in Parallel has no meaning")
+    return count if count > 0 else max(cpu_count() + 1 + count, 1)
+
+
+def _multiprocessing_backend(**kwargs: Any) -> ParallelBackendBase:
+    from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
+
+    return MultiprocessingBackend(**kwargs)
+
+
+BACKENDS: dict[str, Callable[..., ParallelBackendBase]] = {
+    "loky": LokyBackend,
+    "processes": LokyBackend,
+    "threading": ThreadingBackend,
+    "threads": ThreadingBackend,
+    "sequential": SequentialBackend,
+    "multiprocessing": _multiprocessing_backend,
+}
+"""Backends by the names that users write; `register_parallel_backend` adds to it."""
+
+EXTERNAL_BACKENDS: dict[str, Callable[[], None]] = {}
+"""Backends that register themselves when they are first named; what a name's function does."""
+
+default_backend = "loky"
+
+
+def register_parallel_backend(
+    name: str, factory: Callable[..., ParallelBackendBase], make_default: bool = False
+) -> None:
+    """Make a backend known by name, for `Parallel(backend=name)` and `parallel_config(name)`.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    factory : callable
+        Makes it: a subclass of `ParallelBackendBase`, or a function that returns one.
+    make_default : bool
+        Use it where nothing names a backend.
+    """
+    global default_backend
+    BACKENDS[name] = factory
+    if make_default:
+        default_backend = name
+
+
+def make_backend(name: str, level: int, **arguments: Any) -> ParallelBackendBase:
+    """A backend by its name.
+
+    Raises
+    ------
+    ValueError
+        If the name is not known.
+    """
+    if name not in BACKENDS and name in EXTERNAL_BACKENDS:
+        EXTERNAL_BACKENDS[name]()
+    factory = BACKENDS.get(name)
+    if factory is None:
+        raise ValueError(f"Invalid backend: {name}, expected one of {sorted(BACKENDS)}")
+    if takes_argument(factory, "nesting_level"):
+        return factory(nesting_level=level, **arguments)
+    made = factory(**arguments)  # a factory may be any function that returns a backend
+    if made.nesting_level is None:
+        made.nesting_level = level
+    return made
+
+
+def takes_argument(function: Callable[..., object], name: str) -> bool:
+    """Whether a callable can be given an argument of this name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipyparcache.engine.backends.base import Crew
+from ipyparcache.engine.backends.base import STEAL_AFTER, Crew
 from ipyparcache.engine.batches import (
     Batch,
     CallOptions,
@@ -41,10 +41,13 @@ from ipyparcache.engine.transport import (
     EVENTS,
     INLINE,
     LARGE,
+    LIMIT,
     LOADED,
     LOG,
     OUT_OF_BAND,
+    POSITION_BITS,
     SLOT,
+    SLOTS,
     STARTED,
     UP,
     Message,
@@ -170,6 +173,8 @@ def _is_plain(column: tuple[Any, ...]) -> bool:
 class ProcessCrew(Crew):
     """Leased worker processes, and everything that one call has told them."""
 
+    depth = SLOTS
+
     def __init__(self, function: object, count: int, options: CallOptions):
         self.pool = the_pool()
         self.pool.start_server()
@@ -190,12 +195,13 @@ class ProcessCrew(Crew):
         self.can_take_back = all(worker.spare is not None for worker in self.lanes)
         self.size = len(self.lanes)
         self._sent = [set() for _ in self.lanes]
-        self._log_read: list[list[int]] = [[0, 0] for _ in self.lanes]
+        self._log_read: list[list[int]] = [[0] * SLOTS for _ in self.lanes]
         self._ring_read = [0] * self.size  # how far the outcomes of the running batch were read
         self._count_read = [0] * self.size
         self._poll = select.poll()
         self._by_fd: dict[int, int] = {}
         self._ready: list[Report] = []
+        self._limits: dict[int, tuple[int, float]] = {}  # by lane: the LIMIT word, and when it was written
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = 0.0
         self._stopped = False
@@ -310,7 +316,7 @@ class ProcessCrew(Crew):
         fresh = batch.packed is None
         packed: _Packed = self._packed(batch) if fresh else batch.packed
         batch.number = worker.next_batch
-        batch.slot = 1 - worker.outstanding[-1].slot if worker.outstanding else 0
+        batch.slot = (worker.outstanding[-1].slot + 1) % SLOTS if worker.outstanding else 0
         for _, container in packed.constants:
             self._send_container(lane, container)
         self._send_larges(lane, packed.larges)
@@ -614,7 +620,7 @@ class ProcessCrew(Crew):
             self._lease.workers.remove(worker)
         if not self._stopped:
             self.lanes[lane] = self.pool.another(self._lease)
-            self._log_read[lane] = [0, 0]
+            self._log_read[lane] = [0] * SLOTS
             self._begin(lane)
         return reports
 
@@ -725,6 +731,36 @@ class ProcessCrew(Crew):
         worker = self.lanes[lane]
         if worker.outstanding and not worker.gone:
             worker.block.words[CANCEL] = worker.outstanding[0].number
+
+    def steal(self, lane: int) -> Batch | None:
+        """Take back what lies behind the running task of a batch.
+
+        Worker and caller each write one word and then read the other's. That is safe only if a write is
+        seen by then, so the caller reads a millisecond after it has written: no processor holds a write
+        back so long.
+        """
+        worker = self.lanes[lane]
+        if worker.gone or not worker.outstanding:
+            return None
+        batch = worker.outstanding[0]
+        words = worker.block.words
+        if words[BATCH] != batch.number or not words[LOADED]:
+            return None
+        done = words[COMMITTED]
+        limit, written = self._limits.get(lane, (0, 0.0))
+        base = batch.number << POSITION_BITS
+        if base <= limit < base + len(batch):
+            position = limit - base
+            if done >= position or time.monotonic() - written < STEAL_AFTER:
+                return None  # it has run on meanwhile: what is left comes with its report
+            rest = self._hold(batch).part(position, len(batch))
+            batch.rows = batch.rows[:position]
+            self._limits.pop(lane)
+            return rest
+        if done + 1 < len(batch):
+            words[LIMIT] = base + done + 1
+            self._limits[lane] = (base + done + 1, time.monotonic())
+        return None
 
     def running(self, lane: int) -> tuple[Batch, int, float] | None:
         """The batch that the lane runs, the position of the task, and the clock as it began."""

@@ -1,0 +1,129 @@
+"""The pool of the standard library's `multiprocessing` as a backend, with any of its start methods."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, to_count
+
+
+class _Batch:
+    """Runs a batch in a worker; what it raises goes home with its traceback as text."""
+
+    def __init__(self, run: Callable[[], Any]):
+        self.run = run
+
+    def __call__(self) -> Any:
+        return self.run()
+
+
+class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
+    """Tasks on a `multiprocessing.Pool`, made for each call or `with` block.
+
+    Parameters
+    ----------
+    context : multiprocessing context, optional
+        Such as `multiprocessing.get_context("spawn")`; that of JOBLIB_START_METHOD, or Python's own, if not
+        given.
+    """
+
+    supports_retrieve_callback = True
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        *,
+        context: Any = None,
+        **pool_arguments: Any,
+    ):
+        unknown = sorted(set(pool_arguments) - {"initializer", "initargs", "maxtasksperchild"})
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self._context = context
+        self._arguments = pool_arguments
+        self._pool: Any = None
+
+    @property
+    def supports_return_generator(self) -> bool:
+        """Results come as one list."""
+        return False
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """How many workers; 1 where a pool cannot be had."""
+        count = to_count(1 if n_jobs is None else n_jobs)
+        if count == 1:
+            return 1
+        reason = None
+        if multiprocessing.current_process().daemon:
+            reason = "inside of a daemonic process"
+        elif not (self.in_main_thread() or (self.nesting_level or 0) == 0):
+            reason = "inside of a task on threads"
+        elif os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0":
+            reason = "with JOBLIB_MULTIPROCESSING=0"
+        if reason is None:
+            return count
+        warnings.warn(
+            f"Multiprocessing-backed parallel loops cannot be nested {reason}, setting n_jobs=1", stacklevel=3
+        )
+        return 1
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        **arguments: Any,
+    ) -> int:
+        """Start the pool."""
+        count = self.effective_n_jobs(n_jobs)
+        self.parallel = parallel
+        if count > 1:
+            named = {name: value for name, value in arguments.items() if name in ("initializer", "initargs")}
+            context = self._context
+            if context is None:
+                method = os.environ.get("JOBLIB_START_METHOD", "").strip() or None
+                context = multiprocessing.get_context(method)
+            gc.collect()  # what a fork copies is paid for twice
+            with warnings.catch_warnings():
+                # Forking beside threads is what the user asked for with this backend.
+                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+                self._pool = context.Pool(count, **{**self._arguments, **named})
+        self.reset_batch_stats()
+        return count
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
+        """Hand a batch to the pool."""
+        return self._pool.apply_async(_Batch(func), (), callback=callback, error_callback=callback)
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        """The results of a batch; raises what it raised."""
+        if isinstance(out, BaseException):
+            raise out
+        return out
+
+    def terminate(self) -> None:
+        """End the pool."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.terminate()
+            pool.join()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End the pool with what it runs; a new one, if another call follows."""
+        self.terminate()
+        if ensure_ready and self.parallel is not None:
+            self.configure(self.parallel.n_jobs, self.parallel)
+
+    @staticmethod
+    def in_main_thread() -> bool:
+        """Whether this is the main thread."""
+        return threading.current_thread() is threading.main_thread()

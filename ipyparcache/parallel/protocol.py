@@ -1,0 +1,225 @@
+"""Runs a call on a backend that follows joblib's protocol, which may be somebody else's.
+
+Batches are handed to `backend.submit`; the next one follows when one ends, so that the input is drawn no
+further ahead than asked. A backend tells of ends in threads of its own: they only put the news into a queue
+and draw the next batch under a lock.
+"""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from ipyparcache.engine.backends.base import ParallelBackendBase
+
+Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
+
+
+class BatchedCalls:
+    """Tasks that run one after another on a worker: called without arguments, it returns their results."""
+
+    def __init__(self, items: list[Triple], nested: tuple[ParallelBackendBase, Any]):
+        self.items = items
+        self.nested = nested
+
+    def __call__(self) -> list[Any]:
+        """The results of the tasks."""
+        from ipyparcache.parallel.config import parallel_config
+
+        backend, n_jobs = self.nested
+        with parallel_config(backend=backend, n_jobs=n_jobs):
+            return [function(*arguments, **keywords) for function, arguments, keywords in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.items[:2]!r}...)"
+
+
+class _Job:
+    """A batch under way: where its results come, and when it was handed over."""
+
+    def __init__(self, number: int, size: int):
+        self.number = number
+        self.size = size
+        self.started = time.monotonic()
+        self.future: Any = None
+        self.values: list[Any] | None = None
+        self.error: BaseException | None = None
+
+
+class ProtocolRun:
+    """One call on one backend; iterating gives lists of results, in order or as they come."""
+
+    def __init__(
+        self,
+        backend: ParallelBackendBase,
+        tasks: Iterable[Triple],
+        *,
+        n_jobs: int,
+        ahead: int | None,
+        batch: int | None,
+        timeout: float | None,
+        ordered: bool,
+        on_batch: Callable[[int], None],
+        on_dispatch: Callable[[int], None],
+    ):
+        self._backend = backend
+        self._tasks = iter(tasks)
+        self._n_jobs = n_jobs
+        self._ahead = ahead
+        self._batch = batch
+        self._timeout = timeout if backend.supports_timeout else None
+        self._ordered = ordered
+        self._on_batch = on_batch
+        self._on_dispatch = on_dispatch
+        self._lock = threading.RLock()
+        self._jobs: collections.deque[_Job] = collections.deque()
+        self._news: queue.SimpleQueue[_Job | BaseException] = queue.SimpleQueue()
+        self._number = 0
+        self._waiting: collections.deque[Triple] = collections.deque()
+        self._drawn_all = False
+        self._aborted = False
+        self._open = 0  # batches
+        self._under_way = 0  # tasks
+        self._pumping = False
+
+    def start(self) -> None:
+        """Hand over as many tasks as may be under way."""
+        self._pump()
+
+    def _pump(self) -> None:
+        with self._lock:
+            if self._pumping:
+                return  # a backend that runs a batch at once: the loop below goes on
+            self._pumping = True
+            try:
+                while not self._aborted:
+                    room = None if self._ahead is None else self._ahead - self._under_way
+                    if room is not None and room <= 0:
+                        return
+                    if not self._waiting and not self._drawn_all:
+                        self._fetch(room)
+                    if not self._waiting:
+                        return
+                    self._dispatch()
+            finally:
+                self._pumping = False
+
+    def _fetch(self, count: int | None) -> None:
+        """Draw tasks from the input; the end of it is noted."""
+        drawn = list(islice(self._tasks, count))
+        if count is None or len(drawn) < count:
+            self._drawn_all = True
+        self._waiting.extend(drawn)
+
+    def _dispatch(self) -> None:
+        size = self._batch if self._batch is not None else max(self._backend.compute_batch_size(), 1)
+        items = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        if not items:
+            return
+        nested: Any = self._backend.get_nested_backend()
+        if not isinstance(nested, tuple):
+            nested = nested, None
+        job = _Job(self._number, len(items))
+        self._number += 1
+        self._open += 1
+        self._under_way += job.size
+        self._jobs.append(job)
+        self._on_dispatch(len(items))
+        job.future = self._backend.submit(BatchedCalls(items, nested), lambda out: self._ended(job, out))
+
+    def _ended(self, job: _Job, out: Any) -> None:
+        """A batch has ended; called by the backend, in whatever thread."""
+        self._backend.batch_completed(job.size, time.monotonic() - job.started)
+        if self._backend.supports_retrieve_callback:
+            try:
+                job.values = self._backend.retrieve_result_callback(out)
+            except BaseException as error:
+                job.error = error
+            self._news.put(job)
+        else:
+            self._on_batch(job.size)
+        with self._lock:
+            self._open -= 1
+            self._under_way -= job.size
+            if self._aborted or job.error is not None:
+                return
+            try:
+                self._pump()
+            except BaseException as error:  # of the input: it belongs to the caller
+                self._drawn_all = True
+                self._news.put(error)
+
+    def __iter__(self) -> Generator[list[Any], None, None]:
+        if self._backend.supports_retrieve_callback:
+            yield from self._by_callback()
+        else:
+            yield from self._by_waiting()
+
+    def _by_waiting(self) -> Iterator[list[Any]]:
+        """For backends whose results are fetched one after another."""
+        while True:
+            with self._lock:
+                job = self._jobs.popleft() if self._jobs else None
+                over = job is None and self._open == 0 and self._drawn_all and not self._waiting
+            if job is None:
+                if over:
+                    self._raise_news()
+                    return
+                self._raise_news()
+                time.sleep(0.001)
+                continue
+            yield self._backend.retrieve_result(job.future, self._timeout)
+
+    def _raise_news(self) -> None:
+        try:
+            news = self._news.get_nowait()
+        except queue.Empty:
+            return
+        if isinstance(news, BaseException):
+            raise news
+
+    def _by_callback(self) -> Iterator[list[Any]]:
+        following = 0
+        done: dict[int, _Job] = {}
+        while True:
+            with self._lock:
+                over = self._drawn_all and not self._waiting and following == self._number
+            if over and self._news.empty():
+                return
+            job = self._next_news()
+            if job.error is not None:
+                raise job.error
+            self._on_batch(job.size)
+            if not self._ordered:
+                following += 1
+                yield job.values or []
+                continue
+            done[job.number] = job
+            while following in done:
+                ready = done.pop(following)
+                following += 1
+                yield ready.values or []
+
+    def _next_news(self) -> _Job:
+        try:
+            news = self._news.get(timeout=self._timeout)
+        except queue.Empty:
+            raise multiprocessing.TimeoutError(f"a batch took longer than {self._timeout} s") from None
+        if isinstance(news, BaseException):
+            raise news
+        return news
+
+    def abort(self) -> None:
+        """Hand over nothing more."""
+        with self._lock:
+            self._aborted = True
+            self._waiting.clear()
