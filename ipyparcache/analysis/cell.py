@@ -34,7 +34,24 @@ TRANSPARENT_MANAGERS = frozenset(
 )
 
 # What reads or writes the namespace in ways that no analysis of names can follow.
-DYNAMIC_CALLS = frozenset({"exec", "eval", "globals", "locals", "vars", "dir", "__import__"})
+DYNAMIC_CALLS = frozenset({"exec", "eval", "globals", "__import__"})
+DYNAMIC_BARE_CALLS = frozenset({"locals", "vars", "dir"})  # without an argument they look around themselves
+DYNAMIC_VALUES = frozenset({"exec", "eval", "globals"})
+DYNAMIC_ATTRIBUTES = frozenset(
+    {
+        "user_ns",
+        "user_global_ns",
+        "run_cell",
+        "import_module",
+        "currentframe",
+        "_getframe",
+        "f_globals",
+        "f_locals",
+        "f_back",
+        "__globals__",
+    }
+)
+DYNAMIC_DOTTED = frozenset({"inspect.stack", "inspect.trace", "runpy.run_path", "runpy.run_module"})
 
 
 @dataclass(frozen=True)
@@ -109,41 +126,41 @@ def identifiers(text: str) -> set[str]:
 
 
 def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:
-    """Where the cell, or a function it defines, looks names up by strings (`exec`, `globals()`, `import
-    *`)."""
+    """Where the cell, or a function it defines, reaches names by strings: `exec`, `globals()`, frames,
+    `__main__`."""
     own = {
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     }
     found: list[DynamicUse] = []
+    guards = {id(part) for node in ast.walk(tree) if _is_main_guard(node) for part in ast.walk(node)}
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in own:
-            name, bare = node.func.id, not node.args
-            if name in {"exec", "eval", "globals", "__import__"} or (
-                name in {"locals", "vars", "dir"} and bare
-            ):
-                found.append(DynamicUse(node.lineno, f"{name}()"))
-        elif isinstance(node, ast.Name) and node.id in {"exec", "eval", "globals"} and node.id not in own:
-            if not _is_called(tree, node):
+            if node.func.id in DYNAMIC_CALLS or (node.func.id in DYNAMIC_BARE_CALLS and not node.args):
+                found.append(DynamicUse(node.lineno, f"{node.func.id}()"))
+        elif isinstance(node, ast.Name) and node.id in DYNAMIC_VALUES and node.id not in own:
+            if id(node) not in called:
                 found.append(DynamicUse(node.lineno, node.id))
-        elif (
-            isinstance(node, ast.Attribute)
-            and node.attr
-            in {
-                "user_ns",
-                "user_global_ns",
-                "run_cell",
-                "ev",
-                "ex",
-            }
-        ) or (isinstance(node, ast.Attribute) and node.attr in {"import_module", "f_globals", "f_locals"}):
+        elif isinstance(node, ast.Attribute) and (
+            node.attr in DYNAMIC_ATTRIBUTES or _dotted(node) in DYNAMIC_DOTTED
+        ):
             found.append(DynamicUse(node.lineno, f".{node.attr}"))
         elif isinstance(node, ast.Import) and any(alias.name == "__main__" for alias in node.names):
             found.append(DynamicUse(node.lineno, "import __main__"))
         elif isinstance(node, ast.ImportFrom) and node.module == "__main__":
             found.append(DynamicUse(node.lineno, "from __main__ import"))
+        elif isinstance(node, ast.Constant) and node.value == "__main__" and id(node) not in guards:
+            found.append(DynamicUse(node.lineno, "'__main__'"))
     return sorted(found, key=lambda use: use.line)
+
+
+def _is_main_guard(node: ast.AST) -> bool:
+    """Whether this is `__name__ == "__main__"`."""
+    return isinstance(node, ast.Compare) and any(
+        isinstance(part, ast.Name) and part.id == "__name__" for part in [node.left, *node.comparators]
+    )
 
 
 def star_imports(tree: ast.AST) -> list[tuple[int, str]]:
@@ -236,10 +253,6 @@ def walk_same_scope(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
             stack.extend(default for default in node.args.kw_defaults if default is not None)
         else:
             stack.extend(ast.iter_child_nodes(node))
-
-
-def _is_called(tree: ast.AST, name: ast.Name) -> bool:
-    return any(isinstance(node, ast.Call) and node.func is name for node in ast.walk(tree))
 
 
 def _imported_names(statement: ast.Import | ast.ImportFrom) -> list[str]:

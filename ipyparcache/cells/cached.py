@@ -356,9 +356,7 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
 async def _run(cell: _Cell) -> Run:
     """Run the cell once, with its output live, and store what it left."""
     record = Record()
-    hidden = cell.shell.user_ns_hidden
-    before = user_bindings(cell.namespace, hidden)
-    process_before, figures = environment.process_state(), outputs.open_figures()
+    before = _Before.now(cell.shell)
     with (
         _bar(cell),
         openfiles.watch() as seen,
@@ -382,21 +380,28 @@ async def _run(cell: _Cell) -> Run:
         runs.note_run(_placed(cell, run))
         raise error
     if cell.no_key is None:
-        stored = _guarded(
-            cell, lambda: _store(cell, record, before, process_before, figures, seen, body_seconds)
-        )
+        stored = _guarded(cell, lambda: _store(cell, record, before, seen, body_seconds))
         run = stored or replace(run, reason=cell.no_key or "")
     return replace(run, seconds=time.perf_counter() - cell.started, changes=cell.changes)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What a run may change, as it was."""
+
+    bindings: dict[str, object]
+    process: environment.ProcessState
+    figures: set[int]  # open in pyplot
+    modules: set[str]  # loaded
+
+    @classmethod
+    def now(cls, shell: Any) -> _Before:
+        bindings = user_bindings(shell.user_ns, shell.user_ns_hidden)
+        return cls(bindings, environment.process_state(), outputs.open_figures(), set(sys.modules))
+
+
 def _store(
-    cell: _Cell,
-    record: Record,
-    before: Mapping[str, object],
-    process_before: Any,
-    figures_before: set[int],
-    seen: openfiles.Seen,
-    body_seconds: float,
+    cell: _Cell, record: Record, before: _Before, seen: openfiles.Seen, body_seconds: float
 ) -> Run | None:
     """Store what the cell left; NotStorable says why not."""
     assert cell.inputs is not None
@@ -405,14 +410,15 @@ def _store(
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
+    observed += inputs.rows_of_imports(before.modules, cell.inputs.traversal)
     observed += inputs.rows_of_named_files(cell.body.tree, cell.inputs.traversal, seen)
-    opened = outputs.open_figures() - figures_before
+    opened = outputs.open_figures() - before.figures
     if opened:
         raise NotStorable(f"it leaves figure {min(opened)} open in pyplot; end with plt.close()")
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
-    left = keeping.what_is_left(cell.inputs, before, after, cell.options.names)
+    left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)
-    process = environment.process_changes(process_before)
+    process = environment.process_changes(before.process)
     kept = keeping.keep(cell.source(), left, record.values, record.events(), process)
     inputs.summarise(cell.inputs)
     if cell.doubted is not None:

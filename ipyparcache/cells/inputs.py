@@ -17,15 +17,23 @@ import os
 import sys
 import time
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import blake3
 
-from ipyparcache.analysis.cell import Names, identifiers, identity_text, names_of
+from ipyparcache.analysis.cell import (
+    DYNAMIC_ATTRIBUTES,
+    DYNAMIC_CALLS,
+    Names,
+    identifiers,
+    identity_text,
+    names_of,
+)
 from ipyparcache.cells.runs import InputChange
 from ipyparcache.digest import environment, openfiles
+from ipyparcache.digest.modules import is_user_code, origin_of, source_of
 from ipyparcache.digest.objects import ABSENT, Traversal
 from ipyparcache.errors import ParcacheError, Undigestible
 
@@ -36,7 +44,6 @@ NAME_LOOKUPS = frozenset(
     {"query", "eval", "sql", "execute", "ols", "wls", "gls", "logit", "probit", "mixedlm", "glm"}
 )
 SOURCE_LIMIT = 20_000  # characters of a source that are kept to explain a miss
-DYNAMIC_BUILTINS = frozenset({"exec", "eval", "globals"})
 
 
 class NoKey(ParcacheError):
@@ -143,10 +150,32 @@ def _add_key(expression: str, namespace: dict[str, Any], traversal: Traversal) -
 
 
 def _refuse_dynamic_helpers(traversal: Traversal) -> None:
-    """Code that looks names up by computed strings makes the reach of the cell unknown."""
+    """Code that looks names up by computed strings, or in frames, makes the reach of the cell unknown."""
     for read in traversal.reads:
-        if read.name in DYNAMIC_BUILTINS and not read.present:
+        if read.name in DYNAMIC_CALLS and not read.present:
             raise NoKey(f"a function that it calls uses {read.name}()")
+    for function, code in _reached_code(traversal):
+        names = set(code.co_names)
+        dynamic = names & DYNAMIC_ATTRIBUTES
+        if {"inspect", "stack"} <= names:
+            dynamic.add("inspect.stack")
+        if "modules" in names and "__main__" in code.co_consts:
+            dynamic.add("sys.modules['__main__']")
+        if dynamic:
+            raise NoKey(f"the function `{function}` uses {min(dynamic)}, whose reach cannot be known")
+
+
+def _reached_code(traversal: Traversal) -> Iterator[tuple[str, types.CodeType]]:
+    """Code of the notebook's and local modules' functions among the inputs, nested functions included."""
+    waiting = [
+        (thing.__qualname__, thing.__code__)
+        for _, _, thing in traversal.numbered()
+        if isinstance(thing, types.FunctionType) and is_user_code(thing.__module__)
+    ]
+    while waiting:
+        name, code = waiting.pop()
+        yield name, code
+        waiting += [(name, const) for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
 def imported_modules(tree: ast.AST) -> list[str]:
@@ -162,7 +191,7 @@ def imported_modules(tree: ast.AST) -> list[str]:
 
 
 def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.Seen) -> list[environment.Row]:
-    """Rows for existing files that the cell's texts name and nobody was seen to open.
+    """Rows for existing files that texts of the cell name and nobody was seen to open.
 
     A reader written in another language raises no audit event; the name that it was given is all there is
     to see.
@@ -178,21 +207,26 @@ def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.See
     return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
 
 
+def rows_of_imports(before: set[str], traversal: Traversal) -> list[list[str]]:
+    """Rows for local modules that were loaded while the cell ran and that no import statement had
+    announced."""
+    new = [name for name in list(sys.modules) if name not in before and name not in traversal.modules]
+    return [["module", name, _module_digest(name)] for name in sorted(new) if origin_of(name) == "local"]
+
+
+def _module_digest(name: str) -> str:
+    source = source_of(name)
+    return "unknown" if source is None else source.digest.hex()
+
+
 def global_writes(traversal: Traversal) -> set[str]:
     """Names of the notebook that a function among the inputs assigns or deletes through `global`."""
-    found: set[str] = set()
-    waiting = [
-        thing.__code__
-        for _, _, thing in traversal.numbered()
-        if isinstance(thing, types.FunctionType) and thing.__globals__ is traversal.main
-    ]
-    while waiting:
-        code = waiting.pop()
-        waiting += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-        for step in dis.get_instructions(code):
-            if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                found.add(str(step.argval))
-    return found
+    return {
+        str(step.argval)
+        for _, code in _reached_code(traversal)
+        for step in dis.get_instructions(code)
+        if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")
+    }
 
 
 def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]:
@@ -291,6 +325,9 @@ def still_holds(
         if row[0] == "binding":
             if not _binding_holds(row[1], row[2], namespace):
                 return f"`{row[1]}` stands for something else"
+        elif row[0] == "module":
+            if _module_digest(row[1]) != row[2]:
+                return f"the module {row[1]} changed"
         elif not environment.still_holds(row):
             return str(environment.described(row))
     return None
