@@ -152,7 +152,7 @@ def keep(
     }
     repeated = [definition.index for definition in definitions]
     known = source.known(defined)
-    original = _digested(source, payload)
+    original = _digested(source, payload, known)
     arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
     contents = [
         part for _, _, state in payload["states"] if isinstance(state, dict) for part in state.values()
@@ -234,7 +234,7 @@ def _try_out(
     for name in defined:
         if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
             raise NotStorable(f"`{name}` would not come back as it is, {_where(source, name)}")
-    other = _digested(source, again)
+    other = _digested(source, again, known_again)
     drawn = _drawn_roots(original)
     for root, digest in original.digests.items():
         if root not in drawn and other.digests.get(root) != digest:
@@ -281,9 +281,9 @@ def _drawn_roots(traversal: Traversal) -> set[str]:
     return {root for root, _, thing in traversal.numbered() if isinstance(thing, artist)}
 
 
-def _digested(source: Source, payload: Mapping[str, Any]) -> Traversal:
-    """Digests of what a cell left, a root for each name, state and result."""
-    traversal = Traversal(source.namespace)
+def _digested(source: Source, payload: Mapping[str, Any], known: Sequence[object]) -> Traversal:
+    """Digests of what a cell left, a root for each name, state and result; inputs are told by their place."""
+    traversal = Traversal(source.namespace, known)
     for name, value in sorted(payload["names"].items()):
         _add_output(source, traversal, name, value)
     for root, number, state in payload["states"]:

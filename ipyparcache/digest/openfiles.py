@@ -736,7 +736,7 @@ def _ask(question: str, path: Any, frame: FrameType | None) -> None:
         if caller is not None and caller.f_globals.get("__name__") in _OWN_BUSINESS:
             return
         spelled = _path_of(path)
-        if spelled is None:
+        if not spelled:  # the empty path names nothing, always
             return
         full = _absolute(spelled)
         asker = _asker(frame)
