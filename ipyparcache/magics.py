@@ -16,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from ipyparcache.analysis.cell import has_top_level_await
 from ipyparcache.cells import auto, cached, commands, loops, reports, runs
-from ipyparcache.cells.cached import CACHED_OPTIONS, CachedOptions
+from ipyparcache.cells.cached import CACHED_OPTIONS, Asked, CachedOptions
 from ipyparcache.cells.loops import CellPlan, LoopOptions
 from ipyparcache.cells.options import (
     Option,
@@ -152,6 +152,7 @@ async def _run(shell: Any, stack: Stack) -> None:
         show_error(shell, error)
         raise
     execute: Callable[[Body], Awaitable[BaseException | None]]
+    asked = Asked()
     if stack.parallel is None:
 
         async def execute(body: Body) -> BaseException | None:
@@ -160,9 +161,10 @@ async def _run(shell: Any, stack: Stack) -> None:
 
     else:
         plan = _plan(shell, body, stack.parallel)
+        secret = None if stack.cached is None else cached.secret_of(stack.cached)
 
         async def execute(body: Body) -> BaseException | None:
-            return _run_loops(shell, body, plan)
+            return _run_loops(shell, body, plan, secret, asked)
 
     if stack.cached is None:
         raised = await execute(body)
@@ -172,7 +174,7 @@ async def _run(shell: Any, stack: Stack) -> None:
     # how the loop is spread over workers changes nothing of what it leaves; these options do
     loop = stack.parallel
     variant = "" if loop is None else repr((loop.seed, loop.on_error, loop.inner_threads))
-    await cached.run_cached(shell, body, stack.cached, execute, variant)
+    await cached.run_cached(shell, body, stack.cached, execute, variant, asked)
 
 
 def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:
@@ -185,17 +187,21 @@ def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:
         raise
 
 
-def _run_loops(shell: Any, body: Body, plan: CellPlan) -> BaseException | None:
+def _run_loops(
+    shell: Any, body: Body, plan: CellPlan, secret: bytes | None, asked: Asked
+) -> BaseException | None:
     """Run a planned cell and note what became of it; returns what it raised, shown to the user."""
     started = time.perf_counter()
     report, raised = loops.RunReport(), None
     try:
         with auto.paused():
-            report = loops.run_cell(plan, ShellHost(shell, body))
+            report = loops.run_cell(plan, ShellHost(shell, body, secret))
     except BaseException as error:
         report, raised = getattr(error, "report", report), error
         show_error(shell, error)
     reports.note_report(report)
+    for loop in report.loops:
+        asked.add(loop.asked)
     seconds = time.perf_counter() - started
     count = sum(loop.iterations for loop in report.loops)
     reason = f"{count} iterations" if raised is None else f"it raised {type(raised).__name__}"

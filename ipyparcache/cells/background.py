@@ -156,6 +156,7 @@ class Handle:
                 text = f"`{name}` was set by another cell while {self._name} ran and keeps that value"
                 self._host.show_note(f"<div>{html.escape(text)}</div>", text)
         loops.run_steps(self._plan, self._host, self._report, self._step + 1)
+        loops.show_figures(self._report, self._host)
 
     def _enter_between_cells(self, *_: object) -> None:
         """At the end of a cell: if the loop is over, its results enter now."""

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import blake3
@@ -125,6 +125,29 @@ def options_from(parsed: Parsed) -> CachedOptions:
 
 
 @dataclass
+class Asked:
+    """What the run asked for where no watch of this process sees it: on workers."""
+
+    rows: list[Sequence[str]] = field(default_factory=list)
+    is_known: bool = True
+
+    def add(self, rows: list[Any] | None) -> None:
+        """Add the rows of a loop, None if one of its iterations did what cannot be stored."""
+        if rows is None:
+            self.is_known = False
+        else:
+            self.rows += rows
+
+
+def secret_of(options: CachedOptions) -> bytes | None:
+    """What keys the digests of a run's environment variables; None if there is no store to put the run in."""
+    try:
+        return open_entries(options.dir).secret
+    except StoreUnavailable:
+        return None
+
+
+@dataclass
 class Prepared:
     """A hit ready to be committed."""
 
@@ -145,7 +168,7 @@ class _Cell:
     body: Body
     options: CachedOptions
     execute: Callable[[Body], Awaitable[BaseException | None]]
-    variant: str
+    asked: Asked
     started: float
     identity: str
     warnings: list[str]
@@ -177,6 +200,7 @@ async def run_cached(
     options: CachedOptions,
     execute: Callable[[Body], Awaitable[BaseException | None]],
     variant: str = "",
+    asked: Asked | None = None,
 ) -> Run:
     """Restore the cell or run it, and say which.
 
@@ -189,6 +213,8 @@ async def run_cached(
         Runs the body in the notebook's namespace; returns what it raised, already shown to the user.
     variant : str
         What else the cell is run under (the options of `%%parallel`), part of its identity.
+    asked : Asked
+        What `execute` learns of the run's questions on workers.
 
     Raises
     ------
@@ -197,7 +223,7 @@ async def run_cached(
     """
     started = time.perf_counter()
     identity = inputs.identity_of(body.tree, body.silenced, options.for_key(), variant)
-    cell = _Cell(shell, body, options, execute, variant, started, identity, [])
+    cell = _Cell(shell, body, options, execute, asked or Asked(), started, identity, [])
     with ExitStack() as held:
         prepared = _guarded(cell, lambda: _look_up(cell, held))
         if prepared is not None and random.SystemRandom().random() < options.verify:
@@ -410,6 +436,9 @@ def _store(
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
+    if not cell.asked.is_known:
+        raise NotStorable("one of its iterations did what a hit could not bring back")
+    observed += cell.asked.rows
     observed += inputs.rows_of_imports(before.modules, cell.inputs.traversal)
     observed += inputs.rows_of_named_files(cell.body.tree, cell.inputs.traversal, seen)
     opened = outputs.open_figures() - before.figures

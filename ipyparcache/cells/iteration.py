@@ -26,7 +26,7 @@ LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to 
 CHECK_SHARE = 0.02  # of the time of an iteration that looking for changes may cost, to be done after each
 
 #: Kinds of events that a chunk emits while it runs.
-RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN = range(7)
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE = range(8)
 
 Traceback = list[tuple[str, str, int]]
 
@@ -67,6 +67,7 @@ class Body:
     watch_random: bool
     retries: int
     secret: bytes | None
+    by_names: bool
     own_rows: tuple[tuple[str, int, bool], ...]
     exempt: frozenset[int]
     parcel: bytes
@@ -94,7 +95,10 @@ class ChunkResult:
     lost
         Changed objects of the parcel by number, and changed names: (first iteration, last, number or None, name).
     observed
-        With `--cached`: what the iteration asked of files and environment; None if it cannot be stored.
+        With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if they did
+        what cannot be stored.
+    refers
+        Whether what is handed back refers to live objects of the kernel.
     """
 
     records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
@@ -104,6 +108,7 @@ class ChunkResult:
     started: float = 0.0
     pid: int = 0
     observed: list[Any] | None = None
+    refers: bool = False
 
 
 #: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or as a
@@ -268,6 +273,7 @@ class _Run:
         checked = first
         self._flushed = result.started
         _active.run = self
+        self._draws_figures = "matplotlib.pyplot" in sys.modules
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
         self._raised: BaseException | None = None
         self._refers = False
@@ -326,8 +332,9 @@ class _Run:
             if before is not None:
                 sys.modules[MAIN] = before
         self._flush(result, emit=False)
-        if observed is not None and result.failure is None and not result.lost and not self._refers:
+        if observed is not None and result.failure is None and not result.lost:
             result.observed = _rows_of(observed)
+        result.refers = self._refers
         return result
 
     def _simple_iteration(self, number: int, element: Any) -> bool:
@@ -345,6 +352,8 @@ class _Run:
             exec(self.body.code, namespace)
         except BaseException as error:
             self._raised = error
+            return False
+        if self._draws_figures and sys.modules["matplotlib.pyplot"].get_fignums():
             return False
         for entry in log:
             for part in entry:
@@ -408,6 +417,8 @@ class _Run:
     ) -> bool:
         """Record what the iteration left that has just run; whether it raised."""
         namespace, log = self.namespace, self.log
+        if "matplotlib.pyplot" in sys.modules and failure is None:
+            _send_figures(FIGURE)
         value = namespace.pop(VALUE, None) if self.body.yields else None
         namespace.pop(ITEM, None)
         for site, container, key, before in rows:
@@ -481,7 +492,7 @@ class _Run:
         buffers: list[pickle.PickleBuffer] = []
         kind = travel.ReturnerOfObjects if objects or self.with_objects else travel.Returner
         pickler = kind(file, self.arrived, known, self.is_local, buffers)
-        pickler.by_names = self.body.secret is not None
+        pickler.by_names = self.body.by_names
         pickler.dump(value)
         self._refers = self._refers or pickler.refers
         return file.getvalue(), list(buffers)
@@ -542,11 +553,11 @@ class _Run:
                     result.lost.append((first, last, None, name))
         version, rows = self._process.take()
         if version != self._process_version:
-            before, now = self._process_rows, dict(pickle.loads(rows))
+            settings, now = self._process_rows, dict(pickle.loads(rows))
             # A library that has just been imported may set what it likes.
             imported = len(sys.modules) != self._modules
-            for name in {"cwd"} if imported else before.keys() & now.keys():
-                if before.get(name) != now.get(name):
+            for name in {"cwd"} if imported else settings.keys() & now.keys():
+                if settings.get(name) != now.get(name):
                     result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
             self._process_version, self._process_rows = version, now
         self._modules = len(sys.modules)
@@ -594,6 +605,7 @@ class _Surroundings:
         ]
         warnings._filters_mutated()  # type: ignore[attr-defined]
         self._default = warnings.defaultaction  # type: ignore[attr-defined]
+        self._plain_show = _catch_show()
         self._handler = _Handler()
         self._root_handlers = list(logging.root.handlers)
         logging.root.handlers[:] = [self._handler]
@@ -608,6 +620,8 @@ class _Surroundings:
 
         for module, attribute, value in self._plain_attributes:
             setattr(module, attribute, value)
+        if self._plain_show is not None:
+            sys.modules["matplotlib.pyplot"].show = self._plain_show  # type: ignore[attr-defined]
         warnings.showwarning = self._showwarning
         warnings.filters[:] = self._filters  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
@@ -669,6 +683,28 @@ def display(*objects: object, **options: object) -> None:
         raise RuntimeError("display() was called outside of an iteration")
     data, buffers = run._pickled((objects, options), run.known, bool(run.arrived.objects))
     _emit(DISPLAY, (data, [bytes(b.raw()) for b in buffers]))
+
+
+def _catch_show() -> Any:
+    """Let `plt.show` show the figures in the kernel, if pyplot is loaded; the plain function."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is None:
+        return None
+    plain = pyplot.show
+    pyplot.show = lambda *_, **__: _send_figures(DISPLAY)  # type: ignore[attr-defined]
+    return plain
+
+
+def _send_figures(kind: int) -> None:
+    """Send the open figures to the kernel and close them, as the notebook's backend does when it shows them."""
+    pyplot: Any = sys.modules["matplotlib.pyplot"]
+    run: _Run | None = getattr(_active, "run", None)
+    for number in pyplot.get_fignums() if run is not None else ():
+        figure = pyplot.figure(number)
+        # Closed first: an open figure would open again where it arrives.
+        pyplot.close(figure)
+        data, buffers = run._pickled(((figure,), {}), run.known, False)  # type: ignore[union-attr]
+        _emit(kind, (data, [bytes(b.raw()) for b in buffers]))
 
 
 def worker_display() -> Callable[..., None]:

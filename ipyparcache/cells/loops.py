@@ -29,6 +29,7 @@ from ipyparcache.analysis.parfor import (
     Loop,
     Parfor,
     Serial,
+    Site,
     Step,
     replaced,
     steps_of,
@@ -78,6 +79,7 @@ class Host(Protocol):
 
     namespace: dict[str, Any]
     file_name: str
+    secret: bytes | None  # under `%%cached`: keys the digests of what iterations read of the environment
 
     def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
         """Execute a statement as the shell does, show the value of the cell's last expression, raise its error."""
@@ -111,6 +113,9 @@ class LoopReport:
         For the timeline: worker, begin and end (monotonic clock), first iteration, number of iterations.
     partial
         What iterations behind an error or interrupt had left: number and entries, not merged.
+    asked
+        Under `%%cached`: what iterations asked of files and environment, as rows; None if they did what cannot
+        be stored.
     """
 
     line: int
@@ -120,7 +125,9 @@ class LoopReport:
     errors: list[IterationError] = field(default_factory=list)
     partial: dict[int, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    asked: list[Any] | None = field(default_factory=list)
     restored: int = 0
+    figures: list[object] = field(default_factory=list)
 
 
 @dataclass
@@ -178,8 +185,19 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
 
         background.start(plan, host, report)
         return report
-    run_steps(plan, host, report, 0)
+    try:
+        run_steps(plan, host, report, 0)
+    finally:
+        show_figures(report, host)
     return report
+
+
+def show_figures(report: RunReport, host: Host) -> None:
+    """Show the figures that iterations left open, as the notebook does at the end of a cell."""
+    for loop in report.loops:
+        for figure in loop.figures:
+            host.display((figure,), {})
+        loop.figures.clear()
 
 
 def run_steps(plan: CellPlan, host: Host, report: RunReport, first: int) -> None:
@@ -438,9 +456,7 @@ class LoopRun:
     def _check_guards(self) -> None:
         """A replayed write inside of a `try` must be one that cannot raise."""
         for site in self.parfor.sites:
-            if site.guarded and not all(
-                _cannot_raise(site.method, self.namespace.get(n)) for n in site.roots
-            ):
+            if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
 
     def _check_readers(self, parcel: travel.Parcel) -> None:
@@ -594,7 +610,8 @@ class LoopRun:
                 parfor.yields,
                 self.options.seed is None and _any_seeded(),
                 self.options.retries,
-                self.cache.entries.secret if self.cache is not None else None,
+                self.cache.entries.secret if self.cache is not None else self.host.secret,
+                self.cache is not None,
                 tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
                 self.exempt,
                 self.parcel.data,
@@ -709,6 +726,8 @@ class LoopRun:
         number = self._iterations_sent
         key = self._key = self.cache.key_of(number, items[0])
         found = self.cache.find(key) if key is not None else None
+        if found is not None:
+            self.report.asked = None  # its entry knows what it asked, this run does not
         if found is None:
             return False
         data, buffers, events = found
@@ -938,6 +957,9 @@ class LoopRun:
             data, buffers = payload
             objects, options = self._load(data, buffers, {})
             self.host.display(objects, options)
+        elif kind == iteration.FIGURE:
+            data, buffers = payload
+            self.report.figures.append(self._load(data, buffers, {})[0][0])
         elif kind == iteration.SHOWN:
             assert isinstance(self._running, ThreadTask)
             self.host.display(*self._running.shown.pop(payload))
@@ -969,7 +991,12 @@ class LoopRun:
             ended = result.started + sum(result.seconds)
             self._tracker.done_batch(ran, sum(result.seconds), result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
-            if self.cache is not None and result.observed is not None and chunk.key is not None:
+            if self.host.secret is not None:
+                self.report.asked = _joined_rows(self.report.asked, result.observed)
+            can_store = result.observed is not None and not result.refers and chunk.key is not None
+            if self.cache is not None and can_store:
+                assert result.observed is not None
+                assert chunk.key is not None
                 record = chunk.records[chunk.first]
                 self.cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
             if result.failure is not None or result.lost:
@@ -1237,6 +1264,13 @@ _LOST_ADVICE = (
 )
 
 
+def _joined_rows(rows: list[Any] | None, more: list[Any] | None) -> list[Any] | None:
+    """Rows of all iterations, each once; None as soon as one iteration did what cannot be stored."""
+    if rows is None or more is None:
+        return None
+    return list(dict.fromkeys([*rows, *map(tuple, more)]))
+
+
 def jobs_of(jobs: int | None) -> int:
     """How many workers `-j` asks for: all processors without it, those left for a negative number."""
     if jobs is None:
@@ -1271,14 +1305,16 @@ def _any_seeded() -> bool:
     )
 
 
-def _cannot_raise(method: str, root: object) -> bool:
-    if method in ("append", "extend", "insert", "appendleft"):
+def _cannot_raise(site: Site, root: object) -> bool:
+    """Whether a replayed write certainly succeeds; unhashable keys are found out on the worker."""
+    if site.method in ("append", "appendleft"):
         return type(root).__name__ in ("list", "deque")
-    if method in ("add", "update", "discard", "setdefault", "item"):
-        return isinstance(root, dict | set)
-    if method == "reduce":
-        return isinstance(root, int | float | complex)
-    return False
+    if site.method in ("add", "discard"):
+        return isinstance(root, set)
+    if site.method in ("item", "setdefault"):
+        return isinstance(root, dict)
+    # A constant can be added to a number; what else an operand may be is not known.
+    return site.method == "reduce" and site.holes == 0 and isinstance(root, int | float | complex)
 
 
 def _keeps_references(root: object) -> bool:

@@ -127,6 +127,14 @@ def named(where: str, name: str) -> object:
     return found
 
 
+def memory_map(file_name: str, dtype: Any, offset: int, shape: tuple[int, ...], by_columns: bool) -> object:
+    """The same file mapped again: what is written there is shared."""
+    import numpy as np
+
+    order: Any = "F" if by_columns and len(shape) > 1 else "C"
+    return np.memmap(file_name, dtype, "r+", offset, shape, order)
+
+
 def view(owner: Any, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> object:
     """A view of a live array."""
     import numpy as np
@@ -255,6 +263,8 @@ class Traveller(pickle.Pickler):
             return cached_again, (obj.__wrapped__, obj.cache_parameters())
         if isinstance(obj, BaseException):
             return self._exception(obj)
+        if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):
+            return memory_map, (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
         more = _more_reducers().get(kind)
         return NotImplemented if more is None else more(obj)
 

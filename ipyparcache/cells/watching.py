@@ -86,6 +86,8 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
     if numpy is not None:
         if kind is numpy.ndarray:
             return _array_state(obj)
+        if isinstance(obj, numpy.memmap):
+            return ("constant",)  # its file is shared for writing
         if isinstance(obj, numpy.random.Generator):
             return "repr", repr(obj.bit_generator.state)
         if isinstance(obj, numpy.random.BitGenerator):

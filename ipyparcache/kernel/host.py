@@ -16,8 +16,9 @@ from ipyparcache.kernel.running import Body, run_statements, run_to_completion
 class ShellHost:
     """Where the statements of a `%%parallel` cell run and where its iterations' output goes."""
 
-    def __init__(self, shell: Any, body: Body):
+    def __init__(self, shell: Any, body: Body, secret: bytes | None = None):
         self.shell = shell
+        self.secret = secret
         self.body = body
         self.namespace: dict[str, Any] = shell.user_ns
         self.file_name = body.file_name

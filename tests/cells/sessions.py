@@ -20,6 +20,7 @@ class PlainHost:
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
         self.file_name = "<cell>"
+        self.secret: bytes | None = None
         self.out: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.shown: list[tuple[Any, ...]] = []
