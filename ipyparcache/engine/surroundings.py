@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ipyparcache.engine.localmodules import LocalModules, drop_outdated
+
 # Read by BLAS and OpenMP libraries when they are loaded.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -182,6 +184,7 @@ class Surroundings:
     def __init__(self) -> None:
         self.version = 0
         self._lock = threading.Lock()
+        self._modules = LocalModules()
         self._last: dict[str, Any] = {}
         self._pickled = b""
 
@@ -194,6 +197,8 @@ class Surroundings:
             "dont_write_bytecode": sys.dont_write_bytecode,
             "recursion": sys.getrecursionlimit(),
         }
+        with self._lock:
+            state["modules"] = self._modules.take()
         with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
             state["cwd"] = os.getcwd()
         for name, (take, _) in _LIBRARIES.items():
@@ -225,6 +230,7 @@ def _pickled_rows(state: dict[str, Any]) -> bytes:
     return pickle.dumps(rows, 5)
 
 
+_modules: dict[str, int] = {}  # generation of each local module of the caller
 _restored: list[tuple[str, bytes, Any]] = []  # name, pickle, value (for libraries only where it is loaded)
 
 
@@ -272,7 +278,7 @@ def restore(pickled: bytes | None) -> None:
 
     Libraries that are not loaded here get their settings when they are.
     """
-    global _restored
+    global _modules, _restored
     if pickled is not None:
         _restored = [
             (name, data, None if name in _LIBRARIES else pickle.loads(data))
@@ -299,6 +305,9 @@ def restore(pickled: bytes | None) -> None:
         elif name == "cwd":
             with contextlib.suppress(OSError):
                 os.chdir(value)
+        elif name == "modules":
+            drop_outdated(_modules, value)
+            _modules = value
         elif name in sys.modules:
             _apply_library(name)
 

@@ -37,14 +37,16 @@ _CLOSED_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 # Words at the start of a block, each 8 bytes and written by one side only.
-BATCH, COMMITTED, CANCEL, LOADED, STARTED, EVENTS = range(6)
+BATCH, COMMITTED, CANCEL, LOADED, STARTED, LIMIT, EVENTS = range(7)  # EVENTS: one word a slot
 HEADER = 4096
-SLOT = 1 << 20
-MAPPED = HEADER + 2 * SLOT
+POSITION_BITS = 24  # LIMIT holds a batch's number above, and below it the position that must not be begun
+SLOTS = 4  # batches that a worker may hold; each has a slot and areas of its own
+SLOT = 512 << 10
+MAPPED = HEADER + SLOTS * SLOT
 _FAR = 1 << 40  # areas of one sparse file, so far apart that none meets the next
 # The areas of a block.
-RING, DOWN, UP, LOG = 0, 1, 3, 5  # all but the ring have one area a slot
-AREAS = 7
+RING, DOWN, UP, LOG = 0, 1, 1 + SLOTS, 1 + 2 * SLOTS  # all but the ring have one area a slot
+AREAS = 1 + 3 * SLOTS
 
 
 def can_memfd() -> bool:
@@ -136,7 +138,7 @@ class Block:
         return cls([(os.open(f"{description}/area{area}", os.O_RDWR), 0) for area in range(AREAS)])
 
     def slot(self, number: int) -> int:
-        """Where ring slot 0 or 1 begins in `memory`."""
+        """Where a slot begins in `memory`."""
         return HEADER + number * SLOT
 
     def write(self, area: int, offset: int, parts: Sequence[Buffer]) -> int:
@@ -168,7 +170,6 @@ class Block:
         """Give back what lies behind the mapped part; only while the worker runs nothing."""
         for fd in {fd for fd, _ in self.areas}:
             os.ftruncate(fd, MAPPED if fd == self.areas[RING][0] else 0)
-        self.words[EVENTS] = 0
 
     def close(self) -> None:
         """Unmap and close; the files of a folder are removed by the side that made them."""

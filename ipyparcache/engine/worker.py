@@ -29,9 +29,11 @@ from ipyparcache.engine.transport import (
     COMMITTED,
     DOWN,
     EVENTS,
+    LIMIT,
     LOADED,
     LOG,
     OUT_OF_BAND,
+    POSITION_BITS,
     SLOT,
     STARTED,
     UP,
@@ -302,6 +304,7 @@ class Worker:
         # A few hundred nanoseconds a task: what is not needed for each of them is looked at every `CHECK`
         # seconds.
         check_at = begun + CHECK
+        base = batch << POSITION_BITS
         for row in rows:
             try:
                 value = function(*row)
@@ -326,6 +329,8 @@ class Worker:
             ends.append(now)
             if timed:
                 words[STARTED] = int(now * 1e9)
+            if base <= words[LIMIT] <= base + done:
+                break  # the rest of the batch was taken back, see `Crew.steal`
             if not failed and now < check_at:
                 continue
             check_at = now + CHECK

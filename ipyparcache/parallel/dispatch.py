@@ -8,13 +8,15 @@ import math
 import operator
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Literal, TypeAlias
 
-from ipyparcache.engine.backends.base import Crew, crew_factory
+from ipyparcache.engine.backends.base import STEAL_AFTER, Crew, crew_factory
 from ipyparcache.engine.batches import (
     Batch,
     CallOptions,
@@ -33,13 +35,14 @@ from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
 
 TARGET = 0.004  # seconds that a batch should run: long against the cost of sending it, short at the end
-LARGEST = 2048  # tasks of a batch
+LARGEST = 4096  # tasks of a batch: more would not fit into a slot of the block
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
 BATCH_BYTES = 1 << 20
-SHORTEST = 0.0003  # seconds: batches do not shrink below this towards the end, sending costs a third of it
-LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`
+SHORTEST = 0.001  # seconds: batches do not shrink below this towards the end; `Crew.steal` evens that out
+LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`, at most
 GRACE = 0.7  # seconds that running tasks get to finish when the call is cancelled
-SPLIT = 0.001  # a batch that will take so long is cut up when workers have nothing to do
+SPLIT = 0.001  # what will take so long is fetched from a running batch when workers have nothing to do
+SILENCE = 0.005  # seconds without news after which the times measured so far are not believed
 
 Progress: TypeAlias = Callable[[int, float, int], None]
 
@@ -138,15 +141,21 @@ class Source:
         return Batch(first, rows, False, self.careful)
 
 
+_remembered: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+
+
 class Pace:
     """How many tasks to put into the next batch."""
 
-    def __init__(self, lanes: int, fixed: int | None):
+    def __init__(self, lanes: int, fixed: int | None, function: object = None):
         self.lanes = lanes
         self.fixed = fixed
+        self._function = function if type(function) in (FunctionType, BuiltinFunctionType) else None
+        # What the function took in its last call is a first guess, forgotten at the first measurement.
+        self._guess = _remembered.get(self._function) if self._function is not None else None
         self._seconds = 0.0
         self._tasks = 0.0
-        self._largest = 1
+        self._largest = 1 if self._guess is None else GROWTH
         self._row_bytes = 0
 
     def note(self, tasks: int, seconds: float) -> None:
@@ -158,7 +167,12 @@ class Pace:
 
     def mean(self) -> float | None:
         """Seconds of a task; None if nothing was measured."""
-        return self._seconds / self._tasks if self._tasks else None
+        return self._seconds / self._tasks if self._tasks else self._guess
+
+    def remember(self) -> None:
+        """Keep the measurement for the next call of the function."""
+        if self._function is not None and self._tasks:
+            _remembered[self._function] = self._seconds / self._tasks
 
     def note_row(self, row: Sequence[Any]) -> None:
         """Look at how large the arguments of a task are."""
@@ -169,7 +183,7 @@ class Pace:
     def size(self, left: int | None) -> int:
         """Tasks of the next batch when `left` are still to be drawn."""
         if self.fixed is not None:
-            return self.fixed
+            return min(self.fixed, LARGEST)
         mean = self.mean()
         if mean is None:
             return 1
@@ -177,7 +191,7 @@ class Pace:
         if self._row_bytes:
             size = min(size, BATCH_BYTES // self._row_bytes)
         if left is not None:
-            size = min(size, max(-(-left // (4 * self.lanes)), int(SHORTEST / max(mean, 1e-7))))
+            size = min(size, max(-(-left // (3 * self.lanes)), int(SHORTEST / max(mean, 1e-7))))
         size = max(size, 1)
         self._largest = max(self._largest, size)
         return size
@@ -234,10 +248,12 @@ class Run:
         if left is not None:
             count = max(1, min(count, left))
         self.crew: Crew = crew_factory(options.backend)(function, count, call)
-        self.pace = Pace(self.crew.size, options.batch)
+        self.pace = Pace(self.crew.size, options.batch, function)
         self.backlog: deque[Batch] = deque()
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
+        self.silent = False  # nothing was reported in the last look
+        self.stealing = False  # a lane was told to begin nothing more, and will be asked again
         self._ending: float | None = None  # when running tasks are ended, once the call was cancelled
         self._killed: set[int] = set()
 
@@ -263,10 +279,12 @@ class Run:
 
     def _depth(self) -> int:
         """How many batches a lane may hold now."""
-        if self.crew.can_take_back:
-            return self.crew.depth
-        # What waits behind a long task cannot be fetched back when another lane falls idle.
         mean = self.pace.mean()
+        if self.crew.can_take_back:
+            # Long tasks want one behind them, which hides the way to the worker; short ones a few
+            # milliseconds.
+            return self.crew.depth if mean is not None and mean < TARGET / 4 else min(2, self.crew.depth)
+        # What waits behind a long task cannot be fetched back when another lane falls idle.
         return 1 if mean is None or mean > TARGET else self.crew.depth
 
     def fill(self) -> bool:
@@ -294,24 +312,30 @@ class Run:
             return
         mean = self.pace.mean() or 0.0
         for lane in range(crew.size):
+            taken: list[Batch] = []
             if crew.outstanding(lane) >= 2:
-                for batch in crew.take_back(lane):
-                    self.backlog.extend(self._cut(batch, len(idle) + 1, mean))
-            elif crew.outstanding(lane) == 1 and not self.backlog:
-                running = crew.running(lane)
-                if running is None:
-                    continue
-                batch, position, _ = running
-                left = len(batch) - position - 1
-                if left > 0 and left * mean > SPLIT:
-                    crew.shorten(lane)
+                taken = crew.take_back(lane)
+            elif crew.outstanding(lane) == 1 and not self.backlog and self._lasts(lane, mean):
+                rest = crew.steal(lane)
+                self.stealing = rest is None
+                taken = [] if rest is None else [rest]
+            for batch in taken:
+                # Not cut by the measured time alone: it may have been measured on other tasks than these.
+                self.backlog.extend(self._cut(batch, len(idle) + 1))
         if self.backlog:
             self.fill()
 
+    def _lasts(self, lane: int, mean: float) -> bool:
+        """Whether what lies behind the running task of a lane is worth fetching."""
+        running = self.crew.running(lane)
+        if running is None:
+            return False
+        batch, position, _ = running
+        left = len(batch) - position - 1
+        return left > 0 and (left * mean > SPLIT or self.silent)
+
     @staticmethod
-    def _cut(batch: Batch, parts: int, mean: float) -> list[Batch]:
-        if len(batch) == 1 or len(batch) * mean < SPLIT:
-            return [batch]
+    def _cut(batch: Batch, parts: int) -> list[Batch]:
         step = -(-len(batch) // parts)
         return [batch.part(at, min(at + step, len(batch))) for at in range(0, len(batch), step)]
 
@@ -442,16 +466,20 @@ class Run:
         crew = self.crew
         try:
             while True:
+                self.stealing = False
                 if not self.fill() and crew.size > 1:
                     self.rebalance()
                 if self._is_over():
                     return
-                for report in crew.poll(LOOK):
+                reports = crew.poll(2 * STEAL_AFTER if self.stealing else SILENCE if crew.size > 1 else LOOK)
+                self.silent = not reports
+                for report in reports:
                     yield from self.take(report)
                 if self.failed_at is not None:
                     self._drop_later(self.failed_at)
                 yield from self._enforce_limits()
         finally:
+            self.pace.remember()
             crew.close()
 
     def _drop_later(self, index: int) -> None:

@@ -426,10 +426,11 @@ def test_output_comes_in_the_order_in_which_it_was_written(backend):
 
     seen = {}
     options = Options(n_jobs=2, backend=backend, capture=True)
-    for _ in run_tasks(
-        write, [(n,) for n in range(10)], options, on_event=lambda index, event: seen.setdefault(index, []).append(event)
-    ):  # fmt: skip
-        pass
+
+    def on_event(index, event):
+        seen.setdefault(index, []).append(event)
+
+    list(run_tasks(write, [(n,) for n in range(10)], options, on_event=on_event))
 
     for number in range(10):
         assert seen[number] == [

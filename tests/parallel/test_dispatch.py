@@ -1,9 +1,11 @@
 import math
+import os
+import time
 
 import pytest
 
 from ipyparcache.engine.backends.base import crew_factory
-from ipyparcache.parallel.dispatch import LARGEST, TARGET, Pace, Source
+from ipyparcache.parallel.dispatch import LARGEST, TARGET, Options, Pace, Source, run_tasks
 
 
 def test_the_first_batch_of_unknown_tasks_is_one_task():
@@ -14,7 +16,7 @@ def test_short_tasks_go_in_large_batches_after_they_were_measured():
     pace = Pace(lanes=2, fixed=None)
     sizes = []
     for _ in range(4):
-        pace.note(1, 1e-6)
+        pace.note(1, 1e-7)
         sizes.append(pace.size(left=None))
 
     assert sizes == sorted(sizes)
@@ -35,11 +37,13 @@ def test_long_tasks_go_one_by_one():
     assert pace.size(left=1000) == 1
 
 
-def test_batches_shrink_towards_the_end():
+def test_batches_shrink_towards_the_end_but_not_below_what_sending_costs():
     pace = Pace(lanes=2, fixed=None)
-    pace.note(1000, 1e-3)
+    for _ in range(3):
+        pace.note(1000, 1e-6 * 1000)
+        pace.size(left=None)
 
-    assert [pace.size(left=left) for left in (256, 80, 8, 1)] == [32, 10, 1, 1]
+    assert [pace.size(left=left) for left in (12_000, 3_000, 600, 12)] == [2000, 1000, 1000, 1000]
 
 
 def test_a_time_that_is_unknown_changes_nothing():
@@ -86,3 +90,37 @@ def test_a_source_knows_what_is_left_of_a_list_but_not_of_a_generator():
 def test_an_unknown_backend_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"Invalid backend: 'gpu'.*processes"):
         crew_factory("gpu")
+
+
+def test_the_first_batch_of_a_known_function_goes_by_its_last_call():
+    def function():
+        pass
+
+    pace = Pace(lanes=2, fixed=None, function=function)
+    pace.note(1000, 1e-3)
+    pace.remember()
+
+    assert Pace(lanes=2, fixed=None, function=function).size(left=None) > 1
+    assert Pace(lanes=2, fixed=None, function=lambda: None).size(left=None) == 1
+
+
+def wait(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("backend", ["processes", "threads"])
+def test_what_waits_behind_a_long_task_is_taken_over_by_idle_workers(backend):
+    options = Options(n_jobs=2, backend=backend)
+    list(run_tasks(wait, [(0.0,)] * 100, options))  # from now on these tasks are held to be short
+    begun = time.monotonic()
+    found = dict(run_tasks(wait, [(0.3,)] + [(0.03,)] * 10, options))
+
+    assert len(found) == 11
+    assert time.monotonic() - begun < 0.55
+
+
+def test_a_batch_larger_than_a_slot_is_cut():
+    found = dict(run_tasks(abs, [(-n,) for n in range(50_000)], Options(n_jobs=2, batch=50_000)))
+
+    assert [found[n].unwrap() for n in range(50_000)] == list(range(50_000))

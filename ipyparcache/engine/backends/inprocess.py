@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from ipyparcache.engine.backends.base import Crew
+from ipyparcache.engine.backends.base import STEAL_AFTER, Crew
 from ipyparcache.engine.batches import Batch, CallOptions, Died, Emitted, NotBegun, Ran, Report
 from ipyparcache.engine.outcome import Error, traceback_text
 from ipyparcache.engine.worker import apply, local_task
@@ -27,6 +27,8 @@ class _Running:
     done: int = 0
     started: float = 0.0
     stopped: bool = False
+    limit: int = 1 << 60  # position of the first task that must not be begun
+    limited_at: float = 0.0
     values: list[object] = field(default_factory=list)
 
 
@@ -46,7 +48,7 @@ def _run(
     last = times[0]
     local_task.sink = on_emit
     for row in batch.rows:
-        if running.stopped:
+        if running.stopped or running.done >= running.limit:
             break
         local_task.index = batch.first + running.done
         running.started = last
@@ -170,6 +172,24 @@ class ThreadCrew(Crew):
         """Have a thread stop behind the task that it runs."""
         if self._waiting[lane]:
             self._waiting[lane][0].stopped = True
+
+    def steal(self, lane: int) -> Batch | None:
+        """Take back what lies behind the running task of a batch."""
+        if not self._waiting[lane]:
+            return None
+        running = self._waiting[lane][0]
+        if running.started == 0.0:
+            return None
+        if running.limit < len(running.batch):
+            if running.done >= running.limit or time.monotonic() - running.limited_at < STEAL_AFTER:
+                return None
+            rest = running.batch.part(running.limit, len(running.batch))
+            running.batch.rows = running.batch.rows[: running.limit]
+            return rest
+        if running.done + 1 < len(running.batch):
+            running.limited_at = time.monotonic()
+            running.limit = running.done + 1
+        return None
 
     def running(self, lane: int) -> tuple[Batch, int, float] | None:
         """The batch that a thread runs, the position of the task, and the clock as it began."""

@@ -207,8 +207,9 @@ class ProcessCrew(Crew):
         self._stopped = False
         self._decoders: dict[str, Any] = {}
         try:
-            self._function, self._function_shared, self._function_larges = self._pack_function(function)
+            # The surroundings first: they find the modules that must travel by value.
             self._state_version, self._state = _surroundings.take()
+            self._function, self._function_shared, self._function_larges = self._pack_function(function)
             for lane in range(self.size):
                 self._begin(lane)
         except BaseException:
