@@ -104,6 +104,10 @@ CHAINS: tuple[tuple[type[ast.operator], ...], ...] = (
 #: Calls that may read or write any name.
 DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "dir"})
 DYNAMIC_WITHOUT_ARGUMENT = frozenset({"vars", "dir"})
+#: Objects of modules that belong to the process.
+PROCESS_OBJECTS = frozenset(
+    {"environ", "path", "modules", "argv", "rcParams", "meta_path", "filters", "handlers"}
+)
 #: Calls that need the kernel's own process.
 KERNEL_ONLY = frozenset({"input", "breakpoint"})
 #: Functions that read a generator to its end, or stop early only as `any` and `all` do.
@@ -1648,8 +1652,10 @@ def _is_stream(call: ast.Call) -> bool:
 
 
 def _is_function_of(call: ast.Call) -> bool:
-    """`np.add(…)`, `os.remove(…)`: a function of the module, not a method of an object in it."""
-    return isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
+    """`np.add(…)`, `os.remove(…)`, `np.ndarray.fill(a, 0)`: a function found in the module, no method of an object in it."""
+    if not isinstance(call.func, ast.Attribute):
+        return True
+    return ast.unparse(call.func.value).rpartition(".")[2] not in PROCESS_OBJECTS
 
 
 def _is_dynamic(name: str, call: ast.Call) -> bool:

@@ -553,13 +553,13 @@ class _Run:
                     result.lost.append((first, last, None, name))
         version, rows = self._process.take()
         if version != self._process_version:
-            settings, now = self._process_rows, dict(pickle.loads(rows))
+            earlier, later = self._process_rows, dict(pickle.loads(rows))
             # A library that has just been imported may set what it likes.
             imported = len(sys.modules) != self._modules
-            for name in {"cwd"} if imported else settings.keys() & now.keys():
-                if settings.get(name) != now.get(name):
+            for name in {"cwd"} if imported else earlier.keys() & later.keys():
+                if earlier.get(name) != later.get(name):
                     result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
-            self._process_version, self._process_rows = version, now
+            self._process_version, self._process_rows = version, later
         self._modules = len(sys.modules)
         if self._global_random is not None and self._random_state() != self._global_random:
             result.lost.append((first, last, None, "the global random generator"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ipyparcache.errors import ChangeLost, LoopRefused
@@ -178,3 +179,26 @@ def test_a_changed_environment_is_reported_as_lost():
 
     assert isinstance(error, ChangeLost)
     assert "folder" in str(error)
+
+
+def test_a_memory_map_opened_for_writing_is_shared(tmp_path):
+    namespace = new_namespace("import numpy as np\nfill = np.ndarray.fill")
+    namespace["m"] = np.memmap(tmp_path / "data", np.float64, "w+", shape=(4, 3))
+
+    _, error, _ = parallel(namespace, "for i in range(4):\n    fill(m[i], i + 1)")
+
+    assert error is None
+    assert namespace["m"][:, 0].tolist() == [1, 2, 3, 4]
+    del namespace["m"]
+
+
+def test_figures_of_iterations_are_shown_here():
+    pytest.importorskip("matplotlib")
+    namespace = new_namespace("import matplotlib\nmatplotlib.use('agg')\nimport matplotlib.pyplot as plt")
+    cell = "for i in range(3):\n    fig, ax = plt.subplots()\n    ax.set_title(str(i))\n    if i == 1:\n        plt.show()"
+
+    host, error, _ = parallel(namespace, cell)
+
+    assert error is None
+    assert [objects[0].axes[0].get_title() for objects in host.shown] == ["1", "0", "2"]
+    assert namespace["plt"].get_fignums() == []
