@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+_NAMES = frozenset(
+    {
+        "BACKENDS",
+        "EXTERNAL_BACKENDS",
+        "Parallel",
+        "ParallelBackendBase",
+        "cpu_count",
+        "delayed",
+        "effective_n_jobs",
+        "parallel_backend",
+        "parallel_config",
+        "register_parallel_backend",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:
-    from ipyparcache.parallel import front
-
-    if name not in front.__all__:
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(front, name)
+    return getattr(importlib.import_module("ipyparcache.parallel.front"), name)
