@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from types import CodeType, GeneratorType, TracebackType
+from types import CodeType, GeneratorType, ModuleType, TracebackType
 from typing import Any, Literal
 
 from ipyparcache.engine.backends.base import (
@@ -117,6 +118,20 @@ def _facts_of(code: CodeType) -> tuple[int, bool, frozenset[str]]:
     return calls, stores, frozenset(step.argval for step in steps if step.opname.startswith("LOAD_GLOBAL"))
 
 
+def _runs_no_code(source: object) -> bool:
+    """Whether an iterator goes over containers only, if need be through `zip`, `enumerate` or a generator."""
+    if type(source) in _PLAIN_ITERATORS:
+        return True
+    if type(source) in (zip, enumerate, reversed):
+        parts = [part for part in gc.get_referents(source) if part is not type(source)]
+        inner = [one for part in parts for one in (part if type(part) is tuple else (part,))]
+        return all(_runs_no_code(one) for one in inner if hasattr(type(one), "__next__"))
+    if type(source) is not GeneratorType or source.gi_frame is None or source.gi_code.co_name != "<genexpr>":
+        return False
+    calls, stores, _ = _facts_of(source.gi_code)
+    return not calls and not stores and _runs_no_code(source.gi_frame.f_locals.get(".0"))
+
+
 def is_transparent(tasks: object) -> bool:
     """Whether drawing a task runs no code of the user, so that no argument can change between two of them.
 
@@ -129,10 +144,14 @@ def is_transparent(tasks: object) -> bool:
         return False
     source = tasks.gi_frame.f_locals.get(".0")
     calls, stores, names = _facts_of(tasks.gi_code)
-    if type(source) not in _PLAIN_ITERATORS or stores:
+    if stores or not _runs_no_code(source):
         return False
     spaces = tasks.gi_frame.f_globals
-    return calls == 2 and any(spaces.get(name) is delayed for name in names)
+    seen = [*(spaces.get(name) for name in names), *tasks.gi_frame.f_locals.values()]
+    return calls == 2 and any(
+        one is delayed or (type(one) is ModuleType and getattr(one, "delayed", None) is delayed)
+        for one in seen
+    )
 
 
 # -- Parallel ---------------------------------------------------------------------------------------------

@@ -876,3 +876,28 @@ def test_outcomes_can_be_pickled():
     assert isinstance(found, Value)
     assert pickle.loads(pickle.dumps(found)) == found
     assert isinstance(pickle.loads(pickle.dumps(Error(ValueError("x"), "text"))).exception, ValueError)
+
+
+def test_an_array_that_is_gone_here_is_gone_on_the_workers():
+    array = np.ones(4_000_000)
+    values(lambda data: float(data.sum()), [(array,)] * 4, "processes")
+    values(lambda: float(array.sum()), [()] * 4, "processes")
+    del array
+    values(abs, [(1,)] * 4, "processes")
+
+    for pid in (os.getpid(), *the_pool().pids()):
+        with open(f"/proc/{pid}/maps") as maps:
+            assert "ipyparcache-shared" not in maps.read()
+
+
+def test_one_shared_copy_serves_all_workers_and_the_next_call():
+    from ipyparcache.engine.backends.processes import _the_larges
+
+    array = np.ones(4_000_000)
+    for _ in range(3):
+        values(lambda data: float(data.sum()), [(array,)] * 8, "processes")
+
+        assert _the_larges().held() == array.nbytes
+    del array
+
+    assert _the_larges().held() == 0

@@ -186,6 +186,10 @@ def test_only_an_iterable_that_runs_no_code_is_trusted():
 
     assert front.is_transparent([])
     assert front.is_transparent(delayed(square)(n) for n in range(3))
+    assert front.is_transparent(delayed(max)(n, m) for n, m in zip(range(3), enumerate([1]), strict=False))
+    assert front.is_transparent(delayed(square)(*row) for row in ((n,) for n in range(3)))
+    assert not front.is_transparent(delayed(square)(n) for n in zip(map(touch, [1]), strict=False))
+    assert not front.is_transparent(delayed(square)(n) for n in (touch(m) for m in [1]))
     assert not front.is_transparent(delayed(square)(touch(n)) for n in range(3))
     assert not front.is_transparent(delayed(square)(n) for n in map(touch, [1]))
     assert not front.is_transparent(map(delayed(square), [1]))
