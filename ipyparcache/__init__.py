@@ -9,8 +9,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for type checkers, which resolve nothing at run time
     from IPython.core.interactiveshell import InteractiveShell
+
+    from ipyparcache.cells.runs import last_run as last_run
+    from ipyparcache.digest.joblibhash import hash as hash
+    from ipyparcache.engine.backends.base import ParallelBackendBase as ParallelBackendBase
+    from ipyparcache.engine.backends.base import register_parallel_backend as register_parallel_backend
+    from ipyparcache.engine.cpus import cpu_count as cpu_count
+    from ipyparcache.engine.pool import shutdown_workers as shutdown_workers
+    from ipyparcache.logger import Logger as Logger
+    from ipyparcache.logger import PrintTime as PrintTime
+    from ipyparcache.memory import MemorizedResult as MemorizedResult
+    from ipyparcache.memory import Memory as Memory
+    from ipyparcache.memory import expires_after as expires_after
+    from ipyparcache.parallel.config import effective_n_jobs as effective_n_jobs
+    from ipyparcache.parallel.config import parallel_backend as parallel_backend
+    from ipyparcache.parallel.config import parallel_config as parallel_config
+    from ipyparcache.parallel.front import Parallel as Parallel
+    from ipyparcache.parallel.front import delayed as delayed
+    from ipyparcache.parallel.front import register_joblib as register_joblib
+    from ipyparcache.pickling import wrap_non_picklable_objects as wrap_non_picklable_objects
+    from ipyparcache.pool import has_shareable_memory as has_shareable_memory
+    from ipyparcache.storage.compression import register_compressor as register_compressor
+    from ipyparcache.storage.fileformat import dump as dump
+    from ipyparcache.storage.fileformat import load as load
+    from ipyparcache.storage.store import StoreBackendBase as StoreBackendBase
+    from ipyparcache.storage.store import register_store_backend as register_store_backend
 
 __version__ = "0.1.0"
 
@@ -26,14 +51,14 @@ _HOMES = {
     "cpu_count": "ipyparcache.engine.cpus",
     "delayed": "ipyparcache.parallel.front",
     "dump": "ipyparcache.storage.fileformat",
-    "effective_n_jobs": "ipyparcache.parallel.front",
+    "effective_n_jobs": "ipyparcache.parallel.config",
     "expires_after": "ipyparcache.memory",
     "has_shareable_memory": "ipyparcache.pool",
     "hash": "ipyparcache.digest.joblibhash",
     "last_run": "ipyparcache.cells.runs",
     "load": "ipyparcache.storage.fileformat",
-    "parallel_backend": "ipyparcache.parallel.front",
-    "parallel_config": "ipyparcache.parallel.front",
+    "parallel_backend": "ipyparcache.parallel.config",
+    "parallel_config": "ipyparcache.parallel.config",
     "register_compressor": "ipyparcache.storage.compression",
     "register_joblib": "ipyparcache.parallel.front",
     "register_parallel_backend": "ipyparcache.engine.backends.base",

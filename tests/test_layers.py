@@ -182,3 +182,17 @@ def test_every_name_of_joblib_is_offered():
     joblib = pytest.importorskip("joblib")
 
     assert set(joblib.__all__) <= set(ipyparcache.__all__)
+
+
+def test_type_checkers_are_told_the_same_homes():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module.startswith("ipyparcache.")
+    }
+
+    assert told == ipyparcache._HOMES
