@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import itertools
+import os
 import pickle
 import sys
 import threading
@@ -64,6 +66,7 @@ class _Arrival(threading.local):
 
 
 _arrival = _Arrival()
+_numbers = itertools.count()
 
 
 def space(name: str) -> dict[str, Any]:
@@ -98,9 +101,10 @@ def function(code: types.CodeType, spaces: dict[str, Any], name: str, closure: t
     return types.FunctionType(code, spaces, name, None, closure)
 
 
-def set_function(made: Any, state: tuple[dict[str, Any], dict[str, Any], list[tuple[int, Any]]]) -> None:
+def set_function(made: Any, state: tuple[Any, ...]) -> None:
     """Give a function its attributes and its cells their contents."""
-    attributes, own, contents = state
+    attributes, own, contents, around = state
+    made.__globals__.update(around)
     for name, value in attributes.items():
         setattr(made, name, value)
     made.__dict__.update(own)
@@ -284,7 +288,11 @@ class Traveller(pickle.Pickler):
             if type(module) is types.ModuleType:
                 self.asked.add((module, attribute))
         read = sorted(globals_of(obj.__code__))
-        if not name.startswith("="):
+        around: dict[str, Any] = {}
+        if name.startswith("#"):
+            # A namespace that is no module's: its function brings along what it reads there.
+            around = {each: obj.__globals__[each] for each in read if each in obj.__globals__}
+        elif not name.startswith("="):
             self.wanted.extend((name, each, obj.__qualname__) for each in read)
         contents = []
         for number, part in enumerate(obj.__closure__ or ()):
@@ -302,7 +310,7 @@ class Traveller(pickle.Pickler):
         }
         stand_in = self._stand_ins.setdefault(name, _Space((name,)))
         arguments = (obj.__code__, stand_in, obj.__name__, obj.__closure__)
-        return function, arguments, (attributes, obj.__dict__, contents), None, None, set_function
+        return function, arguments, (attributes, obj.__dict__, contents, around), None, None, set_function
 
     def _space_of(self, obj: types.FunctionType) -> str:
         """The name of the namespace of a function that is not the notebook's."""
@@ -311,7 +319,7 @@ class Traveller(pickle.Pickler):
         if module is not None and module.__dict__ is obj.__globals__ and isinstance(owner, str):
             name = owner if self.is_local(owner) else "=" + owner
         else:
-            name = f"#{len(self.spaces)}"
+            name = f"#{os.getpid()}-{next(_numbers)}"
         self.spaces[id(obj.__globals__)] = name
         self.by_name[name] = obj.__globals__
         self._keep.append(obj)
