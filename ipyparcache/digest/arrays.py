@@ -20,8 +20,6 @@ from ipyparcache.digest.walk import (
     NAMED,
     Kind,
     Walk,
-    is_pure,
-    without_nan,
 )
 from ipyparcache.errors import Unrestorable
 
@@ -50,6 +48,8 @@ def dtype_facts(dtype: Any) -> tuple[object, ...]:
         return ("fields", dtype.type.__name__, dtype.itemsize, dtype.isalignedstruct, rows)
     if dtype.kind == "T":  # variable-width strings: the missing value counts, too
         return ("T", repr(dtype))
+    if dtype.metadata:  # a note of the user's, which a cell may read
+        return (dtype.str, repr(sorted(dtype.metadata.items(), key=repr)))
     return (dtype.str,)
 
 
@@ -144,10 +144,7 @@ class ArrayKind(Kind):
         if plain.dtype.hasobject:
             items = plain.reshape(-1, order="C").tolist()
             walk.keep(items)
-            if is_pure(items):
-                walk.pure(without_nan(items))
-            else:
-                walk.push(items)
+            walk.items(items)
         elif plain.nbytes <= _INLINE:
             for piece in _pieces(plain):
                 walk.out += bytes(piece)

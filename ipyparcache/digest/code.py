@@ -287,6 +287,8 @@ def owner_of(namespace: Mapping[str, Any], traversal: Traversal) -> str | None:
     if namespace is traversal.main:
         return "__main__"
     name = namespace.get("__name__")
+    if name in modules.NOTEBOOK_MODULES:
+        return None  # another namespace than the notebook's, under its name
     module = sys.modules.get(name) if isinstance(name, str) else None
     return name if module is not None and vars(module) is namespace else None
 

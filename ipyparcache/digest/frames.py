@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from ipyparcache.digest.arrays import Array, content_digest, dtype_facts
 from ipyparcache.digest.instances import ReducedKind
-from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure, without_nan
+from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure
 from ipyparcache.errors import Unrestorable
 
 
@@ -38,10 +38,7 @@ def _write_values(walk: Walk, values: Array) -> None:
     if values.dtype.hasobject:
         items = values.reshape(-1).tolist()
         walk.keep(items)
-        if is_pure(items):
-            walk.pure(without_nan(items))
-        else:
-            walk.push(items)
+        walk.items(items)
     else:
         # A row of a consolidated block is contiguous; a column that is not is hashed as its copy would be.
         if not values.flags.c_contiguous:
@@ -93,10 +90,7 @@ def _write_arrow(walk: Walk, values: Any) -> None:
     walk.token(b"arrow", repr(values.dtype))
     items = values._pa_array.to_pylist()
     walk.keep(items)
-    if is_pure(items):
-        walk.pure(without_nan(items))
-    else:
-        walk.push(items)
+    walk.items(items)
 
 
 _WRITERS = {

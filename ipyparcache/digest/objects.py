@@ -9,6 +9,7 @@ restored state belongs.
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib
 import operator
 import sys
@@ -38,6 +39,7 @@ from ipyparcache.digest.walk import (
     is_pure,
     large_digest,
     module_of,
+    same,
     type_name,
     without_nan,
 )
@@ -319,6 +321,11 @@ class Traversal:
             for number, kind, mark in numbered.marks:
                 if not kind.is_as(walk, numbered.objects[number], mark):
                     found.append((root, number))
+            for first, copies in numbered.many:
+                now = numbered.objects[first : first + len(copies)]
+                if not _same_dumps(now, copies):
+                    pairs = zip(now, copies, strict=True)
+                    found += [(root, first + n) for n, (new, old) in enumerate(pairs) if not same(new, old)]
         return found + [(place, 0) for place in self._patched_places()]
 
     def _patched_places(self) -> list[str]:
@@ -380,6 +387,17 @@ class Traversal:
             walk.numbered.marks.append((number, kind, kind.mark(walk.apart(), obj)))
         elif there != here:
             self.shared.append((there, here))
+
+    def meet_many(self, walk: Walk, items: Sequence[Any], number: int) -> None:
+        """Note many plain lists or dicts that a root reached, the first of them as its `number`."""
+        places = [(walk.root, place) for place in range(number, number + len(items))]
+        if self._first.keys().isdisjoint(map(id, items)):
+            self._first.update(zip(map(id, items), places, strict=True))
+            walk.numbered.many.append((number, list(map(copy.copy, items))))
+            return
+        kind = KINDS[type(items[0])]
+        for place, item in zip(places, items, strict=True):
+            self.meet(walk, item, kind, place[1])
 
     def note_read(
         self, owner: str, name: str, namespace: Mapping[str, object], attributes: frozenset[str] | None = None
@@ -475,6 +493,18 @@ def _size_of(value: Any) -> str:
 # Attributes of library classes as they were when they were last looked through, and what was the user's
 # among them.
 _looked_through: WeakKeyDictionary[Any, tuple[list[object], list[tuple[str, object]]]] = WeakKeyDictionary()
+
+
+def _same_dumps(now: list[object], before: list[object]) -> bool:
+    """Whether plain containers hold what they held; False also where that cannot be told so fast."""
+    try:
+        return dumps(now, 2) == dumps(before, 2) and all(is_pure(_inner(one)) for one in now)
+    except ValueError:  # something that marshal does not know was put in
+        return False
+
+
+def _inner(container: Any) -> list[object]:
+    return [*container, *container.values()] if type(container) is dict else list(container)
 
 
 def _same_values(one: Mapping[str, object], other: Mapping[str, object]) -> bool:

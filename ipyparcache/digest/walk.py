@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ PRIMITIVES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _WITH_NAN = frozenset({float, complex})
 _LARGE = 1 << 16  # a pure payload longer than this is hashed apart, once per lookup
 _NAN = float("nan")
+_MANY = 16  # fewer objects than this are written one by one
+_PLAIN = frozenset({list, dict})
+_PRIMITIVES_OR_TUPLE = PRIMITIVES | {tuple}
 
 dumps: Callable[[Any, int], bytes] = marshal.dumps
 
@@ -92,6 +96,8 @@ class Numbered:
 
     objects: list[object] = field(default_factory=list)
     marks: list[tuple[int, Kind, object]] = field(default_factory=list)  # of those met here first
+    many: list[tuple[int, list[Any]]] = field(default_factory=list)
+    """Number of the first, and copies, of plain containers met here first and together."""
 
 
 class Walk:
@@ -202,10 +208,62 @@ class Walk:
     def sequence(self, tag: bytes, items: Sequence[object], *facts: object) -> None:
         """Write the items of a list, tuple or deque."""
         self.token(tag, len(items), *facts)
-        if is_pure(items):
+        self.items(items)
+
+    def items(self, items: Sequence[object]) -> None:
+        """Write a number of objects, told beforehand, at once where they are plain, else one by one.
+
+        What is written is a matter of content and inner sharing alone, however it was found out.
+        """
+        types = set(map(type, items))
+        if types <= PRIMITIVES:
             self.pure(without_nan(items))
-        else:
+        elif not self._write_many(items, types):
             self.push(items)
+
+    def _write_many(self, items: Sequence[Any], types: set[type]) -> bool:
+        if len(items) < _MANY:
+            return False
+        if types <= _PRIMITIVES_OR_TUPLE:
+            return self._write_tuples(items)
+        return len(types) == 1 and types <= _PLAIN and self._write_plain(items)
+
+    def _write_tuples(self, items: Sequence[Any]) -> bool:
+        """Write primitives and tuples of primitives; False if something else is in them."""
+        inner = list(chain.from_iterable(item for item in items if type(item) is tuple))
+        if (
+            not is_pure(inner)
+            or has_nan(inner)
+            or has_nan([item for item in items if type(item) is not tuple])
+        ):
+            return False
+        self.out += b"\xffT"
+        self.pure(list(items))
+        return True
+
+    def _write_plain(self, items: Sequence[Any]) -> bool:
+        """Write many lists or dicts of primitives that are met here first; False if they are not such."""
+        if type(items[0]) is list:
+            inner = list(chain.from_iterable(items))
+        else:
+            inner = [*chain.from_iterable(items), *chain.from_iterable(map(dict.values, items))]
+        if not is_pure(inner) or has_nan(inner):
+            return False
+        places = dict.fromkeys(map(id, items))
+        if len(places) < len(items) or not self._local.keys().isdisjoint(places):
+            return False
+        known = self.traversal.known
+        if known and not known.keys().isdisjoint(places):
+            return False
+        first = len(self._local)
+        self._local.update(zip(places, range(first, first + len(items)), strict=True))
+        self.numbered.objects.extend(items)
+        self.touched += len(items)
+        if not self.isolated:
+            self.traversal.meet_many(self, items, first)
+        self.out += b"\xffP"
+        self.pure(list(items))
+        return True
 
     def mapping(self, tag: bytes, items: Mapping[Any, object], *facts: object) -> None:
         """Write the items of an exact dict, in order."""
@@ -214,10 +272,7 @@ class Walk:
         values = list(items.values())
         if is_pure(keys):
             self.pure(without_nan(keys))
-            if is_pure(values):
-                self.pure(without_nan(values))
-            else:
-                self.push(values)
+            self.items(values)
         else:
             self.push([part for item in items.items() for part in item])
 
@@ -306,9 +361,14 @@ def is_pure(items: Iterable[object]) -> bool:
     return set(map(type, items)) <= PRIMITIVES
 
 
+def has_nan(items: Sequence[Any]) -> bool:
+    """Whether one of the primitives is NaN."""
+    return not _WITH_NAN.isdisjoint(map(type, items)) and any(map(operator.ne, items, items))
+
+
 def without_nan(items: Sequence[Any]) -> Sequence[Any]:
     """The same primitives with every NaN replaced by the one canonical NaN."""
-    if _WITH_NAN.isdisjoint(map(type, items)) or not any(map(operator.ne, items, items)):
+    if not has_nan(items):
         return items if type(items) is list else list(items)
     return [item if item == item else _canonical(item) for item in items]
 

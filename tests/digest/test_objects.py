@@ -1112,3 +1112,64 @@ def test_a_traversal_keeps_what_it_met_alive() -> None:
     gc.collect()
 
     assert watched() is not None
+
+
+def rows_of_numbers(count: int = 100) -> list[Any]:
+    return [[n, str(n)] for n in range(count)]
+
+
+MANY: dict[str, tuple[Any, Any]] = {
+    "lists": (rows_of_numbers, lambda rows: rows[50].append(True)),
+    "lists, one item of another type": (rows_of_numbers, lambda rows: rows[1].__setitem__(0, True)),
+    "dicts": (lambda: [{"n": n} for n in range(100)], lambda rows: rows[50].update(n=50.0)),
+    "dicts, in another order": (
+        lambda: [{"n": n, "m": 1} for n in range(100)],
+        lambda rows: rows[50].update(n=rows[50].pop("n")),
+    ),
+    "lists in a dict": (lambda: {str(n): [n] for n in range(100)}, lambda rows: rows["50"].clear()),
+    "a list that gets a list": (rows_of_numbers, lambda rows: rows[50].append([])),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_one_change_among_many_plain_containers_is_found(case: str) -> None:
+    make, change = MANY[case]
+    value = make()
+    traversal = Traversal({})
+    before = traversal.add("x", value)
+    assert traversal.changed() == []
+    assert traversal.count_of("x") == 101
+
+    change(value)
+
+    [(root, number)] = traversal.changed()
+    assert traversal.object_at(root, number) in (list(value.values()) if isinstance(value, dict) else value)
+    assert digest_of(value) != before
+
+
+def test_many_plain_containers_count_alike_whether_met_before_or_not() -> None:
+    value = rows_of_numbers()
+    alone = Traversal({}).add("b", value)
+    traversal = Traversal({})
+    traversal.add("a", [value[3], value[70]])
+
+    assert traversal.add("b", value) == alone
+    assert traversal.shared == [(("a", 1), ("b", 4)), (("a", 2), ("b", 71))]
+    assert traversal.number_of(value[4]) == ("b", 5)
+
+
+def test_sharing_among_many_plain_containers_counts() -> None:
+    value = rows_of_numbers()
+    twice = rows_of_numbers()
+    value[7] = [6, "6"]
+    twice[7] = twice[6]
+
+    assert digest_of(value) != digest_of(twice)
+
+
+def test_many_tuples_are_told_from_lists_and_from_each_other() -> None:
+    tuples = [(n, str(n)) for n in range(100)]
+
+    assert len({digest_of(tuples), digest_of(rows_of_numbers()), digest_of([*tuples[:-1], (99, "9")])}) == 3
+    assert digest_of([*tuples, 1]) != digest_of([*tuples, True])
+    assert digest_of([*tuples, (math.nan,)]) == digest_of([*tuples, (nan_of(0xFFF8000000000123),)])
