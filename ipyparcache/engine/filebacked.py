@@ -143,6 +143,11 @@ def active(files: FileArrays | None) -> Iterator[None]:
         _active.files = before
 
 
+def is_active() -> bool:
+    """Whether this thread puts large arrays into files."""
+    return _active.files is not None
+
+
 def reduce_array(array: Any) -> Any:
     """How to send an array that lies in a file or is to; NotImplemented for any other."""
     if array.dtype.hasobject:

@@ -166,6 +166,15 @@ def _put_matplotlib(state: Any) -> None:
         dict.__setitem__(matplotlib.rcParams, name, value)
 
 
+def _take_authkey() -> bytes:
+    """What proxies of a manager prove themselves with."""
+    return bytes(sys.modules["multiprocessing"].current_process().authkey)
+
+
+def _put_authkey(key: bytes) -> None:
+    sys.modules["multiprocessing"].current_process().authkey = key
+
+
 # Library, how its settings are read, how they are put in place. They are read only where the library is
 # loaded.
 _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
@@ -175,6 +184,7 @@ _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "numpy": (_take_numpy, _put_numpy),
     "pandas": (_take_pandas, _put_pandas),
     "matplotlib": (_take_matplotlib, _put_matplotlib),
+    "multiprocessing.managers": (_take_authkey, _put_authkey),
 }
 
 

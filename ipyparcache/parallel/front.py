@@ -35,6 +35,7 @@ from ipyparcache.engine.backends.base import (
     register_parallel_backend,
     to_count,
 )
+from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.filebacked import FileArrays, active, parse_limit
 from ipyparcache.engine.outcome import Error
@@ -377,6 +378,23 @@ class Parallel(Logger):
             return ThreadingBackend(nesting_level=level)
         return chosen
 
+    def _effective_n_jobs(self) -> int:
+        """How many workers a call would have."""
+        return int(self._backend.effective_n_jobs(self.n_jobs))
+
+    def _initialize_backend(self) -> int:
+        """Get the backend ready; how many workers there are."""
+        count = self._backend.configure(
+            n_jobs=self.n_jobs,
+            parallel=self,
+            prefer=self.prefer,
+            require=self.require,
+            **self._for_backend(),
+        )
+        if not count:
+            raise RuntimeError(f"{type(self._backend).__name__} has no active worker.")
+        return int(count)
+
     # ---- hooks that subclasses override
 
     def print_progress(self) -> None:
@@ -428,17 +446,7 @@ class Parallel(Logger):
             if self.return_generator:
                 msg += " Before submitting new tasks, wait for all of its results or close its generator."
             raise RuntimeError(msg)
-        count = to_count(self.n_jobs)
-        if isinstance(self._backend, EngineBackend) or count > 1:
-            count = self._backend.configure(
-                n_jobs=self.n_jobs,
-                parallel=self,
-                prefer=self.prefer,
-                require=self.require,
-                **self._for_backend(),
-            )
-            if not count:
-                raise RuntimeError(f"{type(self._backend).__name__} has no active worker.")
+        count = to_count(self.n_jobs) if self.n_jobs in (0, 1) else self._initialize_backend()
         self._begin(iterable, count)
         results = self._results(iterable, count)
         if not self.return_generator:
@@ -546,10 +554,12 @@ class Parallel(Logger):
         elif not engine:
             yield from self._on_protocol(iterable, count)
         elif self.return_generator:
-            yield from self._as_generator(iterable, count)
+            with self._backend.retrieval_context():
+                yield from self._as_generator(iterable, count)
         else:
             yield None
-            yield self._as_list(iterable, count)
+            with self._backend.retrieval_context():
+                yield self._as_list(iterable, count)
 
     def _crew(self) -> str:
         assert isinstance(self._backend, EngineBackend)
@@ -600,6 +610,7 @@ class Parallel(Logger):
             self.n_dispatched_tasks += size
             self.n_dispatched_batches += 1
 
+        files = self._made_files() if isinstance(backend, MultiprocessingBackend) else None
         run = ProtocolRun(
             backend,
             iterable,
@@ -610,6 +621,7 @@ class Parallel(Logger):
             ordered=self.return_ordered,
             on_batch=self._note_done,
             on_dispatch=dispatched,
+            around_submit=lambda: active(files),
         )
         try:
             run.start()
@@ -624,6 +636,13 @@ class Parallel(Logger):
             run.abort()
             backend.abort_everything(ensure_ready=self._managed)
             raise
+
+    def _made_files(self) -> FileArrays | None:
+        """Where large arrays go, if files were asked for."""
+        if self._arrays is not None and self._files is None:
+            folder, limit, mode = self._arrays
+            self._files = FileArrays(limit, mode, folder)
+        return self._files
 
     # ---- on our own engine
 
@@ -650,9 +669,8 @@ class Parallel(Logger):
         )
         level = nesting_level() + 1
         default = self.pre_dispatch in ("2 * n_jobs", "2*n_jobs")
-        if self._arrays is not None and self._crew() == "processes" and self._files is None:
-            folder, limit, mode = self._arrays
-            self._files = FileArrays(limit, mode, folder)
+        if self._crew() == "processes":
+            self._made_files()
         return Run(
             function,
             source,

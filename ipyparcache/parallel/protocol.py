@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -30,10 +31,11 @@ class BatchedCalls:
 
     def __call__(self) -> list[Any]:
         """The results of the tasks."""
-        from ipyparcache.parallel.config import parallel_config
+        from ipyparcache.parallel import config
 
         backend, n_jobs = self.nested
-        with parallel_config(backend=backend, n_jobs=n_jobs):
+        level = config.nested(backend.nesting_level or 0)
+        with level, config.parallel_config(backend=backend, n_jobs=n_jobs):
             return [function(*arguments, **keywords) for function, arguments, keywords in self.items]
 
     def __len__(self) -> int:
@@ -70,6 +72,7 @@ class ProtocolRun:
         ordered: bool,
         on_batch: Callable[[int], None],
         on_dispatch: Callable[[int], None],
+        around_submit: Callable[[], AbstractContextManager[object]] = nullcontext,
     ):
         self._backend = backend
         self._tasks = iter(tasks)
@@ -80,6 +83,7 @@ class ProtocolRun:
         self._ordered = ordered
         self._on_batch = on_batch
         self._on_dispatch = on_dispatch
+        self._around_submit = around_submit
         self._lock = threading.RLock()
         self._jobs: collections.deque[_Job] = collections.deque()
         self._news: queue.SimpleQueue[_Job | BaseException] = queue.SimpleQueue()
@@ -134,7 +138,8 @@ class ProtocolRun:
         self._under_way += job.size
         self._jobs.append(job)
         self._on_dispatch(len(items))
-        job.future = self._backend.submit(BatchedCalls(items, nested), lambda out: self._ended(job, out))
+        with self._around_submit():
+            job.future = self._backend.submit(BatchedCalls(items, nested), lambda out: self._ended(job, out))
 
     def _ended(self, job: _Job, out: Any) -> None:
         """A batch has ended; called by the backend, in whatever thread."""

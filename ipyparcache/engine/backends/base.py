@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 from ipyparcache.engine.batches import Batch, CallOptions, Report
 from ipyparcache.engine.cpus import cpu_count
 
-
 STEAL_AFTER = 0.001  # seconds between the two steps of `Crew.steal`
 
 
@@ -325,6 +324,11 @@ class SequentialBackend(EngineBackend):
     crew = "sequential"
     supports_sharedmem = True
     uses_threads = True
+
+    @property
+    def supports_timeout(self) -> bool:
+        """A task that runs here cannot be ended."""
+        return False
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """One, whatever is asked for."""

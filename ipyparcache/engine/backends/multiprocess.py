@@ -5,22 +5,30 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from ipyparcache import pickling
+from ipyparcache.engine import filebacked
 from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, to_count
 
 
-class _Batch:
-    """Runs a batch in a worker; what it raises goes home with its traceback as text."""
+def _run_pickled(payload: bytes) -> Any:
+    return pickle.loads(payload)()
 
-    def __init__(self, run: Callable[[], Any]):
-        self.run = run
 
-    def __call__(self) -> Any:
-        return self.run()
+def _pickled(batch: Callable[[], Any]) -> bytes:
+    """The batch as a child unpickles it: by reference where that does, as a fork has all modules."""
+    if not filebacked.is_active():
+        try:
+            return bytes(ForkingPickler.dumps(batch))
+        except Exception:  # lambdas, closures and what else only goes by value
+            return pickling.dumps(batch, "multiprocessing")
+    return pickling.dumps(batch, "multiprocessing")
 
 
 class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
@@ -102,7 +110,11 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
         """Hand a batch to the pool."""
-        return self._pool.apply_async(_Batch(func), (), callback=callback, error_callback=callback)
+        try:
+            payload = _pickled(func)
+        except Exception as error:
+            raise pickle.PicklingError("Could not pickle the task to send to the workers.") from error
+        return self._pool.apply_async(_run_pickled, (payload,), callback=callback, error_callback=callback)
 
     def retrieve_result_callback(self, out: Any) -> Any:
         """The results of a batch; raises what it raised."""
