@@ -7,7 +7,9 @@ whose `__init__` takes other arguments than `args` holds are common and must not
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,16 +109,10 @@ def rebuild(
     else:
         error = kind.__new__(kind)
         error.args = arguments
-    for name, value in state.items():
-        try:
-            error.__dict__[name] = value
-        except (AttributeError, TypeError):
-            continue
-    for name, value in fields.items():
-        try:
-            setattr(error, name, value)
-        except (AttributeError, TypeError):
-            continue
+    for name, value in {**state, **fields}.items():
+        # Past any `__setattr__` of the class; what is read-only was set by `args`.
+        with contextlib.suppress(AttributeError, TypeError):
+            object.__setattr__(error, name, value)
     return error
 
 
@@ -252,3 +248,23 @@ def traceback_text(error: BaseException, skip: str) -> str:
     except Exception:
         # A `__str__` that raises, or a source file that vanished, must not hide the error itself.
         return f"{type(error).__qualname__} (its traceback could not be formatted: {sys.exc_info()[1]!r})\n"
+
+
+_FRAME = re.compile(r'^( *)File "(?P<file>.*)", line (?P<line>\d+), in .*$')
+
+
+def with_source_lines(text: str) -> str:
+    """The traceback of a worker with the lines of code that only this process has, as those of cells."""
+    import linecache
+
+    lines = text.split("\n")
+    found = []
+    for at, line in enumerate(lines):
+        found.append(line)
+        frame = _FRAME.match(line)
+        if frame is None or (at + 1 < len(lines) and lines[at + 1].startswith(frame[1] + "  ")):
+            continue
+        source = linecache.getline(frame["file"], int(frame["line"])).strip()
+        if source:
+            found.append(f"{frame[1]}  {source}")
+    return "\n".join(found)

@@ -8,6 +8,7 @@ how far it is.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import marshal
 import os
@@ -460,6 +461,8 @@ def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, 
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it lives as long as the process
     # An empty handler, not SIG_IGN: that one would be inherited by programs that a task starts.
     signal.signal(signal.SIGINT, lambda number, frame: None)
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # where a task crashed is told on its stderr
     worker = Worker(tasks, bell, block)
     worker.saved = {"stdout": out, "stderr": err}
     worker.streams = {}

@@ -30,7 +30,7 @@ from ipyparcache.engine.batches import (
     Report,
 )
 from ipyparcache.engine.filebacked import belongs_into_a_file
-from ipyparcache.engine.outcome import Error, load_exception
+from ipyparcache.engine.outcome import Error, load_exception, with_source_lines
 from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
 from ipyparcache.engine.surroundings import Surroundings
 from ipyparcache.engine.transport import (
@@ -509,7 +509,7 @@ class ProcessCrew(Crew):
 
     def _error(self, data: bytes, worker: WorkerHandle) -> Error:
         exception, text = marshal.loads(data)
-        return Error(load_exception(exception), text, 0.0, worker.pid)
+        return Error(load_exception(exception), with_source_lines(text), 0.0, worker.pid)
 
     def _rung(self, lane: int, message: Message) -> list[Report]:
         _, number, done, position, begun, ends, complete = message
