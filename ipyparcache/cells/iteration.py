@@ -561,19 +561,21 @@ class _Run:
                     result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
             self._process_version, self._process_rows = version, later
         self._modules = len(sys.modules)
-        if self._global_random is not None and self._random_state() != self._global_random:
-            result.lost.append((first, last, None, "the global random generator"))
+        if self._global_random is not None:
+            for name, drawn in self._random_state().items():
+                if self._global_random.setdefault(name, drawn) != drawn:
+                    result.lost.append((first, last, None, f"the state of the generator of `{name}`"))
         self._check_cost = max(time.monotonic() - begun, 1e-6)
 
-    def _random_state(self) -> object:
-        state: list[object] = []
+    def _random_state(self) -> dict[str, object]:
+        state: dict[str, object] = {}
         random = sys.modules.get("random")
         if random is not None:
-            state.append(random.getstate())
+            state["random"] = random.getstate()
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
             legacy = numpy.random.get_state()
-            state.append((legacy[1].tobytes(), *legacy[2:]))
+            state["numpy.random"] = (legacy[1].tobytes(), *legacy[2:])
         return state
 
 

@@ -65,6 +65,7 @@ class _Arrival(threading.local):
     resolve: Callable[[Key], object]
 
 
+_RUN_ON_ARRIVAL = frozenset({"__init_subclass__", "__set_name__", "__prepare__"})
 _arrival = _Arrival()
 _numbers = itertools.count()
 
@@ -75,8 +76,10 @@ def space(name: str) -> dict[str, Any]:
     if found is None:
         if name.startswith("="):
             found = importlib.import_module(name[1:]).__dict__
-        else:
+        elif name.startswith("#"):
             found = {"__name__": name, "__builtins__": __builtins__}
+        else:
+            return module(name, None).__dict__
         _arrival.spaces[name] = found
     return found
 
@@ -85,15 +88,14 @@ def module(name: str, file: str | None) -> types.ModuleType:
     """The local module of this name, with the namespace of the pickle being loaded."""
     found = _arrival.spaces.get("@" + name)
     if found is None:
-        made = types.ModuleType(name)
-        if file is not None:
-            made.__file__ = file
-        made.__dict__.update(_arrival.spaces.get(name, {}))
-        _arrival.spaces[name] = made.__dict__
-        _arrival.spaces["@" + name] = {"module": made}
-        sys.modules[name] = made
-        return made
-    return found["module"]  # type: ignore[no-any-return]
+        fresh = types.ModuleType(name)
+        _arrival.spaces[name] = fresh.__dict__
+        _arrival.spaces["@" + name] = found = {"module": fresh}
+        sys.modules[name] = fresh
+    made: types.ModuleType = found["module"]
+    if file is not None:
+        made.__file__ = file
+    return made
 
 
 def function(code: types.CodeType, spaces: dict[str, Any], name: str, closure: tuple[Any, ...] | None) -> Any:
@@ -289,10 +291,11 @@ class Traveller(pickle.Pickler):
                 self.asked.add((module, attribute))
         read = sorted(globals_of(obj.__code__))
         around: dict[str, Any] = {}
-        if name.startswith("#"):
-            # A namespace that is no module's: its function brings along what it reads there.
+        if name.startswith("#") or obj.__name__ in _RUN_ON_ARRIVAL:
+            # A namespace that is no module's: its function brings along what it reads there. So does a function that
+            # runs while classes are being made again, before the names are in place.
             around = {each: obj.__globals__[each] for each in read if each in obj.__globals__}
-        elif not name.startswith("="):
+        if not name.startswith(("=", "#")):
             self.wanted.extend((name, each, obj.__qualname__) for each in read)
         contents = []
         for number, part in enumerate(obj.__closure__ or ()):
