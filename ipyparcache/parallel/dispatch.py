@@ -85,7 +85,8 @@ class Source:
     """Tasks drawn from an iterable when they are wanted.
 
     `triples` says that rows are (function, arguments, keywords); where all of a batch are calls of `function`
-    without keywords they are sent as plain rows.
+    without keywords they are sent as plain rows. `careful` False says that drawing runs no code of the
+    user, so that arguments met before need not be looked at again; None that this is so for a list.
     """
 
     def __init__(
@@ -94,13 +95,15 @@ class Source:
         *,
         triples: bool = False,
         function: object = None,
-        careful: bool = True,
+        careful: bool | None = None,
         limit: int | None = None,
     ):
         self._rows = iter(rows)
         self._triples = triples
         self._function = function
-        self.careful = careful
+        # A list cannot change what it holds by being drawn from; what runs between two draws is the consumer.
+        self.careful = not isinstance(rows, (list, tuple)) if careful is None else careful
+        self.looked_away = False  # code of the consumer has run since the last draw
         self.drawn = 0
         self.exhausted = False
         hint = operator.length_hint(rows, -1)
@@ -132,13 +135,15 @@ class Source:
             return None
         first = self.drawn
         self.drawn += len(rows)
+        careful = self.careful or self.looked_away
+        self.looked_away = False
         if self._triples:
             functions, arguments, keywords = zip(*rows, strict=True)
             alike = functions.count(self._function) == len(rows) and len(set(map(len, arguments))) == 1
             if alike and not any(keywords) and len(set(map(id, functions))) == 1:
-                return Batch(first, arguments, False, self.careful)
-            return Batch(first, rows, True, self.careful)
-        return Batch(first, rows, False, self.careful)
+                return Batch(first, arguments, False, careful)
+            return Batch(first, rows, True, careful)
+        return Batch(first, rows, False, careful)
 
 
 _remembered: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
@@ -509,8 +514,10 @@ def run_tasks(
     `cancelled`, begins nothing more; tasks that run get 0.7 s (their outcomes are still yielded after
     `cancelled`), then their workers are killed, and tasks killed so come as `Error` of `TaskCancelled`.
     """
-    run = Run(function, Source(arguments), options, on_event=on_event, cancelled=cancelled)
+    source = Source(arguments)
+    run = Run(function, source, options, on_event=on_event, cancelled=cancelled)
     for done in run:
+        source.looked_away = True
         times = done.times
         if progress is not None:
             progress(len(done.values), times[-1] - times[0], done.worker)

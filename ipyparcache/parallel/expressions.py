@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def parse_ahead(text: Any, n_jobs: int) -> int | None:
     return count
 
 
+@functools.lru_cache(maxsize=64)
 def evaluate(text: str) -> float:
     """The value of an arithmetic expression of numbers.
 

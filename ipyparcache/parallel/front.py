@@ -295,6 +295,7 @@ class Parallel(Logger):
             raise ValueError(f"Backend {self._backend} does not support return_as={return_as}")
         self._running: Callable[[], object] | None = None
         self._managed = False
+        self._managed_count = 0
         self._files: FileArrays | None = None
         self._started = 0.0
         self._told = 0
@@ -382,6 +383,10 @@ class Parallel(Logger):
         """How many workers a call would have."""
         return int(self._backend.effective_n_jobs(self.n_jobs))
 
+    def _counted(self) -> int:
+        """How many workers there are, once the backend is ready; none but the caller for `n_jobs=1`."""
+        return to_count(self.n_jobs) if self.n_jobs in (0, 1) else self._initialize_backend()
+
     def _initialize_backend(self) -> int:
         """Get the backend ready; how many workers there are."""
         count = self._backend.configure(
@@ -416,6 +421,7 @@ class Parallel(Logger):
 
     def __enter__(self) -> Parallel:
         self._managed = True
+        self._managed_count = self._counted()
         return self
 
     def __exit__(
@@ -446,7 +452,7 @@ class Parallel(Logger):
             if self.return_generator:
                 msg += " Before submitting new tasks, wait for all of its results or close its generator."
             raise RuntimeError(msg)
-        count = to_count(self.n_jobs) if self.n_jobs in (0, 1) else self._initialize_backend()
+        count = self._managed_count if self._managed else self._counted()
         self._begin(iterable, count)
         results = self._results(iterable, count)
         if not self.return_generator:
@@ -572,9 +578,13 @@ class Parallel(Logger):
 
     def _serially(self, iterable: Iterable[Triple]) -> Generator[Any, None, None]:
         size = 1 if self.batch_size == "auto" else self.batch_size
-        if self.timeout is not None and not self._backend.supports_timeout:
+        if self.timeout is not None:
             warnings.warn(
-                f"The backend {self._backend!r} does not support timeout.", UserWarning, stacklevel=4
+                "The backend class 'SequentialBackend' does not support timeout. "
+                f"You have set 'timeout={self.timeout}' in Parallel but the 'timeout' parameter will not be "
+                "used.",
+                UserWarning,
+                stacklevel=4,
             )
         tasks = iter(iterable)
         while batch := list(islice(tasks, size)):
@@ -652,7 +662,7 @@ class Parallel(Logger):
         ahead = parse_ahead(self.pre_dispatch, count)
         if ahead is None and not isinstance(iterable, (list, tuple)):
             iterable = list(iterable)
-        careful = not is_transparent(iterable)
+        careful = self.return_generator or not is_transparent(iterable)
         source = Source(self._initialized(iterable), triples=True, careful=careful)
         function = source.peek_function()
         if function is None:
@@ -703,6 +713,8 @@ class Parallel(Logger):
         error = value.exception
         if isinstance(error, TaskTimeout):
             raise multiprocessing.TimeoutError(str(error)) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # as joblib does; a SystemExit of a task ends the task alone
         return value.unwrap()
 
     def _took(self, run: Run, done: Done) -> None:

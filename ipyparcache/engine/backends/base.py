@@ -5,7 +5,10 @@ by name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import multiprocessing
+import sys
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -307,6 +310,19 @@ class LokyBackend(EngineBackend):
 
     crew = "processes"
     supports_inner_max_num_threads = True
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """How many workers a value of `n_jobs` stands for; 1 inside of a daemonic process."""
+        count = to_count(1 if n_jobs is None else n_jobs)
+        if count > 1 and multiprocessing.current_process().daemon:
+            culprit = "distributed.worker.daemon" if inside_dask_worker() else "a daemonic process"
+            warnings.warn(
+                f"Loky-backed parallel loops cannot be called from inside of {culprit}, setting n_jobs=1",
+                stacklevel=3,
+            )
+            return 1
+        return count
+
     known_arguments = frozenset({"initializer", "initargs", "idle_worker_timeout"})
 
 
@@ -338,6 +354,18 @@ class SequentialBackend(EngineBackend):
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
         """A serial loop changes nothing for what runs inside of it."""
         return self, None
+
+
+def inside_dask_worker() -> bool:
+    """Whether this process is a worker of dask: its setting `distributed.worker.daemon` makes it daemonic."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return False
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def to_count(n_jobs: Any) -> int:
@@ -420,6 +448,7 @@ def make_backend(name: str, level: int, **arguments: Any) -> ParallelBackendBase
     return made
 
 
+@functools.lru_cache(maxsize=64)  # each call of `Parallel` asks
 def takes_argument(function: Callable[..., object], name: str) -> bool:
     """Whether a callable can be given an argument of this name."""
     try:

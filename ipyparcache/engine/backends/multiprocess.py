@@ -13,12 +13,26 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from ipyparcache import pickling
-from ipyparcache.engine import filebacked
+from ipyparcache.engine import filebacked, worker
 from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, to_count
+from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
 def _run_pickled(payload: bytes) -> Any:
-    return pickle.loads(payload)()
+    try:
+        return pickle.loads(payload)()
+    except (
+        BaseException
+    ) as error:  # the pool would lose a KeyboardInterrupt, and the call would wait for ever
+        return _Failed(dump_exception(error, pickle.dumps), traceback_text(error, __file__))
+
+
+class _Failed:
+    """What a batch raised, on its way home."""
+
+    def __init__(self, data: bytes, text: str):
+        self.data = data
+        self.text = text
 
 
 def _pickled(batch: Callable[[], Any]) -> bytes:
@@ -72,6 +86,8 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         reason = None
         if multiprocessing.current_process().daemon:
             reason = "inside of a daemonic process"
+        elif worker.is_worker():
+            reason = "inside of a worker process"
         elif not (self.in_main_thread() or (self.nesting_level or 0) == 0):
             reason = "inside of a task on threads"
         elif os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0":
@@ -120,6 +136,11 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         """The results of a batch; raises what it raised."""
         if isinstance(out, BaseException):
             raise out
+        if isinstance(out, _Failed):
+            error = load_exception(out.data)
+            if isinstance(error, KeyboardInterrupt):
+                raise error
+            Error(error, out.text).unwrap()
         return out
 
     def terminate(self) -> None:
