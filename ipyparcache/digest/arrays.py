@@ -7,12 +7,13 @@ another. A memory-mapped array counts like one in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
+from ipyparcache.digest import pages
 from ipyparcache.digest.instances import InstanceKind, ReducedKind
 from ipyparcache.digest.walk import (
     FAMILIES,
@@ -67,10 +68,38 @@ def layout_of(array: Array) -> str:
 
 def content_digest(array: Array) -> bytes:
     """Digest of the values of an array without objects, in the order of its layout."""
+    contiguous = array.flags.c_contiguous or array.flags.f_contiguous
+    known = pages.known_content(array) if contiguous else None
+    if known is not None:
+        return known
     hasher = blake3(max_threads=blake3.AUTO if array.nbytes >= _MANY else 1)
     for piece in _pieces(array):
         hasher.update(piece)
-    return hasher.digest()
+    digest = hasher.digest()
+    if contiguous:
+        pages.note_content(array, digest)
+    return digest
+
+
+def contents_of(buffers: Sequence[Any]) -> list[list[Any] | None]:
+    """Digests of the buffers of an entry in the making, for `pages.note_contents`; JSON-able.
+
+    Parameters
+    ----------
+    buffers : sequence of PickleBuffer
+        Those of arrays; for a table of long rows (the columns of a frame) each row has a digest of its own.
+    """
+    return [_content_of(buffer.raw().obj) for buffer in buffers]
+
+
+def _content_of(owner: object) -> list[Any] | None:
+    if not isinstance(owner, np.ndarray) or owner.nbytes < _MANY or owner.dtype.hasobject:
+        return None
+    plain = as_plain(owner)
+    rows = []
+    if plain.ndim == 2 and plain.flags.c_contiguous and 1 < len(plain) <= 1000 and plain[0].nbytes >= 1 << 16:
+        rows = [content_digest(row).hex() for row in plain]
+    return [plain.dtype.str, content_digest(plain).hex(), rows]
 
 
 def _pieces(array: Array) -> Iterator[Any]:
