@@ -313,6 +313,8 @@ QUIET_CALLS = _words(
     """
 )
 
+QUIET_NAMES = frozenset(name.split(".")[0] for name in QUIET_CALLS)
+
 # Calls that make a class or a type under the name they are assigned to.
 CLASS_MAKERS = _words(
     """

@@ -189,7 +189,8 @@ class _Cell:
         assert self.inputs is not None
 
         def compiled(module: ast.Module) -> Any:
-            return self.shell.compile(module, self.body.file_name, "exec")
+            with self.shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+                return self.shell.compile(module, self.body.file_name, "exec")
 
         return keeping.Source(self.body.tree, self.namespace, self.inputs, compiled)
 
@@ -444,11 +445,17 @@ def _store(
     opened = outputs.open_figures() - before.figures
     if opened:
         raise NotStorable(f"it leaves figure {min(opened)} open in pyplot; end with plt.close()")
+    source = cell.source()
+    attribute = inputs.library_attribute_set(
+        source.compile(cell.body.tree), cell.namespace, cell.inputs.traversal
+    )
+    if attribute is not None:
+        raise NotStorable(f"it changes {attribute}, which belongs to a library")
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)
     process = environment.process_changes(before.process)
-    kept = keeping.keep(cell.source(), left, record.values, record.events(), process)
+    kept = keeping.keep(source, left, record.values, record.events(), process)
     inputs.summarise(cell.inputs)
     if cell.doubted is not None:
         _compare_runs(cell, kept)

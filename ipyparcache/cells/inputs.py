@@ -165,13 +165,16 @@ def _refuse_dynamic_helpers(traversal: Traversal) -> None:
             raise NoKey(f"the function `{function}` uses {min(dynamic)}, whose reach cannot be known")
 
 
+def _reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:
+    """The notebook's and local modules' functions among the inputs."""
+    for _, _, thing in traversal.numbered():
+        if isinstance(thing, types.FunctionType) and is_user_code(thing.__module__):
+            yield thing
+
+
 def _reached_code(traversal: Traversal) -> Iterator[tuple[str, types.CodeType]]:
-    """Code of the notebook's and local modules' functions among the inputs, nested functions included."""
-    waiting = [
-        (thing.__qualname__, thing.__code__)
-        for _, _, thing in traversal.numbered()
-        if isinstance(thing, types.FunctionType) and is_user_code(thing.__module__)
-    ]
+    """Code of these functions with their names, nested functions included."""
+    waiting = [(function.__qualname__, function.__code__) for function in _reached_functions(traversal)]
     while waiting:
         name, code = waiting.pop()
         yield name, code
@@ -205,6 +208,59 @@ def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.See
     named = {path for text in texts for path in environment.files_named_in(text)}
     known = {os.path.realpath(path) for path in seen.files}
     return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
+
+
+def library_attribute_set(
+    compiled: types.CodeType, namespace: Mapping[str, Any], traversal: Traversal
+) -> str | None:
+    """An attribute of a library's module or class that the cell, or a function it calls, assigns; as
+    `np.name`.
+
+    No entry could bring such a change back: the library is imported anew by the next kernel.
+    """
+    scopes: list[tuple[types.CodeType, Mapping[str, Any]]] = [(compiled, namespace)]
+    scopes += [(function.__code__, function.__globals__) for function in _reached_functions(traversal)]
+    for code, scope in scopes:
+        found = _library_attribute(code, scope)
+        if found is not None:
+            return found
+    return None
+
+
+def _library_attribute(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
+    """The first assignment in the code to an attribute that hangs on a library's module or class."""
+    chain: list[str] = []
+    sets_by_name = {"setattr", "delattr"} & set(code.co_names)
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            chain = [str(step.argval)]
+            if sets_by_name and _is_of_library(_resolved(chain, scope)):
+                return f"{chain[0]} by {min(sets_by_name)}"
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
+            chain.append(str(step.argval))
+        elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and chain:
+            if _is_of_library(_resolved(chain, scope)):
+                return ".".join([*chain, str(step.argval)])
+            chain = []
+        elif step.opname not in ("CACHE", "EXTENDED_ARG", "PRECALL"):
+            chain = []
+    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return next(filter(None, (_library_attribute(inner, scope) for inner in nested)), None)
+
+
+def _resolved(chain: Sequence[str], scope: Mapping[str, Any]) -> object:
+    found: object = scope.get(chain[0])
+    for part in chain[1:]:
+        if not isinstance(found, types.ModuleType | type):
+            return None  # attributes of other objects may be computed
+        found = vars(found).get(part)
+    return found
+
+
+def _is_of_library(thing: object) -> bool:
+    if isinstance(thing, types.ModuleType):
+        return not is_user_code(thing.__name__)
+    return isinstance(thing, type) and not is_user_code(thing.__module__)
 
 
 def rows_of_imports(before: set[str], traversal: Traversal) -> list[list[str]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipyparcache.analysis.cell import Definition, first_line_of, re_executable_definitions
+from ipyparcache.analysis.cell import QUIET_NAMES, Definition, first_line_of, re_executable_definitions
 from ipyparcache.cells import values
 from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
@@ -141,7 +141,9 @@ def keep(
         Naming the variable that cannot be stored, the line that binds it, and what to type instead.
     """
     mutated = source.inputs.traversal.changed()
-    definitions = _definitions_to_repeat(source.tree, left.bound, {root for root, _ in mutated})
+    definitions = _definitions_to_repeat(
+        source.tree, source.namespace, left.bound, {root for root, _ in mutated}
+    )
     defined = {name: left.bound[name] for definition in definitions for name in definition.names}
     payload = {
         "names": {name: value for name, value in left.bound.items() if name not in defined},
@@ -192,14 +194,36 @@ def is_ours(cls: type) -> bool:
 
 
 def _definitions_to_repeat(
-    tree: ast.Module, bound: Mapping[str, object], mutated: set[str]
+    tree: ast.Module, namespace: Mapping[str, object], bound: Mapping[str, object], mutated: set[str]
 ) -> list[Definition]:
     """Definitions that a hit executes again: all whose names are kept and whose inputs are as they were."""
     return [
         definition
         for definition in re_executable_definitions(tree)
-        if all(name in bound for name in definition.names) and not definition.reads & mutated
+        if all(name in bound for name in definition.names)
+        and not definition.reads & mutated
+        and not any(_runs_user_code_when_made(bound[name]) for name in definition.names)
+        and not any(_is_user_made(namespace.get(name)) for name in definition.reads & QUIET_NAMES)
     ]
+
+
+def _runs_user_code_when_made(value: object) -> bool:
+    """Whether a class statement runs code of the notebook: a metaclass, `__init_subclass__`,
+    `__set_name__`."""
+    if not isinstance(value, type) or value.__module__ != "__main__":
+        return False
+    if is_ours(type(value)):
+        return True
+    above = [kind for kind in value.__mro__[1:] if is_ours(kind)]
+    parts = [type(part) for part in vars(value).values()]
+    return any("__init_subclass__" in vars(kind) for kind in above) or any(
+        is_ours(kind) and hasattr(kind, "__set_name__") for kind in parts
+    )
+
+
+def _is_user_made(value: object) -> bool:
+    """Whether a name that usually stands for something of Python's stands for something of the notebook."""
+    return value is not None and is_user_code(getattr(value, "__module__", None))
 
 
 def _state(traversal: Traversal, root: str, number: int) -> object:

@@ -118,11 +118,8 @@ class _Packer(pickle.Pickler):
     def _class(self, cls: type) -> Any:
         if cls.__module__ != "__main__":
             return NotImplemented
-        if lookup(self.namespace, cls.__qualname__) is cls:
-            return lookup, (self.namespace, cls.__qualname__)
-        raise NotStorable(
-            f"the class `{cls.__qualname__}` is not the one that the notebook holds under this name"
-        )
+        # classes among the inputs, and those that a hit makes again, are known: the run itself has made this one
+        raise NotStorable(f"the class `{cls.__qualname__}` cannot be made again without running the cell")
 
 
 class ArrayOwners:

@@ -680,3 +680,32 @@ def test_the_magic_can_be_asked_for_help(cell, capsys):
     cell("%%cached --help\nx = 1")
 
     assert "--expires 7d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setup", "body", "reason"),
+    [
+        ("import math", "math.tau = 6", "math.tau"),
+        ("import json\ndef patch(): json.encoder.X = 1", "patch()", "json.encoder.X"),
+        ("import json", "setattr(json, 'x', 1)", "json by setattr"),
+    ],
+)
+def test_a_change_to_a_library_is_not_stored(cell, cached, setup, body, reason, monkeypatch):
+    import json
+    import math
+
+    monkeypatch.setattr(math, "tau", math.tau)
+    monkeypatch.setattr(json, "x", None, raising=False)
+    monkeypatch.setattr(json.encoder, "X", None, raising=False)
+    cell(setup)
+    assert cached(body) == "not stored"
+
+    assert reason in last_run().reason
+
+
+def test_a_class_that_registers_itself_is_made_once(cell, cached, names):
+    cell("class Base:\n  REG = []\n  def __init_subclass__(cls):\n    Base.REG.append(cls.__name__)")
+    cached("class One(Base): pass\nclass Two(One): pass")
+
+    assert names["Base"].REG == ["One", "Two"]
+    assert last_run().status == "not stored"
