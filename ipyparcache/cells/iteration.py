@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import marshal
 import pickle
@@ -48,7 +49,7 @@ class Body:
     seed
         Entropy of the loop's random streams, or None.
     watch_random
-        Whether the global generators were seeded, so that drawing from them without a seed would be lost.
+        Libraries whose global generator was seeded, so that drawing from it without a seed would be lost.
     secret
         With `--cached`: keys the digests of environment variables that the iteration reads.
     own_rows
@@ -64,7 +65,7 @@ class Body:
     local_modules: frozenset[str]
     seed: tuple[int, ...] | None
     yields: bool
-    watch_random: bool
+    watch_random: tuple[str, ...]
     retries: int
     secret: bytes | None
     by_names: bool
@@ -230,7 +231,9 @@ class _Run:
         self._refers = False
         if body.seed is None:
             _new_streams()
-        self._global_random = self._random_state() if body.watch_random else None
+        for library in body.watch_random:
+            importlib.import_module(library)
+        self._global_random = self._random_state()
         self._process = Surroundings()
         self._process_version = -1
         self._process_rows: dict[str, bytes] = {}
@@ -561,22 +564,25 @@ class _Run:
                     result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
             self._process_version, self._process_rows = version, later
         self._modules = len(sys.modules)
-        if self._global_random is not None:
+        if self.body.watch_random:
             for name, drawn in self._random_state().items():
-                if self._global_random.setdefault(name, drawn) != drawn:
+                if self._global_random[name] != drawn:
                     result.lost.append((first, last, None, f"the state of the generator of `{name}`"))
         self._check_cost = max(time.monotonic() - begun, 1e-6)
 
     def _random_state(self) -> dict[str, object]:
-        state: dict[str, object] = {}
-        random = sys.modules.get("random")
-        if random is not None:
-            state["random"] = random.getstate()
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and "numpy.random" in sys.modules:
-            legacy = numpy.random.get_state()
-            state["numpy.random"] = (legacy[1].tobytes(), *legacy[2:])
-        return state
+        """States of the global generators that must not be drawn from."""
+        found: dict[str, object] = {}
+        for library in self.body.watch_random:
+            module: Any = sys.modules[library]
+            if library == "random":
+                found[library] = module.getstate()
+            elif library == "numpy.random":
+                legacy = module.get_state()
+                found[library] = (legacy[1].tobytes(), *legacy[2:])
+            else:
+                found[library] = module.get_rng_state().numpy().tobytes()
+        return found
 
 
 class _Surroundings:
@@ -716,8 +722,6 @@ def worker_display() -> Callable[..., None]:
 
 def _differs(name: str, attribute: str, value: object) -> bool:
     """Whether a module has another value here than in the kernel."""
-    import importlib
-
     try:
         module = importlib.import_module(name)
     except ImportError:

@@ -608,7 +608,7 @@ class LoopRun:
                 frozenset(self.local.names),
                 seed,
                 parfor.yields,
-                self.options.seed is None and _any_seeded(),
+                _seeded_libraries() if self.options.seed is None else (),
                 self.options.retries,
                 self.cache.entries.secret if self.cache is not None else self.host.secret,
                 self.cache is not None,
@@ -1186,7 +1186,9 @@ class LoopRun:
             else:
                 what.append(self._name_of(self.parcel.objects.get(number)))
         shown = ", ".join(dict.fromkeys(what))
-        return ChangeLost(self.parfor.line, shown, first, last, _LOST_ADVICE)
+        drawn = any("generator" in part for part in what) or "random" in shown
+        advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
+        return ChangeLost(self.parfor.line, shown, first, last, advice)
 
     def _name_of(self, target: object) -> str:
         """How the body reaches an object."""
@@ -1258,6 +1260,10 @@ class _LocalModules:
 
 BACKENDS = {"threading": "threads", "loky": "processes"}
 _OWN_FILES = frozenset({__file__, travel.__file__, watching.__file__, Replayer.apply.__code__.co_filename})
+_DRAWN_ADVICE = (
+    "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
+    "`rng = np.random.default_rng([1, i])` in the body for others."
+)
 _LOST_ADVICE = (
     "Return the new value from the iteration and collect it (`out.append(...)`, `out[key] = ...`), "
     "or drop %%parallel from the cell."
@@ -1295,13 +1301,14 @@ def _leads_to(value: object, target: object) -> bool:
     )
 
 
-def _any_seeded() -> bool:
-    """Whether the user seeded a global random generator in this kernel."""
+def _seeded_libraries() -> tuple[str, ...]:
+    """Libraries whose global random generator the user has seeded in this kernel."""
     from ipyparcache.digest.environment import still_holds
 
-    return any(
-        library in sys.modules and not still_holds(("random", library, "unseeded"))
+    return tuple(
+        library
         for library in ("random", "numpy.random", "torch")
+        if library in sys.modules and not still_holds(("random", library, "unseeded"))
     )
 
 
