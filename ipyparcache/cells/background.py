@@ -7,7 +7,8 @@ import html
 import threading
 from typing import Any
 
-from ipyparcache.analysis.parfor import VALUE, Comprehension, Loop, Serial
+from ipyparcache.analysis.body import VALUE
+from ipyparcache.analysis.parfor import Comprehension, Loop, Serial
 from ipyparcache.cells import loops
 from ipyparcache.cells.loops import CellPlan, Host, LoopRun, RunReport
 from ipyparcache.errors import BackgroundCancelled, BackgroundConflict

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
 from ipyparcache.cells import travel, watching
 from ipyparcache.cells.travel import ATOMS, MAIN
 from ipyparcache.engine.surroundings import Surroundings

@@ -12,7 +12,8 @@ from typing import Any
 
 import blake3
 
-from ipyparcache.analysis.parfor import ITEM, Parfor
+from ipyparcache.analysis.body import ITEM
+from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import inputs
 from ipyparcache.cells.inputs import KeyOptions, NoKey
 from ipyparcache.digest import environment

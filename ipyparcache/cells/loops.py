@@ -20,20 +20,9 @@ from itertools import islice
 from typing import Any, Literal, Protocol
 
 from ipyparcache.analysis import refusals
+from ipyparcache.analysis.body import ITERABLE, VALUE, Site, replaced
 from ipyparcache.analysis.flow import Flow
-from ipyparcache.analysis.parfor import (
-    ITERABLE,
-    VALUE,
-    Comprehension,
-    Facts,
-    Loop,
-    Parfor,
-    Serial,
-    Site,
-    Step,
-    replaced,
-    steps_of,
-)
+from ipyparcache.analysis.parfor import Comprehension, Facts, Loop, Parfor, Serial, Step, steps_of
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.facts import facts_of

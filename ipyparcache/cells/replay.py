@@ -7,7 +7,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.analysis.parfor import HOLE, Parfor
+from ipyparcache.analysis.body import HOLE
+from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.iteration import Left, Plain, Traceback
 

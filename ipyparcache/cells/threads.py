@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipyparcache.analysis.parfor import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
 from ipyparcache.cells.iteration import (
     AGAIN,
     SHOWN,

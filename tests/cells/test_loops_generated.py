@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 from ipyparcache.errors import ChangeLost, LoopRefused
+from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 SETUP = """
 import numpy as np

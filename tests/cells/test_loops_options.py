@@ -8,7 +8,6 @@ import time
 import warnings
 
 import pytest
-from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 from ipyparcache.errors import (
     BackgroundCancelled,
@@ -19,6 +18,7 @@ from ipyparcache.errors import (
     TaskTimeout,
     WorkerDied,
 )
+from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 
 def test_an_error_names_its_iteration_and_its_element():

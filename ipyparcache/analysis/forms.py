@@ -1,0 +1,519 @@
+"""The table of recognised forms: statements that the kernel can replay with operands from a worker."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ipyparcache.analysis.walk import leaves_of, statements_of
+
+#: Methods that change their object and whose result says what was in it.
+TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
+
+
+#: Methods that change their object and whose call, as a statement of its own, can be replayed in iteration order.
+REPLAYED_METHODS = frozenset(
+    [
+        "append",
+        "add",
+        "extend",
+        "update",
+        "insert",
+        "discard",
+        "appendleft",
+        "extendleft",
+        "setdefault",
+        "remove",
+        "clear",
+        "sort",
+        "reverse",
+        "pop",
+        "popleft",
+        "popitem",
+        "rotate",
+        "subtract",
+        "intersection_update",
+        "difference_update",
+        "symmetric_difference_update",
+        "move_to_end",
+        "write",
+        "writelines",
+        "writerow",
+        "writerows",
+        "put",
+        "put_nowait",
+        "fill",
+        "itemset",
+    ]
+)
+
+
+#: Those that copy what they are given, so that a later change of the operand must not reach the target.
+COPYING_METHODS = frozenset({"extend", "update", "extendleft", "subtract", "writelines", "writerows"})
+
+
+#: Functions that change their first argument, for statements of their own.
+REPLAYED_FUNCTIONS = frozenset(
+    {"heapq.heappush", "heappush", "bisect.insort", "insort", "bisect.insort_right", "bisect.insort_left"}
+    | {"np.add.at", "numpy.add.at", "np.subtract.at", "np.maximum.at", "np.minimum.at", "np.put", "np.copyto"}
+)
+
+
+#: `x = F(x, e)` with one of these is a reduction; a list or tuple around `x` counts.
+FOLDING_FUNCTIONS = frozenset(
+    {"max", "min", "math.gcd", "gcd", "math.lcm"}
+    | {
+        f"{np}.{f}"
+        for np in ("np", "numpy")
+        for f in ("maximum", "minimum", "fmax", "fmin", "append", "concatenate")
+    }
+    | {
+        f"{np}.{f}"
+        for np in ("np", "numpy")
+        for f in ("vstack", "hstack", "dstack", "add", "logical_or", "union1d")
+    }
+    | {f"{np}.{f}" for np in ("np", "numpy") for f in ("logical_and", "multiply", "column_stack")}
+    | {"pd.concat", "pandas.concat", "operator.add", "operator.or_", "operator.mul"}
+)
+
+
+#: Methods by which `x = x.m(e)` is a reduction.
+FOLDING_METHODS = frozenset({"union", "intersection", "add", "combine_first", "concat", "vstack"})
+
+
+#: Classes of operators that may stand together in `x = x + a - b`.
+CHAINS: tuple[tuple[type[ast.operator], ...], ...] = (
+    (ast.Add, ast.Sub),
+    (ast.Mult, ast.Div),
+    (ast.BitOr,),
+    (ast.BitAnd,),
+    (ast.BitXor,),
+    (ast.MatMult,),
+)
+
+
+def changed_roots(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Names whose objects this node itself (not its children) visibly changes in place."""
+    match node:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=method)) as call) if method in REPLAYED_METHODS:
+            yield from _owner_of(call)
+        case ast.Call(func=ast.Attribute(attr=method)) if method in TAKING_METHODS:
+            yield from _owner_of(node)
+        case ast.Subscript() | ast.Attribute() if not isinstance(node.ctx, ast.Load):
+            path = path_of(node)
+            if path is not None:
+                yield path.root, node
+        case ast.keyword(arg="out", value=value):
+            path = path_of(value)
+            if path is not None:
+                yield path.root, value
+
+
+def _owner_of(call: ast.Call) -> Iterator[tuple[str, ast.AST]]:
+    assert isinstance(call.func, ast.Attribute)
+    path = path_of(call.func.value)
+    if path is not None:
+        yield path.root, call
+
+
+@dataclass(frozen=True)
+class Path:
+    """A name followed by attributes, items and `setdefault` calls.
+
+    Attributes
+    ----------
+    attribute
+        The first attribute after the name, where that comes first: what else is read of the name may then be apart.
+    holes
+        The keys, in the order in which they are evaluated.
+    """
+
+    root: str
+    attribute: str | None
+    holes: tuple[ast.expr, ...]
+
+
+def path_of(node: ast.expr) -> Path | None:
+    """`node` as a path, or None."""
+    match node:
+        case ast.Name(id=name):
+            return Path(name, None, ())
+        case ast.Attribute(value=value, attr=attribute):
+            path = path_of(value)
+            if path is None:
+                return None
+            first = attribute if isinstance(value, ast.Name) else path.attribute
+            return Path(path.root, first, path.holes)
+        case ast.Subscript(value=value, slice=key):
+            path = path_of(value)
+            return None if path is None else Path(path.root, path.attribute, (*path.holes, key))
+        case ast.Call(func=ast.Attribute(value=value, attr="setdefault"), args=args, keywords=[]):
+            path = path_of(value)
+            return None if path is None else Path(path.root, path.attribute, (*path.holes, *args))
+    return None
+
+
+@dataclass
+class Found:
+    """A statement recognised as one to replay, before its holes are cut out."""
+
+    statement: ast.stmt
+    holes: list[ast.expr]
+    roots: dict[str, str | None]
+    assigns: set[str]
+    method: str
+    by_content: frozenset[int] = frozenset()
+    keys: frozenset[int] = frozenset()
+
+
+def _collected_call(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`out.append(e)`, `d[k].add(e)`, `d.setdefault(k, []).append(e)`, `state.losses.extend(e)`."""
+    match statement:
+        case ast.Expr(
+            value=ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=keywords)
+        ):
+            path = path_of(owner)
+            if path is None or path.root in bound or method not in REPLAYED_METHODS:
+                return None
+            if any(isinstance(a, ast.Starred) for a in args) or any(k.arg is None for k in keywords):
+                return None
+            holes = [*path.holes, *args, *(k.value for k in keywords)]
+            content = (
+                frozenset(range(len(path.holes), len(holes))) if method in COPYING_METHODS else frozenset()
+            )
+            keys = _key_positions(owner)
+            if method == "add":
+                keys = keys | {len(path.holes)}
+            return Found(statement, holes, {path.root: path.attribute}, set(), method, content, keys)
+    return None
+
+
+def _collected_function(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`heapq.heappush(heap, e)`, `np.add.at(acc, i, e)`."""
+    match statement:
+        case ast.Expr(value=ast.Call(func=func, args=[first, *rest], keywords=[])):
+            path = path_of(first)
+            if path is None or path.root in bound or ast.unparse(func) not in REPLAYED_FUNCTIONS:
+                return None
+            if any(isinstance(a, ast.Starred) for a in rest):
+                return None
+            holes = [*path.holes, *rest]
+            return Found(
+                statement, holes, {path.root: path.attribute}, set(), "call", frozenset(range(len(holes)))
+            )
+    return None
+
+
+def _item_write(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`out[k] = e`, `df.loc[i, 'c'] = e`, `state.best = e`, and the augmented forms."""
+    match statement:
+        case ast.Assign(targets=[ast.Subscript() | ast.Attribute() as target], value=value):
+            method = "item" if isinstance(target, ast.Subscript) else "attribute"
+        case ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target, value=value):
+            method = "augmented"
+        case ast.AnnAssign(target=ast.Subscript() as target, value=ast.expr() as value):
+            method = "item"
+        case _:
+            return None
+    path = path_of(target)
+    if path is None or path.root in bound:
+        return None
+    if method == "item" and _reads_own_key(value, target, path.root):
+        return _own_key(statement, target, value, path)
+    # Python evaluates the value of a plain assignment before the target's keys, of an augmented one after them.
+    ahead = [value, *path.holes] if method != "augmented" else [*path.holes, value]
+    place = 0 if method != "augmented" else len(path.holes)
+    keys = frozenset(range(len(ahead))) - {place}
+    return Found(statement, ahead, {path.root: path.attribute}, set(), method, frozenset({place}), keys)
+
+
+def _several_targets(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`a[i], b[i] = f(x)`: recognised where every target is an item of an outer object."""
+    match statement:
+        case ast.Assign(targets=[ast.Tuple(elts=elts)], value=value) if elts:
+            paths = [path_of(e) if isinstance(e, ast.Subscript | ast.Attribute) else None for e in elts]
+            if any(p is None or p.root in bound for p in paths):
+                return None
+            known = [p for p in paths if p is not None]
+            holes = [value, *(h for p in known for h in p.holes)]
+            roots: dict[str, str | None] = {}
+            for path in known:
+                roots[path.root] = path.attribute if path.root not in roots else None
+            return Found(
+                statement, holes, roots, set(), "items", frozenset({0}), frozenset(range(1, len(holes)))
+            )
+    return None
+
+
+def _item_delete(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`del d[k]`."""
+    match statement:
+        case ast.Delete(targets=[ast.Subscript() as target]):
+            path = path_of(target)
+            if path is None or path.root in bound:
+                return None
+            holes = list(path.holes)
+            return Found(statement, holes, {path.root: path.attribute}, set(), "delete", frozenset())
+    return None
+
+
+def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`x += e`, `x = x + e`, `x = e + x`, `x = max(x, e)`, `df = pd.concat([df, e])`, `s = s.union(e)`."""
+    match statement:
+        case ast.AugAssign(target=ast.Name(id=name), value=value) if name in carried:
+            return Found(statement, [value], {name: None}, {name}, "reduce", frozenset({0}))
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in carried:
+            holes = _fold_holes(value, name)
+            if holes is not None:
+                return Found(statement, holes, {name: None}, {name}, "reduce", frozenset(range(len(holes))))
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(
+            targets
+        ) == len(values):
+            names = [t.id for t in targets if isinstance(t, ast.Name)]
+            if len(names) != len(targets) or len(set(names)) != len(names) or not set(names) <= carried:
+                return None
+            parts = [_fold_holes(value, name) for name, value in zip(names, values, strict=True)]
+            if any(p is None for p in parts):
+                return None
+            holes = [h for p in parts if p is not None for h in p]
+            every = frozenset(range(len(holes)))
+            return Found(statement, holes, dict.fromkeys(names), set(names), "reduce", every)
+    return None
+
+
+def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`if x > best: best, where = x, i`, and `if k not in d: d[k] = []`: tests of what is carried, with plain operands."""
+    if not isinstance(statement, ast.If):
+        return None
+    outer: dict[str, str | None] = {}
+    assigns: set[str] = set()
+    for part in statements_of([*statement.body, *statement.orelse]):
+        if isinstance(part, ast.If | ast.Pass):
+            continue
+        if isinstance(part, ast.Assign) and len(part.targets) == 1:
+            leaves = list(leaves_of(part.targets[0]))
+            if all(isinstance(t, ast.Name) for t in leaves):
+                assigns |= {t.id for t in leaves if isinstance(t, ast.Name)}
+                continue
+        if isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
+            assigns.add(part.target.id)
+            continue
+        found = _collected_call(part, bound, carried) or _item_write(part, bound, carried)
+        if found is None:
+            return None
+        for root, attribute in found.roots.items():
+            outer[root] = attribute if root not in outer else None
+    tested = {
+        n.id for n in ast.walk(statement.test) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
+    if not (tested & ((assigns & carried) | outer.keys())):
+        return None
+    ours = assigns | outer.keys()
+    holes: list[ast.expr] = []
+    if not _plain_operands(statement, ours, holes):
+        return None
+    return Found(statement, holes, {**outer, **dict.fromkeys(assigns)}, assigns, "conditional")
+
+
+#: What a statement may be to be replayed, in the order in which it is asked. A new form is a row here.
+RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] = (
+    _conditional,
+    _collected_call,
+    _collected_function,
+    _item_write,
+    _several_targets,
+    _item_delete,
+    _reduction,
+)
+
+
+def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
+    """Operands beside `name` where `value` folds one more value into it, else None."""
+
+    def mentions(node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
+
+    def is_name(node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == name
+
+    match value:
+        case ast.BinOp(left=left, op=op, right=right):
+            chain = next((c for c in CHAINS if isinstance(op, c)), None)
+            if chain is None:
+                return None
+            if is_name(right) and not mentions(left):
+                return [left]
+            if mentions(right):
+                return None
+            if is_name(left):
+                return [right]
+            if isinstance(left, ast.BinOp) and isinstance(left.op, chain):
+                inner = _fold_holes(left, name)
+                return None if inner is None else [*inner, right]
+            return None
+        case ast.Call(func=func, args=args, keywords=keywords) if ast.unparse(func) in FOLDING_FUNCTIONS:
+            flat = [e for a in args for e in (a.elts if isinstance(a, ast.List | ast.Tuple) else [a])]
+            if sum(map(is_name, flat)) != 1 or any(k.arg is None for k in keywords):
+                return None
+            holes = [a for a in flat if not is_name(a)] + [k.value for k in keywords]
+            if any(map(mentions, holes)) or any(isinstance(h, ast.Starred) for h in holes):
+                return None
+            return holes
+        case ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=[]) if is_name(owner):
+            if method not in FOLDING_METHODS or any(map(mentions, args)):
+                return None
+            return list(args)
+    return None
+
+
+def _reads_own_key(value: ast.expr, target: ast.expr, root: str) -> bool:
+    return isinstance(target, ast.Subscript) and any(
+        isinstance(n, ast.Name) and n.id == root for n in ast.walk(value)
+    )
+
+
+def _own_key(
+    statement: ast.stmt, target: ast.Subscript | ast.Attribute, value: ast.expr, path: Path
+) -> Found | None:
+    """`n[w] = n.get(w, 0) + 1`, `n[w] = max(n[w], e)`: reads of the root only at the key that is written."""
+    if (
+        not isinstance(target, ast.Subscript)
+        or not isinstance(target.value, ast.Name)
+        or len(path.holes) != 1
+    ):
+        return None
+    root, key = path.root, ast.dump(target.slice)
+    if not _is_simple(target.slice):
+        return None
+    holes: list[ast.expr] = []
+
+    def mentions(node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Name) and n.id == root for n in ast.walk(node))
+
+    def visit(node: ast.expr) -> bool:
+        if not mentions(node):
+            holes.append(node)
+            return True
+        match node:
+            case ast.Subscript(value=ast.Name(), slice=inner) if ast.dump(inner) == key:
+                holes.append(inner)
+                return True
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(), attr="get"), args=[first, *default], keywords=[]
+            ):
+                if ast.dump(first) != key or any(mentions(d) for d in default):
+                    return False
+                holes.extend([first, *default])
+                return True
+            case ast.BinOp(left=left, op=op, right=right) if any(isinstance(op, c) for c in CHAINS):
+                return visit(left) and visit(right)
+            case ast.Call(func=func, args=args, keywords=[]) if ast.unparse(func) in ("max", "min"):
+                return all(visit(a) for a in args)
+        return False
+
+    if not visit(value):
+        return None
+    holes.append(target.slice)
+    return Found(statement, holes, {root: None}, set(), "own", frozenset(), frozenset({len(holes) - 1}))
+
+
+def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) -> bool:
+    """Cut the operands out of a conditional; False unless all of them can be evaluated whether or not it is taken."""
+
+    def mentions(node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Name) and n.id in ours for n in ast.walk(node))
+
+    def expr(node: ast.expr) -> bool:
+        if isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id in ours):
+            return True
+        if (isinstance(node, ast.List | ast.Set) and not node.elts) or (
+            isinstance(node, ast.Dict) and not node.keys
+        ):
+            return True
+        if not mentions(node):
+            if isinstance(node, ast.Call):
+                return False
+            if _is_simple(node):
+                holes.append(node)
+                return True
+        match node:
+            case ast.Compare(left=left, comparators=comparators):
+                return expr(left) and all(map(expr, comparators))
+            case ast.BoolOp(values=values):
+                return all(map(expr, values))
+            case ast.UnaryOp(operand=operand):
+                return expr(operand)
+            case ast.BinOp(left=left, right=right):
+                return expr(left) and expr(right)
+            case ast.Tuple(elts=elts) | ast.List(elts=elts):
+                return all(map(expr, elts))
+            case ast.Dict(keys=given, values=values):
+                return all(key is not None and expr(key) for key in given) and all(map(expr, values))
+            case ast.Subscript(value=value, slice=key):
+                return expr(value) and expr(key)
+        return False
+
+    def stmt(node: ast.stmt) -> bool:
+        match node:
+            case ast.Pass():
+                return True
+            case ast.If(test=test, body=body, orelse=orelse):
+                return expr(test) and all(map(stmt, body)) and all(map(stmt, orelse))
+            case ast.Assign(targets=[target], value=value):
+                if not expr(value):
+                    return False
+                leaves = list(leaves_of(target))
+                if all(isinstance(t, ast.Name) for t in leaves):
+                    return True
+                return isinstance(target, ast.Subscript | ast.Attribute) and keys(target)
+            case ast.AugAssign(target=ast.Name(), value=value):
+                return expr(value)
+            case ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target, value=value):
+                return keys(target) and expr(value)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=[])):
+                return keys(owner) and all(map(expr, args))
+        return False
+
+    def keys(node: ast.expr) -> bool:
+        path = path_of(node)
+        if path is None:
+            return False
+        return all(map(expr, path.holes))
+
+    return stmt(statement)
+
+
+def _is_simple(node: ast.expr) -> bool:
+    """Whether evaluating `node` once more, or needlessly, changes nothing: names, constants, attributes, items of them."""
+    match node:
+        case ast.Name() | ast.Constant():
+            return True
+        case ast.Attribute(value=value) | ast.UnaryOp(operand=value):
+            return _is_simple(value)
+        case ast.Subscript(value=value, slice=key):
+            return _is_simple(value) and _is_simple(key)
+        case ast.Tuple(elts=elts):
+            return all(map(_is_simple, elts))
+        case ast.BinOp(left=left, right=right):
+            return _is_simple(left) and _is_simple(right)
+    return False
+
+
+def _key_positions(owner: ast.expr) -> frozenset[int]:
+    path = path_of(owner)
+    return frozenset(range(len(path.holes))) if path is not None else frozenset()
+
+
+def template_nodes(found: Found) -> Iterator[ast.AST]:
+    """Nodes of a replayed statement that run in the kernel, not those of its holes."""
+    holes = {id(h) for h in found.holes}
+
+    def visit(node: ast.AST) -> Iterator[ast.AST]:
+        if id(node) in holes:
+            return
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(found.statement)

@@ -1,0 +1,106 @@
+"""Walking the statements of a loop body: what belongs to its own scope, in which order."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+
+
+def leaves_of(target: ast.expr | None) -> Iterator[ast.expr]:
+    if isinstance(target, ast.Tuple | ast.List):
+        for part in target.elts:
+            yield from leaves_of(part)
+    elif isinstance(target, ast.Starred):
+        yield from leaves_of(target.value)
+    elif target is not None:
+        yield target
+
+
+def blocks_of(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """Statement lists directly inside of a statement of the same scope."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(statement, name, None)
+        if isinstance(block, list):
+            yield block
+    for handler in getattr(statement, "handlers", ()):
+        yield handler.body
+    for case in getattr(statement, "cases", ()):
+        yield case.body
+
+
+def statements_of(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        yield statement
+        for block in blocks_of(statement):
+            yield from statements_of(block)
+
+
+def own_nodes(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes of the statements, without what lies inside of functions defined there."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        yield from own_nodes(ast.iter_child_nodes(node))
+
+
+def comprehension_names(body: Iterable[ast.AST]) -> set[str]:
+    return {
+        t.id
+        for node in own_nodes(body)
+        if isinstance(node, ast.comprehension)
+        for t in ast.walk(node.target)
+        if isinstance(t, ast.Name)
+    }
+
+
+def own_breaks(body: Iterable[ast.stmt]) -> Iterator[ast.Break]:
+    for statement in body:
+        if isinstance(statement, ast.Break):
+            yield statement
+        elif isinstance(statement, ast.For | ast.While | ast.AsyncFor):
+            yield from own_breaks(statement.orelse)
+        else:
+            for block in blocks_of(statement):
+                yield from own_breaks(block)
+
+
+def names_in_strings_of(body: Iterable[ast.AST]) -> Iterator[str]:
+    """Identifiers in string arguments of calls that look names up in the caller's frame."""
+    for node in own_nodes(body):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("query", "eval", "sql", "execute", "from_formula", "ols", "glm", "logit"):
+            continue
+        for argument in [*node.args, *(k.value for k in node.keywords)]:
+            for part in ast.walk(argument):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield from _identifiers(part.value)
+
+
+def _identifiers(text: str) -> Iterator[str]:
+    word = ""
+    for letter in text + " ":
+        if letter.isalnum() or letter == "_":
+            word += letter
+        elif word:
+            if word.isidentifier():
+                yield word
+            word = ""
+
+
+def line_of(node: ast.AST, default: int) -> int:
+    return getattr(node, "lineno", default)
+
+
+def word_of(node: ast.AST) -> str:
+    return {
+        ast.Yield: "yield",
+        ast.YieldFrom: "yield from",
+        ast.Return: "return",
+        ast.Await: "await",
+        ast.AsyncFor: "async for",
+        ast.AsyncWith: "async with",
+    }[type(node)]
