@@ -22,7 +22,6 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from pickle import PickleBuffer
 from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -455,6 +454,8 @@ def _side_by_side(files: Sequence[int], sizes: Sequence[int]) -> memoryview:
         offset += size
     memory = (ctypes.c_char * total).from_address(start)
     weakref.finalize(memory, libc.munmap, start, total).atexit = False
+    from pickle import PickleBuffer
+
     return PickleBuffer(memory).raw()  # `memoryview.cast` refuses the format that ctypes gives
 
 
