@@ -217,7 +217,7 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     The nearest frame that is not of the standard library asks. A distribution that is being imported asks for
     nothing that its version does not tell.
     """
-    importing = False
+    importing = about_distributions = False
     found: tuple[str, str] | None = None
     temporary = ""
     while frame is not None and limit:
@@ -231,7 +231,13 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
         if name in _WRAPPING:
             frame = frame.f_back
             continue
+        if isinstance(name, str) and name.startswith(_METADATA):
+            about_distributions = True  # a library that looks for plug-ins walks all of sys.path
+            frame = frame.f_back
+            continue
         origin = modules.origin_of(name) if isinstance(name, str) else "local"
+        if origin == "library" and about_distributions and found is None:
+            return "import", ""
         if origin == "standard":
             if name == "tempfile":
                 temporary = "tempfile"
@@ -249,6 +255,7 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     return found or ("library", "import" if importing else "")
 
 
+_METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
 _SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
 _LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
 
