@@ -54,7 +54,8 @@ def nesting_level() -> int:
 @contextlib.contextmanager
 def nested(level: int) -> Iterator[None]:
     """Be inside of tasks, so deep."""
-    before, _context.level = _context.level, level
+    own = 1 if worker.is_worker() else 0
+    before, _context.level = _context.level, max(level - own, 0)
     try:
         yield
     finally:

@@ -344,10 +344,14 @@ class Parallel(Logger):
             chosen = active_backend()
             if shared and not chosen.supports_sharedmem:
                 # The context's number of workers was meant for its backend.
-                chosen = ThreadingBackend(nesting_level=level)
+                refused, chosen = chosen, ThreadingBackend(nesting_level=level)
                 given = 1 if given is None else given
                 if self.verbose >= 10:
-                    print(f"Using {type(chosen).__name__} as a backend with shared memory is required.")
+                    print(
+                        print(
+                            f"{type(chosen).__name__} in place of {type(refused).__name__}, to share memory"
+                        )
+                    )
         elif shared or self.prefer == "threads":
             chosen = ThreadingBackend(nesting_level=level) if level < 2 else SequentialBackend(level)
         elif self.prefer == "processes" and level == 0:
@@ -771,23 +775,14 @@ class Parallel(Logger):
 
         driver = threading.Thread(target=drive, name="ipyparcache-generator", daemon=True)
         driver.start()
-        begun = False
-        whole = False
         try:
             yield None
-            begun = True
             news = self._news(run, found)
             yield from self._in_order(news) if self.return_ordered else self._as_they_come(news)
-            whole = True
         finally:
             cancelled.set()
             if threading.current_thread() is not driver:
                 driver.join(2.0)
-            if begun and not whole and run is not None:
-                self._warn_of_waste(run)
-
-    def _warn_of_waste(self, run: Run) -> None:
-        """A generator was dropped half way: its tasks were dropped, too."""
 
     def _news(self, run: Run | None, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Done]:
         while (news := found.get()) is not None:
