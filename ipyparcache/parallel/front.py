@@ -347,11 +347,7 @@ class Parallel(Logger):
                 refused, chosen = chosen, ThreadingBackend(nesting_level=level)
                 given = 1 if given is None else given
                 if self.verbose >= 10:
-                    print(
-                        print(
-                            f"{type(chosen).__name__} in place of {type(refused).__name__}, to share memory"
-                        )
-                    )
+                    print(f"{type(chosen).__name__} in place of {type(refused).__name__}, to share memory")
         elif shared or self.prefer == "threads":
             chosen = ThreadingBackend(nesting_level=level) if level < 2 else SequentialBackend(level)
         elif self.prefer == "processes" and level == 0:
