@@ -517,6 +517,20 @@ def _restore_rc(parameters: Mapping[str, object]) -> None:
 _LOCALE_PARTS = ("LC_NUMERIC", "LC_TIME", "LC_COLLATE", "LC_MONETARY")
 
 
+def _sklearn() -> dict[str, object]:
+    found: dict[str, object] = sys.modules["sklearn"].get_config()
+    return found
+
+
+def _sklearn_special() -> dict[str, object]:
+    default = getattr(sys.modules.get("sklearn._config"), "_global_config", {})
+    return {name: value for name, value in _sklearn().items() if value != default.get(name)}
+
+
+def _restore_sklearn(options: Any) -> None:
+    sys.modules["sklearn"].set_config(**options)
+
+
 def _locale_facts() -> dict[str, str]:
     import locale
 
@@ -589,6 +603,14 @@ SETTINGS = (
         frozenset(
             {"matplotlib", "pylab", "seaborn", "pandas", "sklearn", "plotnine", "networkx", "arviz", "xarray"}
         ),
+    ),
+    Setting(
+        "scikit-learn configuration",
+        "sklearn",
+        _sklearn_special,
+        _sklearn,
+        _restore_sklearn,
+        frozenset({"sklearn", "imblearn", "xgboost", "lightgbm"}),
     ),
 )
 
