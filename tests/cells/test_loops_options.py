@@ -355,7 +355,7 @@ def test_a_refusal_comes_before_any_line_has_run():
 
 def test_draws_from_a_seeded_generator_are_lost_from_the_first_on(monkeypatch):
     namespace = new_namespace("import numpy as np\nout = []")
-    monkeypatch.setattr("ipyparcache.cells.loops._seeded_libraries", lambda: ("numpy.random",))
+    monkeypatch.setattr("ipyparcache.cells.looprun.seeded_libraries", lambda: ("numpy.random",))
 
     _, error, _ = parallel(namespace, "for i in range(6):\n    out.append(np.random.rand())")
 

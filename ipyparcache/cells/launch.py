@@ -1,0 +1,249 @@
+"""What live values show about a loop that its text does not: asked after analysis, before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipyparcache.analysis import refusals
+from ipyparcache.analysis.body import Site
+from ipyparcache.analysis.parfor import Facts, Parfor
+from ipyparcache.cells import iteration, travel
+from ipyparcache.cells.facts import facts_of
+from ipyparcache.cells.plans import refused
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The checks of one loop against the namespace that it is about to run in.
+
+    Each raises `LoopRefused` where the loop would not leave what the serial one leaves.
+    """
+
+    parfor: Parfor
+    namespace: dict[str, Any]
+    facts: Facts
+
+    def writes_items_only(self, name: str) -> bool:
+        return all(
+            site.method in ("item", "augmented", "own") for site in self.parfor.sites if name in site.roots
+        )
+
+    def check_guards(self) -> None:
+        """A replayed write inside of a `try` must be one that cannot raise."""
+        for site in self.parfor.sites:
+            if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
+                raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def check_readers(self, parcel: travel.Parcel) -> None:
+        """Functions that travel along must not read what the loop assigns, but as analysis saw it."""
+        parfor = self.parfor
+        known = {name for name in self.facts.helpers}
+        for name, readers in parcel.readers.items():
+            if name in parfor.changed:
+                line = parfor.changed[name][0]
+            elif name in parfor.assigned_at:
+                line = parfor.assigned_at[name]
+            else:
+                continue
+            for reader in sorted(readers):
+                if name in parfor.changed or reader not in known:
+                    raise refused(refusals.ReadByHelper(parfor.line, name, reader, line))
+        for name in sorted(parcel.written):
+            if name in parfor.changed or name in parfor.temporaries:
+                reader = min(parcel.written[name])
+                raise refused(refusals.GlobalWrite(parfor.line, name, reader))
+
+    def own_numbers(self, parcel: travel.Parcel) -> frozenset[int]:
+        """Numbers of the containers of which each iteration has its own item; checks that nothing else leads there."""
+        found: set[int] = set()
+        for rows in self.parfor.own_rows:
+            value = self.namespace.get(rows.root)
+            is_array = type(value).__name__ == "ndarray" and not value.dtype.hasobject  # type: ignore[union-attr]
+            plain = type(value) in (list, dict) and not rows.deep
+            others = [n for n in self.parfor.reads if n != rows.root]
+            shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
+            if shared is not None:
+                raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
+            if not (is_array or plain):
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+            found |= {n for n, obj in parcel.objects.items() if obj is value}
+        return frozenset(found)
+
+    def check_source(self, source: object) -> bool:
+        """A generator that is drawn from while results are merged must not read what they change.
+
+        Returns whether drawing from it may run code of the notebook.
+        """
+        kind = type(source)
+        may_run = kind in _MAY_RUN_USER_CODE or kind.__module__ in (travel.MAIN, "itertools")
+        code = getattr(source, "gi_code", None)
+        frame = getattr(source, "gi_frame", None)
+        if not isinstance(code, types.CodeType) or frame is None or frame.f_globals is not self.namespace:
+            return may_run
+        names = set(travel.globals_of(code))
+        for name in list(names):
+            helper = facts_of([name], self.namespace).helpers.get(name)
+            names |= helper.reads if helper is not None else set()
+        for name in sorted(names & (set(self.parfor.changed) | set(self.parfor.temporaries))):
+            raise refused(refusals.IterableChanged(self.parfor.line, name, self.parfor.line))
+        return True
+
+    def check_own_keys(self, iterable: object) -> None:
+        """Every element must name another item."""
+        for rows in self.parfor.own_rows:
+            value = self.namespace.get(rows.root)
+            if type(iterable) is range:
+                distinct = not isinstance(value, dict) and (
+                    not iterable or min(iterable[0], iterable[-1]) >= 0
+                )
+            elif type(iterable) is enumerate:
+                distinct = not isinstance(value, dict)
+            else:
+                distinct = isinstance(iterable, dict | _KEYS | _ITEMS) and isinstance(value, dict)
+            if not distinct:
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+
+    def check_threads(self, parcel: travel.Parcel) -> None:
+        """What one process cannot keep apart for several iterations at once."""
+        for node in ast.walk(self.parfor.body):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                why = f"with --backend threads the body cannot define `{node.name}`"
+                raise refused(refusals.NotSupported(node.lineno, node.name, why))
+        readers = {name: min(found) for name, found in parcel.readers.items()}
+        for name in self.parfor.reads:
+            helper = self.facts.helpers.get(name)
+            readers |= dict.fromkeys(helper.reads if helper is not None else (), name)
+        for name in self.parfor.temporaries:
+            if name in readers:
+                raise refused(refusals.ReadByHelper(self.parfor.line, name, readers[name], self.parfor.line))
+
+    def check_aliases(self, roots: Mapping[str, object], parcel: travel.Parcel) -> None:
+        """What the loop changes must not be reached by another name that it reads."""
+        identities = {id(obj) for obj in parcel.objects.values()}
+        for name, value in roots.items():
+            line, attribute = self.parfor.changed[name]
+            if attribute is not None or type(value) in travel.ATOMS:
+                continue
+            parts = [value]
+            if isinstance(value, dict):
+                parts += [v for v in value.values() if isinstance(v, list | dict | set)]
+            elif isinstance(value, list | tuple):
+                parts += [v for v in value if isinstance(v, list | dict | set)]
+            owner = getattr(value, "base", None)
+            if owner is not None:
+                parts.append(owner)
+            for part in parts:
+                if id(part) in identities:
+                    other = next(
+                        (n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part),
+                        "another name",
+                    )
+                    raise refused(refusals.SharedWithResult(self.parfor.line, name, other, line))
+
+    def attributes_asked(self) -> Iterator[tuple[types.ModuleType, str]]:
+        """Attributes of modules that the body reads by name."""
+        for name, attribute in self.parfor.attributes:
+            value = self.namespace.get(name)
+            if isinstance(value, types.ModuleType):
+                yield value, attribute
+
+    def stand_ins(self) -> dict[int, tuple[Any, ...]]:
+        """IPython's `display`, which a worker has not."""
+        module = sys.modules.get("IPython.core.display_functions")
+        function = getattr(module, "display", None)
+        if function is None:
+            return {}
+        return {id(function): (iteration.worker_display, ())}
+
+
+class LocalModules:
+    """Whether a module is local code; remembers those asked that are."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __call__(self, name: str) -> bool:
+        if name in self.names:
+            return True
+        from ipyparcache.digest.modules import origin_of
+
+        if name in (travel.MAIN, "__mp_main__", "builtins") or origin_of(name) != "local":
+            return False
+        self.names.add(name)
+        return True
+
+
+_KEYS: type = type({}.keys())
+_ITEMS: type = type({}.items())
+_MAY_RUN_USER_CODE = (zip, map, filter, enumerate, reversed)
+
+
+def _leads_to(value: object, target: object) -> bool:
+    """Whether an object is, or leads in a few steps to, another, or shares its memory."""
+    if value is target or reaches(value, target, 3):
+        return True
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and all(isinstance(v, numpy.ndarray) for v in (value, target))
+        and bool(numpy.may_share_memory(value, target))
+    )
+
+
+def seeded_libraries() -> tuple[str, ...]:
+    """Libraries whose global random generator the user has seeded in this kernel."""
+    from ipyparcache.digest.environment import still_holds
+
+    return tuple(
+        library
+        for library in ("random", "numpy.random", "torch")
+        if library in sys.modules and not still_holds(("random", library, "unseeded"))
+    )
+
+
+def _cannot_raise(site: Site, root: object) -> bool:
+    """Whether a replayed write certainly succeeds; unhashable keys are found out on the worker."""
+    if site.method in ("append", "appendleft"):
+        return type(root).__name__ in ("list", "deque")
+    if site.method in ("add", "discard"):
+        return isinstance(root, set)
+    if site.method in ("item", "setdefault"):
+        return isinstance(root, dict)
+    # A constant can be added to a number; what else an operand may be is not known.
+    return site.method == "reduce" and site.holes == 0 and isinstance(root, int | float | complex)
+
+
+def keeps_references(root: object) -> bool:
+    """Whether an item write into `root` keeps the object itself, not a copy of its content."""
+    return isinstance(root, dict | list) or (root is not None and type(root).__module__ == travel.MAIN)
+
+
+def reaches(value: object, target: object, depth: int = 7) -> bool:
+
+    seen: set[int] = set()
+    layer: list[object] = [value]
+    for _ in range(depth):
+        following: list[object] = []
+        for obj in layer:
+            for part in gc.get_referents(obj):
+                if part is target:
+                    return True
+                if (
+                    id(part) not in seen
+                    and not isinstance(part, types.ModuleType)
+                    and not _is_namespace(part)
+                ):
+                    seen.add(id(part))
+                    following.append(part)
+        layer = following[:10_000]
+    return False
+
+
+def _is_namespace(part: object) -> bool:
+    return isinstance(part, dict) and "__builtins__" in part

@@ -1,0 +1,927 @@
+"""One loop of a parallel cell while it runs: elements out in chunks, what they did merged in their order."""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import gc
+import html
+import io
+import marshal
+import operator
+import pickle
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from ipyparcache.analysis import refusals
+from ipyparcache.analysis.body import ITERABLE
+from ipyparcache.analysis.parfor import Parfor
+from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells.interrupts import Interrupts
+from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.launch import Launch, LocalModules, keeps_references, reaches, seeded_libraries
+from ipyparcache.cells.loopcache import LoopCache, open_cache
+from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
+from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
+from ipyparcache.cells.threads import ThreadTask, routed_streams
+from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
+from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
+from ipyparcache.progress.tracker import Tracker
+from ipyparcache.progress.widget import show
+
+TARGET = 0.025  # seconds that a chunk should take: long against sending it, short at the end of the loop
+LARGEST = 4096  # iterations of a chunk
+MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
+
+
+@dataclass
+class _Chunk:
+    """Iterations sent together, until they are merged."""
+
+    number: int
+    first: int
+    count: int
+    objects: list[dict[int, object]]
+    events: list[tuple[str, Any]] = field(default_factory=list)
+    records: dict[int, tuple[bytes, list[Any]]] = field(default_factory=dict)
+    shown: int = 0
+    merged: bool = False
+    key: str | None = None
+    decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
+    result: ChunkResult | None = None
+    error: Error | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+class LoopRun:
+    """One loop while it runs.
+
+    Iterations are sent in chunks sized by their measured time; what a chunk did is merged when all chunks before it
+    have been merged and it was found to have changed nothing but what it may.
+    """
+
+    def __init__(self, parfor: Parfor, plan: CellPlan, host: Host) -> None:
+        self.parfor = parfor
+        self.plan = plan
+        self.options = plan.options
+        self.launch = Launch(parfor, host.namespace, plan.facts)
+        self.host = host
+        self.namespace = host.namespace
+        self.report = LoopReport(parfor.line)
+        self.interrupts = Interrupts()
+        self.jobs = jobs_of(self.options.jobs)
+        self.chunks: dict[int, _Chunk] = {}
+        self.sent = 0
+        self.holding = False
+        self.front = 0
+        self.by_task: dict[int, _Chunk] = {}
+        self._tasks_sent = 0
+        self.cache: LoopCache | None = None
+        self._key: str | None = None
+        self._draws_user_code = False
+        self._held: list[Any] = []
+        self._said: dict[int, str] = {}
+        self._said_last = ""
+        self.merged = 0
+        self._iterations_sent = 0
+        self._mean: float | None = None
+        self._bytes = 0.0
+        self._stop_feeding = False
+        self._touched: dict[int, object] = {}
+        self._peeked: list[Any] = []
+        self._source_error: tuple[int, BaseException] | None = None
+        self._left: int | None = None
+        self._iterable: object = None
+        self.source: Iterator[Any] | None = None
+        self._registry_once: dict[Any, Any] = {}
+        self.replayer: Replayer | None = None
+        self.parcel: travel.Parcel | None = None
+        self.given_up: frozenset[str] = frozenset()
+
+    @property
+    def expected(self) -> int | None:
+        """How many iterations there will be, if the iterable tells."""
+        return self._left
+
+    # before it starts
+
+    def prepare(self) -> None:
+        """Evaluate the iterable and pack what the body reads.
+
+        Raises
+        ------
+        LoopRefused
+            If live values show what the text did not: an alias, something that cannot travel.
+        """
+        parfor, namespace = self.parfor, self.namespace
+        self.launch.check_guards()
+        self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
+        roots = {name: namespace[name] for name in parfor.changed if name in namespace}
+        names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
+        names |= {rows.root for rows in parfor.own_rows}
+        left_out = (set(parfor.changed) | set(parfor.temporaries)) - names
+        self.local = LocalModules()
+        try:
+            self.parcel = travel.pack(
+                namespace,
+                sorted(names - left_out),
+                self.local,
+                (),
+                self.launch.stand_ins(),
+                left_out,
+                self.launch.attributes_asked(),
+            )
+        except travel.NotTravelling as error:
+            if self._is_threaded:
+                self.parcel = travel.Parcel(b"", [], {}, {}, {})
+                self.launch.check_threads(self.parcel)
+                self.known = {}
+                self.replayer = Replayer(parfor, namespace, self.host.file_name)
+                return
+            raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+        if self._is_threaded:
+            self.launch.check_threads(self.parcel)
+            if parfor.own_rows:
+                rows = parfor.own_rows[0]
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+        self.launch.check_readers(self.parcel)
+        self.launch.check_aliases(roots, self.parcel)
+        self.exempt = self.launch.own_numbers(self.parcel)
+        self.known = self.parcel.number_of()
+        # A number or text has no place of its own: elements are looked up only where something could be met again.
+        self.replayer = Replayer(parfor, namespace, self.host.file_name)
+
+    @contextmanager
+    def iterable_at_hand(self) -> Iterator[ast.expr | None]:
+        """The evaluated iterable under a name of the namespace; None if it was not evaluated yet."""
+        if self.source is None:
+            yield None
+            return
+        self.namespace[ITERABLE] = self._iterable
+        try:
+            yield ast.copy_location(ast.Name(ITERABLE, ast.Load()), self.parfor.iterable)
+        finally:
+            self.namespace.pop(ITERABLE, None)
+
+    def start(self) -> None:
+        """Evaluate the iterable: from here on the loop has begun."""
+        code = compile(
+            ast.fix_missing_locations(ast.Expression(self.parfor.iterable)), self.host.file_name, "eval"
+        )
+        self._iterable = iterable = eval(code, self.namespace)
+        for name in self.parfor.changed:
+            if self.namespace.get(name, self) is iterable and not isinstance(iterable, dict):
+                line = self.parfor.changed[name][0]
+                if not self.launch.writes_items_only(name):
+                    raise refused(refusals.IterableChanged(self.parfor.line, name, line))
+        self.launch.check_own_keys(iterable)
+        self.source = iter(iterable)
+        self._draws_user_code = self.launch.check_source(self.source)
+        left = operator.length_hint(iterable, -1)
+        self._left = left if left >= 0 else None
+
+    def open_cache(self, statement: ast.stmt) -> None:
+        """With `--cached`: find the entries of the loop's iterations."""
+        if not self.options.cached or self._is_threaded:
+            return
+        self.cache, why = open_cache(self.parfor, statement, self.namespace, self.options.seed)
+        if self.cache is None:
+            self.report.notes.append(f"the iterations are not kept: {why}")
+
+    def _task(self) -> Task | ThreadTask:
+        assert self.parcel is not None
+        parfor = self.parfor
+        code = compile(parfor.body, self.host.file_name, "exec", dont_inherit=True)
+        by_content = frozenset(
+            number
+            for number, site in enumerate(parfor.sites)
+            if not (
+                site.method in ("item", "items", "attribute")
+                and all(keeps_references(self.namespace.get(name)) for name in site.roots)
+            )
+        )
+        seed = (self.options.seed,) if self.options.seed is not None else None
+        if self._is_threaded:
+            return ThreadTask(
+                code,
+                self.namespace,
+                parfor.temporaries,
+                by_content,
+                yields=parfor.yields,
+                retries=self.options.retries,
+                seed=seed,
+            )
+        return Task(
+            Body(
+                code,
+                tuple(n for n in parfor.temporaries),
+                by_content,
+                frozenset(self.local.names),
+                seed,
+                parfor.yields,
+                seeded_libraries() if self.options.seed is None else (),
+                self.options.retries,
+                self.cache.entries.secret if self.cache is not None else self.host.secret,
+                self.cache is not None,
+                tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
+                self.exempt,
+                self.parcel.data,
+                tuple(self.parcel.buffers),
+            )
+        )
+
+    # the elements
+
+    def _elements(self) -> Iterator[tuple[object, ...]]:
+        """The arguments of the tasks: chunks of elements, drawn when they are wanted."""
+        while not self._stop_feeding:
+            size = self._size()
+            items: list[Any] = []
+            ended = False
+            self.interrupts.waiting = False
+            try:
+                ended = self._draw(items, size)
+            except BaseException as error:
+                self._source_error = (self._iterations_sent + len(items), error)
+                ended = True
+            finally:
+                self.interrupts.waiting = True
+            if items and not self._restored(items):
+                yield self._chunk_of(items)
+            if self._held:
+                ended = False
+            if ended:
+                return
+
+    def _draw(self, items: list[Any], size: int) -> bool:
+        """Draw up to `size` elements; whether there are no more.
+
+        What user code prints while an element is drawn comes before what its iteration prints: such an element begins
+        a chunk. What was drawn before the iterable raises stays in the list.
+        """
+        assert self.source is not None
+        if not self._draws_user_code:
+            items.extend(islice(self.source, size))
+            return len(items) < size
+        if self._held:
+            items.append(self._held.pop())
+        while len(items) < size:
+            heard = io.StringIO()
+            try:
+                with redirect_stdout(heard):
+                    item = next(self.source)
+            except StopIteration:
+                self._said_last = heard.getvalue()
+                return True
+            except BaseException:
+                self._said_last = heard.getvalue()
+                raise
+            if heard.getvalue():
+                self._said[self._iterations_sent + len(items)] = heard.getvalue()
+                if items:
+                    self._held.append(item)
+                    return False
+            items.append(item)
+        return False
+
+    def _size(self) -> int:
+        options = self.options
+        apart = options.timeout is not None or options.retries or options.on_error == "collect"
+        if apart or self.cache is not None or options.order == "free":
+            return 1
+        if options.chunk is not None:
+            return options.chunk
+        if self._mean is None:
+            return 1
+        size = max(1, min(int(TARGET / max(self._mean, 1e-7)), LARGEST, self._iterations_sent * 4))
+        if self._bytes:
+            size = max(1, min(size, int(MOST_BYTES / self._bytes)))
+        if self._left is not None:
+            size = max(1, min(size, -(-(self._left - self._iterations_sent) // (4 * self.jobs))))
+        return size
+
+    def _chunk_of(self, items: list[Any]) -> tuple[object, ...]:
+        first = self._iterations_sent
+        objects: list[dict[int, object]] = []
+        sent: object = items
+        if not self._is_threaded and not is_plain_sequence(items):
+            parts = []
+            for number, item in enumerate(items, first):
+                try:
+                    data, buffers, found = travel.pack_element(item, self.known, self.namespace, self.local)
+                except Exception as error:
+                    why = f"element {number} of the loop is a {type(item).__name__}: {error}"
+                    raise refused(refusals.CannotTravel(self.parfor.line, "the element", why)) from None
+                parts.append((data, buffers))
+                objects.append(found)
+            sent = Packed(tuple(parts))
+        chunk = _Chunk(self.sent, first, len(items), objects)
+        chunk.key = self._key
+        self._enlist(chunk)
+        self.by_task[self._tasks_sent] = chunk
+        self._tasks_sent += 1
+        return first, sent, self.cache is None
+
+    def _enlist(self, chunk: _Chunk) -> None:
+        self.chunks[chunk.number] = chunk
+        self.sent += 1
+        self._iterations_sent += chunk.count
+        said = self._said.pop(chunk.first, "")
+        if said:
+            chunk.events.insert(0, ("stdout", said.encode("utf-8", "surrogatepass")))
+
+    def _restored(self, items: Sequence[Any]) -> bool:
+        """Whether the iteration over these elements (one of them) was found in the store, and enlisted as over."""
+        if self.cache is None:
+            return False
+        number = self._iterations_sent
+        key = self._key = self.cache.key_of(number, items[0])
+        found = self.cache.find(key) if key is not None else None
+        if found is not None:
+            self.report.asked = None  # its entry knows what it asked, this run does not
+        if found is None:
+            return False
+        data, buffers, events = found
+        chunk = _Chunk(self.sent, number, 1, [], events)
+        chunk.records[number] = (data, buffers)
+        chunk.result = ChunkResult()
+        self._enlist(chunk)
+        self._tracker.from_cache(1)
+        self.report.restored += 1
+        return True
+
+    # running
+
+    def iterate(self) -> Generator[list[Any], None, None]:
+        """Run the loop; yields the elements of a comprehension, iteration by iteration, as they are merged."""
+        begun = time.monotonic()
+        tracker = Tracker(self._left, f"line {self.parfor.line}")
+        tracker.start()
+        self._tracker = tracker
+        wanted = self.options.progress is not False and not self.options.no_progress
+        keep: Literal["always", "never"] = "never" if self.options.quiet else "always"
+        bar = show(tracker, self.interrupts.asked.set, keep=keep) if wanted else None
+        status: Literal["done", "failed", "interrupted"] = "failed"
+        try:
+            with self.interrupts.caught(), routed_streams() if self._is_threaded else nullcontext():
+                yield from self._run_tasks()
+            status = "done"
+        except GeneratorExit:
+            status = "done"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            tracker.finish(status)
+            if bar is not None:
+                bar.close()
+            self.report.seconds = time.monotonic() - begun
+            self._settle_dropped()
+
+    def _run_tasks(self) -> Iterator[list[Any]]:
+        tasks = self._begun()
+        try:
+            while (following := self._next_outcome(tasks)) is not None:
+                self._take_outcome(*following)
+                yield from self._merge_ready()
+                if self._source_error is not None and self._source_error[0] == self.report.iterations:
+                    break
+            yield from self._concluded()
+        except GeneratorExit:
+            self._note_read_ahead()
+            raise
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            tasks.close()
+
+    def _begun(self) -> Generator[tuple[int, Outcome], None, None]:
+        """The tasks of the loop, whose outcomes come as they are asked for."""
+        options = Options(
+            n_jobs=self.jobs,
+            backend=BACKENDS.get(self.options.backend, self.options.backend),
+            batch=1,
+            timeout=self.options.timeout,
+            on_error="collect",
+            inner_threads=self.options.inner_threads,
+            capture=True,
+        )
+        self._running = self._task()
+        self._states_before = self._states() if self._is_threaded else {}
+        tasks = run_tasks(
+            self._running,
+            self._elements(),
+            options,
+            on_event=self._take_event,
+            cancelled=self.interrupts.asked,
+        )
+        assert isinstance(tasks, Generator)
+        return tasks
+
+    def _concluded(self) -> Iterator[list[Any]]:
+        """Merge what is left to merge and raise what ended the loop."""
+        yield from self._merge_ready()
+        if self._said_last:
+            self.host.write("stdout", self._said_last)
+        if self.interrupts.asked.is_set():
+            raise KeyboardInterrupt
+        self._check_states(self._states_before)
+        if self._source_error is not None:
+            raise without_frames_of(self._source_error[1], _OWN_FILES)
+
+    def _abandon(self, error: BaseException) -> None:
+        self._stop_feeding = True
+        if isinstance(error, KeyboardInterrupt):
+            self._merge_interrupted()
+        self._keep_partial()
+        self._note_read_ahead()
+
+    def receive(self, tracker: Tracker) -> None:
+        """Run the loop without touching the namespace: `conclude` merges what it did."""
+        begun = time.monotonic()
+        self._tracker = tracker
+        self.holding = True
+        try:
+            tasks = self._begun()
+            try:
+                while (following := self._next_outcome(tasks)) is not None:
+                    self._take_outcome(*following)
+                    self._advance_front()
+            finally:
+                tasks.close()
+        finally:
+            self.report.seconds = time.monotonic() - begun
+
+    def conclude(self) -> Generator[list[Any], None, None]:
+        """After `receive`: merge what the iterations did, and raise what ended the loop."""
+        self.holding = False
+        try:
+            yield from self._concluded()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            self._settle_dropped()
+
+    def _advance_front(self) -> None:
+        while self.front in self.chunks and self.chunks[self.front].is_over:
+            self._show(self.chunks[self.front])
+            self.front += 1
+            if self.front in self.chunks and not self.options.retries:
+                self._show(self.chunks[self.front])
+
+    def _next_outcome(self, tasks: Iterator[tuple[int, Outcome]]) -> tuple[int, Outcome] | None:
+        self.interrupts.waiting = True
+        try:
+            return next(tasks, None)
+        finally:
+            self.interrupts.waiting = False
+
+    def _states(self) -> dict[int, watching.State]:
+        """Own states of what threads share, to see afterwards whether they changed it side by side."""
+        assert self.parcel is not None
+        found = {n: self._state(obj) for n, obj in self.parcel.objects.items()}
+        return {n: state for n, state in found.items() if state != ("constant",)}
+
+    def _state(self, obj: object) -> watching.State:
+        return watching.state_of(
+            obj, lambda name: name == travel.MAIN or (isinstance(name, str) and name in self.local.names)
+        )
+
+    def _check_states(self, before: Mapping[int, watching.State]) -> None:
+        assert self.parcel is not None
+        for number, state in before.items():
+            obj = self.parcel.objects[number]
+            if not watching.is_as(self._state(obj), state):
+                raise ChangeLost(
+                    self.parfor.line,
+                    f"{self._name_of(obj)} from several threads at once, in no fixed order,",
+                    0,
+                    max(0, self.report.iterations - 1),
+                    _LOST_ADVICE,
+                )
+
+    def _settle_dropped(self) -> None:
+        """Names whose value cannot come home: bound to nothing, or to None where the cell gives them up itself."""
+        assert self.replayer is not None
+        for name, kind in self.replayer.dropped.items():
+            if name in self.given_up:
+                self.namespace[name] = None
+                continue
+            text = (
+                f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left unbound; "
+                f"warning: a later cell that reads it fails"
+            )
+            self.report.notes.append(text)
+            self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
+
+    def _take_event(self, number: int, event: object) -> None:
+        chunk = self.by_task[number]
+        if isinstance(event, Output):
+            chunk.events.append((event.stream, event.data))
+        elif isinstance(event, Emitted):
+            kind, *rest = pickle.loads(event.payload)
+            if kind == iteration.RECORD:
+                first, data, buffers = rest
+                chunk.records[first] = (data, buffers)
+            elif kind == iteration.TEXT:
+                stream, text = rest[0]
+                chunk.events.append((stream, text.encode("utf-8", "surrogatepass")))
+            elif kind == iteration.AGAIN:
+                # A failed attempt: what it printed and left does not count.
+                chunk.events.clear()
+                chunk.records.pop(rest[0], None)
+            else:
+                chunk.events.append(("", (kind, rest[0])))
+        live = self.front if self.holding else self.merged
+        if (chunk.number == live or self.options.order == "free") and not self.options.retries:
+            self._show(chunk)
+
+    def _write(self, stream: str, data: bytes, chunk: _Chunk) -> None:
+        if stream not in chunk.decoders:
+            chunk.decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+        text = chunk.decoders[stream].decode(bytes(data))
+        if self.options.order == "free" and text:
+            mark = f"[{chunk.first}] "
+            text = mark + text[:-1].replace("\n", "\n" + mark) + text[-1]
+        self.host.write(stream, text)
+
+    def _show(self, chunk: _Chunk) -> None:
+        """Pass on what the chunk has put out so far."""
+        while chunk.shown < len(chunk.events):
+            stream, data = chunk.events[chunk.shown]
+            chunk.shown += 1
+            if stream:
+                self._write(stream, data, chunk)
+            else:
+                self._show_special(*data)
+        if self.cache is None:
+            chunk.events.clear()
+            chunk.shown = 0
+
+    def _show_special(self, kind: int, payload: Any) -> None:
+        if kind == iteration.DISPLAY:
+            data, buffers = payload
+            objects, options = self._load(data, buffers, {})
+            self.host.display(objects, options)
+        elif kind == iteration.FIGURE:
+            data, buffers = payload
+            self.report.figures.append(self._load(data, buffers, {})[0][0])
+        elif kind == iteration.SHOWN:
+            assert isinstance(self._running, ThreadTask)
+            self.host.display(*self._running.shown.pop(payload))
+        elif kind == iteration.WARNING:
+            data, buffers, file_name, line = payload
+            message, category = self._load(data, buffers, {})
+            _warn(message, category, file_name, line, self.namespace)
+        elif kind == iteration.LOGGED:
+            import logging
+
+            logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
+
+    def _take_outcome(self, number: int, outcome: Outcome) -> None:
+        chunk = self.by_task.pop(number)
+        if isinstance(outcome, Value):
+            result = outcome.value
+            assert isinstance(result, ChunkResult)
+            chunk.result = result
+            assert self.parcel is not None
+            result.lost = [e for e in result.lost if e[2] is None or e[2] in self.parcel.objects]
+            for first, data, buffers in result.records:
+                chunk.records[first] = (data, buffers)
+            ran = len(result.seconds)
+            if ran:
+                mean = sum(result.seconds) / ran
+                self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
+                if not self._is_threaded:
+                    self._bytes = max(_size_of(chunk.records.values()) / ran, 0.7 * self._bytes)
+            ended = result.started + sum(result.seconds)
+            self._tracker.done_batch(ran, sum(result.seconds), result.pid)
+            self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
+            if self.host.secret is not None:
+                self.report.asked = _joined_rows(self.report.asked, result.observed)
+            can_store = result.observed is not None and not result.refers and chunk.key is not None
+            if self.cache is not None and can_store:
+                assert result.observed is not None
+                assert chunk.key is not None
+                record = chunk.records[chunk.first]
+                self.cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
+            if result.failure is not None or result.lost:
+                self._stop_feeding = (
+                    self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
+                )
+        else:
+            chunk.error = outcome
+            self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
+            if self.options.on_error != "collect":
+                self._stop_feeding = True
+
+    # merging
+
+    def _merge_ready(self) -> Iterator[list[Any]]:
+        """Merge the chunks that are over, as far as all before them have been merged."""
+        while self.merged in self.chunks and self.chunks[self.merged].is_over:
+            chunk = self.chunks[self.merged]
+            self._show(chunk)
+            yield from self._merge(chunk)
+            del self.chunks[self.merged]
+            self.merged += 1
+            following = self.chunks.get(self.merged)
+            if following is not None and not self.options.retries:
+                self._show(following)
+
+    def _merge(self, chunk: _Chunk) -> Iterator[list[Any]]:
+        result = chunk.result
+        lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
+        failure = result.failure if result is not None else None
+        if lost_from is None and failure is None and not chunk.objects and not self.parfor.yields:
+            self._merge_plain(chunk)
+        for number, left in () if chunk.merged else self._iterations_of(chunk):
+            if lost_from is not None and number >= lost_from:
+                break
+            if failure is not None and number == failure.iteration and self.options.on_error == "collect":
+                break
+            self._apply(number, left, chunk)
+            if failure is None or number < failure.iteration:
+                self.report.iterations += 1
+                if self.parfor.yields:
+                    yield self._values(left)
+        if lost_from is not None and result is not None:
+            raise self._lost(result, lost_from)
+        if failure is not None:
+            error = self._error_of(failure, chunk)
+            if self.options.on_error != "collect":
+                raise error
+            yield from self._collect(failure.iteration, error, chunk)
+        if chunk.error is not None:
+            done = chunk.first + sum(1 for _ in self._iterations_of(chunk))
+            error = chunk.error.exception
+            if isinstance(error, TaskCancelled):
+                raise KeyboardInterrupt
+            self._note(error, done, {})
+            if self.options.on_error != "collect":
+                raise error
+            yield from self._collect(done, error, chunk)
+
+    def _merge_plain(self, chunk: _Chunk) -> None:
+        """The same for the commonest chunk, without looking at each iteration for what it cannot have."""
+        assert self.replayer is not None
+        apply, apply_plain = self.replayer.apply, self.replayer.apply_plain
+        chunk.merged = True
+        for first in sorted(chunk.records):
+            data, buffers = chunk.records[first]
+            number = first
+            plain = data.startswith(PLAIN)
+            lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
+            try:
+                if plain:
+                    for number, (entries, values) in enumerate(lefts, first):
+                        apply_plain(entries, values)
+                else:
+                    for number, left in enumerate(lefts, first):
+                        apply(left, {})
+            except Exception as error:
+                bindings = self.replayer.by_name(lefts[number - first][1])
+                raise self._note(without_frames_of(error, _OWN_FILES), number, bindings) from None
+            finally:
+                self.report.iterations += number - first
+            self.report.iterations += 1
+
+    def _values(self, left: Left) -> list[Any]:
+        value = left[4]
+        assert isinstance(value, list)
+        return value
+
+    def _iterations_of(self, chunk: _Chunk) -> Iterator[tuple[int, Left]]:
+        """What the iterations of a chunk left, in order, as far as they came home."""
+        for first in sorted(chunk.records):
+            data, buffers = chunk.records[first]
+            objects = chunk.objects[first - chunk.first] if chunk.objects else {}
+            if data.startswith(PLAIN):
+                assert self.replayer is not None
+                for offset, (entries, values, *elements) in enumerate(_load_plain(data)):
+                    bindings = self.replayer.by_name(values)
+                    value = elements[0] if elements else None
+                    yield first + offset, (list(entries), bindings, [], [], value, {})
+                continue
+            for offset, left in enumerate(self._load(data, buffers, objects) if data else buffers):
+                yield first + offset, left
+
+    def _load(self, data: bytes, buffers: Sequence[Any], objects: Mapping[int, object]) -> Any:
+        assert self.parcel is not None
+        live = self.parcel.objects
+
+        def resolve(key: travel.Key) -> object:
+            return live[key[1]] if key[0] == "b" else objects[key[1]]
+
+        return travel.load_result(data, buffers, self.namespace, resolve)
+
+    def _apply(self, number: int, left: Left, chunk: _Chunk) -> None:
+        assert self.replayer is not None
+        objects = chunk.objects[number - chunk.first] if chunk.objects else {}
+        if self._touched and any(id(obj) in self._touched for obj in objects.values()):
+            raise ChangeLost(
+                self.parfor.line,
+                "an element that an earlier iteration had changed too",
+                number,
+                number,
+                "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
+            )
+        # A buffer of an array has a number on the worker only; the array itself is in the list too.
+        left[3][:] = [change for change in left[3] if change[0] in objects]
+        for key, _, _ in left[3]:
+            self._touched[id(objects[key])] = objects[key]
+        try:
+            self.replayer.apply(left, objects)
+        except Exception as error:
+            raise self._note(without_frames_of(error, _OWN_FILES), number, left[1]) from None
+
+    def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
+        if isinstance(failure.data, BaseException):
+            error = without_frames_of(failure.data, _OWN_FILES)
+            found = [left[1] for number, left in self._iterations_of(chunk) if number == failure.iteration]
+            return self._note(error, failure.iteration, found[0] if found else {})
+        data, buffers = pickle.loads(failure.data)
+        objects = chunk.objects[failure.iteration - chunk.first] if chunk.objects else {}
+        error = self._load(data, buffers, objects)
+        assert isinstance(error, BaseException)
+        bindings: Mapping[str, object] = {}
+        for number, left in self._iterations_of(chunk):
+            if number == failure.iteration:
+                bindings = left[1]
+        return self._note(with_traceback(error, failure.traceback), failure.iteration, bindings)
+
+    def _note(self, error: BaseException, number: int, bindings: Mapping[str, object]) -> BaseException:
+        """Say in the exception which iteration it comes from."""
+        shown = ", ".join(f"{n} = {_brief(bindings[n])}" for n in self.parfor.targets if n in bindings)
+        error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
+        return error
+
+    def _collect(self, number: int, error: BaseException, chunk: _Chunk) -> Iterator[list[Any]]:
+        notes = getattr(error, "__notes__", [""])
+        element = notes[-1].partition("(")[2].rstrip(")")
+        failed = IterationError(number, element, error)
+        self.report.errors.append(failed)
+        self._fill_slots(failed, number, chunk)
+        self.report.iterations += 1
+        if self.parfor.yields:
+            yield [failed]
+
+    def _fill_slots(self, failed: IterationError, number: int, chunk: _Chunk) -> None:
+        """Put the error where the failed iteration would have put its results."""
+        assert self.replayer is not None
+        bindings: Mapping[str, object] = {}
+        for at, left in self._iterations_of(chunk):
+            if at == number:
+                bindings = left[1]
+        for position, site in enumerate(self.parfor.sites):
+            if site.slot is None or any(name not in bindings for name in site.slot if name is not None):
+                continue
+            holes = [failed if name is None else bindings[name] for name in site.slot]
+            with suppress(Exception):  # a place that cannot hold an object, such as an array's
+                self.replayer.sites[position](*holes)
+
+    def _lost(self, result: ChunkResult, first: int) -> ChangeLost:
+        assert self.parcel is not None
+        last = max(entry[1] for entry in result.lost if entry[0] == first)
+        what: list[str] = []
+        for begin, _, number, name in result.lost:
+            if begin != first:
+                continue
+            if number is None:
+                what.append(f"`{name}`" if name.isidentifier() else name)
+            else:
+                what.append(self._name_of(self.parcel.objects.get(number)))
+        shown = ", ".join(dict.fromkeys(what))
+        drawn = any("generator" in part for part in what) or "random" in shown
+        advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
+        return ChangeLost(self.parfor.line, shown, first, last, advice)
+
+    def _name_of(self, target: object) -> str:
+        """How the body reaches an object."""
+        names = sorted(self.parfor.reads)
+        assert self.parcel is not None
+        names += sorted(set(self.parcel.readers) - set(names))
+        for name in names:
+            if self.namespace.get(name, self) is target:
+                return f"`{name}`"
+        from ipyparcache.digest.objects import find_path
+
+        for name in names:
+            if name in self.namespace:
+                path = find_path(name, self.namespace[name], target)
+                if path and path != name:
+                    return f"`{path}`"
+        for name in names:
+            if reaches(self.namespace.get(name), target):
+                return f"something that `{name}` uses"
+        return f"a {type(target).__name__}"
+
+    def _merge_interrupted(self) -> None:
+        """After an interrupt: iterations of the lowest unfinished chunk that came home are merged."""
+        chunk = self.chunks.get(self.merged)
+        if chunk is None:
+            return
+        self._show(chunk)
+        expected = chunk.first
+        for number, left in self._iterations_of(chunk):
+            if number != expected or (chunk.result is not None and chunk.result.failure is not None):
+                break
+            self._apply(number, left, chunk)
+            self.report.iterations += 1
+            expected += 1
+
+    def _keep_partial(self) -> None:
+        """Later iterations that had finished are not lost."""
+        for number in sorted(self.chunks):
+            chunk = self.chunks[number]
+            if number == self.merged and chunk.result is not None:
+                continue
+            for at, left in self._iterations_of(chunk):
+                self.report.partial[at] = left
+
+    def _note_read_ahead(self) -> None:
+        ahead = self._iterations_sent - self.report.iterations - 1
+        if ahead > 0 and self.source is not None and hasattr(self.source, "send"):
+            self.report.notes.append(
+                f"the iterator was read {ahead} elements ahead of the iteration that ended the loop"
+            )
+
+
+def jobs_of(jobs: int | None) -> int:
+    """How many workers `-j` asks for: all processors without it, those left for a negative number."""
+    if jobs is None:
+        return cpu_count()
+    return jobs if jobs > 0 else max(1, cpu_count() + 1 + jobs)
+
+
+BACKENDS = {"threading": "threads", "loky": "processes"}
+_OWN_FILES = frozenset({__file__, travel.__file__, watching.__file__, Replayer.apply.__code__.co_filename})
+_DRAWN_ADVICE = (
+    "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
+    "`rng = np.random.default_rng([1, i])` in the body for others."
+)
+_LOST_ADVICE = (
+    "Return the new value from the iteration and collect it (`out.append(...)`, `out[key] = ...`), "
+    "or drop %%parallel from the cell."
+)
+
+
+def _joined_rows(rows: list[Any] | None, more: list[Any] | None) -> list[Any] | None:
+    """Rows of all iterations, each once; None as soon as one iteration did what cannot be stored."""
+    if rows is None or more is None:
+        return None
+    return list(dict.fromkeys([*rows, *map(tuple, more)]))
+
+
+def _warn(
+    message: Any, category: type[Warning], file_name: str, line: int, namespace: dict[str, Any]
+) -> None:
+    """A warning of a worker, as if it had been raised here: filters and "once" count over all iterations."""
+    import warnings
+
+    registry = namespace.setdefault("__warningregistry__", {})
+    module = travel.MAIN
+    for name, loaded in list(sys.modules.items()):
+        if name != travel.MAIN and getattr(loaded, "__file__", None) == file_name:
+            module, registry = name, loaded.__dict__.setdefault("__warningregistry__", {})
+            break
+    warnings.warn_explicit(message, category, file_name, line, module, registry)
+
+
+def _load_plain(data: bytes) -> list[Any]:
+    """Iterations of a plain record; nothing in them can be part of a cycle."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        found: list[Any] = marshal.loads(memoryview(data)[len(PLAIN) :])
+    finally:
+        if collecting:
+            gc.enable()
+    return found
+
+
+def _size_of(records: Iterable[tuple[bytes, list[Any]]]) -> int:
+    return sum(len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) for data, buffers in records)
+
+
+def _brief(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}…"

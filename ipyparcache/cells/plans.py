@@ -1,0 +1,100 @@
+"""What a parallel cell is planned and reported as, and the kernel as its loops see it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ipyparcache.analysis.parfor import Facts, Step
+from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.errors import IterationError, LoopRefused
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """The options of `%%parallel`."""
+
+    jobs: int | None = None
+    backend: str = "processes"
+    cached: bool = False
+    seed: int | None = None
+    background: str | None = None
+    on_error: str = "raise"
+    timeout: float | None = None
+    retries: int = 0
+    chunk: int | None = None
+    order: str = "kept"
+    inner_threads: int | None = None
+    progress: bool | None = None
+    no_progress: bool = False
+    quiet: bool = False
+
+
+class Host(Protocol):
+    """The kernel, as a loop sees it."""
+
+    namespace: dict[str, Any]
+    file_name: str
+    secret: bytes | None  # under `%%cached`: keys the digests of what iterations read of the environment
+
+    def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
+        """Execute a statement as the shell does, show the value of the cell's last expression, raise its error."""
+
+    def write(self, stream: str, text: str) -> None:
+        """Write to the cell's `stdout` or `stderr`."""
+
+    def show_note(self, html: str, text: str) -> None:
+        """Show something of ours below the cell."""
+
+    def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
+        """Show objects as a call of `display` in the cell would."""
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell whose loops can run in tasks."""
+
+    steps: tuple[Step, ...]
+    facts: Facts
+    options: LoopOptions
+
+
+@dataclass
+class LoopReport:
+    """What became of one loop.
+
+    Attributes
+    ----------
+    rows
+        For the timeline: worker, begin and end (monotonic clock), first iteration, number of iterations.
+    partial
+        What iterations behind an error or interrupt had left: number and entries, not merged.
+    asked
+        Under `%%cached`: what iterations asked of files and environment, as rows; None if they did what cannot
+        be stored.
+    """
+
+    line: int
+    iterations: int = 0
+    seconds: float = 0.0
+    rows: list[tuple[int, float, float, int, int]] = field(default_factory=list)
+    errors: list[IterationError] = field(default_factory=list)
+    partial: dict[int, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    asked: list[Any] | None = field(default_factory=list)
+    restored: int = 0
+    figures: list[object] = field(default_factory=list)
+
+
+@dataclass
+class RunReport:
+    """What became of a cell's loops."""
+
+    loops: list[LoopReport] = field(default_factory=list)
+    error: BaseException | None = None
+
+
+def refused(refusal: Refusal) -> LoopRefused:
+    """The error that tells of a refusal."""
+    return LoopRefused(refusal.line, refusal.variable, refusal.reason, refusal.advice)
