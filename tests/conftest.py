@@ -85,6 +85,13 @@ def marked_processes(marker: str) -> list[psutil.Process]:
     return found
 
 
+def has_ancestor_in(processes: set[psutil.Process], process: psutil.Process) -> bool:
+    """Whether a process that began before the test started this one: a browser or server shared by tests."""
+    with contextlib.suppress(psutil.Error):
+        return any(parent in processes for parent in process.parents())
+    return False
+
+
 def end_workers() -> None:
     """Shut the warm worker pool down, if the test started one: it may outlive a call, not a test."""
     pool = sys.modules.get("ipyparcache.engine.pool")
@@ -143,6 +150,7 @@ def nothing_left_behind(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> I
     left = []
 
     started = {*here.children(recursive=True), *marked_processes(marker)} - processes
+    started -= {process for process in started if has_ancestor_in(processes, process)}
     _, alive = psutil.wait_procs(started, timeout=SECONDS_TO_END)
     for process in alive:
         with contextlib.suppress(psutil.Error):

@@ -45,7 +45,7 @@ def test_the_tour_runs_with_a_live_bar_and_comes_back_after_a_restart(open_noteb
     page.shot("tour-running", search)
     sync_api.expect(said).not_to_have_text(early)
     sync_api.expect(page.out(search).get_by_role("button", name="Cancel")).to_be_visible()
-    sync_api.expect(page.out(search)).to_contain_text("24/24 ·", timeout=120_000)
+    sync_api.expect(page.out(search)).to_contain_text("24/24 ·", timeout=300_000)
     sync_api.expect(page.out(search).locator(".jupyter-widgets")).to_have_count(0)
     run_cells(page, names[names.index("search") + 1 :])
     page.shot("tour-done", search)
