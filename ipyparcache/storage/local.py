@@ -162,10 +162,12 @@ class LocalStore(Store):
         path = self._path(name)
         size = sum(memoryview(part).nbytes for part in parts)
         try:
-            self._prepare()
             if size <= PACKED and not own_file:
+                if not self._swept:
+                    self._prepare()
                 self._put_packed(name, b"".join(parts), path)
                 return size
+            self._prepare()
             self._packed.remove([name])
             # The partial file lies in the same folder tree, since renaming is atomic only within a file
             # system.
@@ -317,8 +319,9 @@ class LocalStore(Store):
 
     def _put_packed(self, name: str, data: bytes, path: str) -> None:
         self._packed.put(name, data)
-        with contextlib.suppress(OSError):  # a larger blob of this name from before
-            os.unlink(path)
+        if any(item.name == name for item in self._files_of(name.partition(".")[0])):
+            with contextlib.suppress(OSError):  # a larger blob of this name from before
+                os.unlink(path)
         self._puts += 1
         if self._puts % 256 == 0:
             self._compact_if_wasteful()

@@ -77,6 +77,9 @@ class Log:
     bad: int = 0
     """Bytes before `read` that belong to no whole record."""
 
+    size: int = 0
+    """Bytes of the file when it was written to last."""
+
     live: int = 0
     """Bytes before `read` that belong to records in the index."""
 
@@ -104,6 +107,9 @@ class PackedLogs:
     _listed: int = -1  # mtime_ns of the folder as it was listed, or -1
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        self._folder_text = str(self.folder)
 
     def place(self, name: str) -> Place | None:
         """Where the blob of this name lies now."""
@@ -224,21 +230,24 @@ class PackedLogs:
                     os.write(log.handle, records[written:])
                     raise OSError(28, "No space left on device")
                 # A log that was compacted meanwhile is read by nobody any more.
-                if os.fstat(log.handle).st_nlink:
+                status = os.fstat(log.handle)
+                log.size = status.st_size
+                if status.st_nlink:
                     return
                 self._forget()
 
     def _open_for_writing(self) -> Log:
-        self._refresh()
         log = self._writing
-        if log is not None and log.read < ROTATE_BYTES and os.fstat(log.handle).st_nlink:
+        # What others have added matters not here; that the log is still read does, and `_append` looks at it.
+        if log is not None and log.size < ROTATE_BYTES and self._owner == os.getpid():
             return log
+        self._refresh()
         own = [log for log in self._logs.values() if log.path.name.startswith(f"{self.writer}-")]
         own = [log for log in own if log.read < ROTATE_BYTES and not log.bad]
         if own:
             self._writing = own[0]
             return own[0]
-        self.folder.mkdir(exist_ok=True, mode=0o700)
+        self.folder.mkdir(exist_ok=True, mode=0o700, parents=True)
         path = self._next_path()
         handle = os.open(path, _FLAGS | os.O_CREAT, 0o600)
         log = self._logs[path.name] = self._writing = Log(path, handle)
@@ -251,7 +260,7 @@ class PackedLogs:
             self._forget()
             self._owner = os.getpid()
         try:
-            modified = os.stat(self.folder).st_mtime_ns
+            modified = os.stat(self._folder_text).st_mtime_ns
         except OSError:
             if self._logs:
                 self._forget()
