@@ -63,7 +63,8 @@ class Site:
         Whether an `except` of the body encloses it, so that it must not be able to raise.
     slot
         For a statement that every iteration reaches and that gives each one place in its root: for every
-        hole the target whose value it is, None for the value itself. A failed iteration's place can be filled.
+        hole the target whose value it is, None for the value itself. A failed iteration's place can be
+        filled.
     """
 
     statement: ast.stmt
@@ -131,6 +132,7 @@ class Builder:
         return (None, *names) if all(name in self.targets for name in names) else None
 
     def block(self, statements: Sequence[ast.stmt], *, guarded: bool) -> list[ast.stmt]:
+        """The statements as a worker runs them."""
         built: list[ast.stmt] = []
         for statement in statements:
             built.extend(self._statement(statement, guarded=guarded))

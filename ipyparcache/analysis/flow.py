@@ -1,10 +1,14 @@
-"""What one iteration reads before it has assigned it: definite assignment over the statements of a loop body."""
+"""What one iteration reads before it has assigned it.
+
+Definite assignment over the statements of a loop body.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 State = frozenset[str] | None
 """Names assigned on every path that leads here; None where no path does."""
@@ -41,7 +45,8 @@ class Flow:
     helper_reads
         For a name that stands for a notebook function: the notebook names that a call of it may read.
     skip
-        For a statement that is replayed elsewhere: the expressions that are evaluated here; None for all others.
+        For a statement that is replayed elsewhere: the expressions that are evaluated here; None for all
+        others.
     """
 
     helper_reads: Callable[[str], Iterable[str]] = lambda _name: ()
@@ -148,7 +153,8 @@ class Flow:
         self._breaks.append([])
         inside = self._block(node.body, self._bind(node.target, state))
         breaks = self._breaks.pop()
-        # A loop over something written out with at least one element runs its body; any other may run it never.
+        # A loop over something written out with at least one element runs its body; any other may run it
+        # never.
         after = inside if _never_empty(node.iter) and inside is not None else state
         end = self._block(node.orelse, after)
         for left in breaks:
@@ -178,7 +184,8 @@ class Flow:
             if handler.name is not None and left is not None:
                 left = left - {handler.name}
             end = _join(end, left)
-        # The paths on which an exception passes through end the iteration; what `finally` reads then is not followed.
+        # The paths on which an exception passes through end the iteration; what `finally` reads then is not
+        # followed.
         return self._block(node.finalbody, end if end is not None else state) if node.finalbody else end
 
     def _with(self, items: list[ast.withitem], body: list[ast.stmt], state: State) -> State:
@@ -358,7 +365,8 @@ def _never_empty(node: ast.expr) -> bool:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
         if node.func.id == "range" and all(isinstance(a, ast.Constant) for a in node.args):
             try:
-                return len(range(*(a.value for a in node.args if isinstance(a, ast.Constant)))) > 0  # type: ignore[arg-type]
+                bounds: list[Any] = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                return len(range(*bounds)) > 0
             except (TypeError, ValueError):
                 return False
         if node.func.id == "enumerate":

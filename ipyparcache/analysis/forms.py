@@ -12,7 +12,8 @@ from ipyparcache.analysis.walk import leaves_of, statements_of
 TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
 
 
-#: Methods that change their object and whose call, as a statement of its own, can be replayed in iteration order.
+#: Methods that change their object and whose call, as a statement of its own, can be replayed in iteration
+#: order.
 REPLAYED_METHODS = frozenset(
     [
         "append",
@@ -124,7 +125,8 @@ class Path:
     Attributes
     ----------
     attribute
-        The first attribute after the name, where that comes first: what else is read of the name may then be apart.
+        The first attribute after the name, where that comes first: what else is read of the name may then
+        be apart.
     holes
         The keys, in the order in which they are evaluated.
     """
@@ -221,7 +223,8 @@ def _item_write(statement: ast.stmt, bound: set[str], carried: set[str]) -> Foun
         return None
     if method == "item" and _reads_own_key(value, target, path.root):
         return _own_key(statement, target, value, path)
-    # Python evaluates the value of a plain assignment before the target's keys, of an augmented one after them.
+    # Python evaluates the value of a plain assignment before the target's keys, of an augmented one after
+    # them.
     ahead = [value, *path.holes] if method != "augmented" else [*path.holes, value]
     place = 0 if method != "augmented" else len(path.holes)
     keys = frozenset(range(len(ahead))) - {place}
@@ -283,7 +286,10 @@ def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found
 
 
 def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
-    """`if x > best: best, where = x, i`, and `if k not in d: d[k] = []`: tests of what is carried, with plain operands."""
+    """`if x > best: best.
+
+    Where = x, i`, and `if k not in d: d[k] = []`: tests of what is carried, with plain operands.
+    """
     if not isinstance(statement, ast.If):
         return None
     outer: dict[str, str | None] = {}
@@ -419,7 +425,10 @@ def _own_key(
 
 
 def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) -> bool:
-    """Cut the operands out of a conditional; False unless all of them can be evaluated whether or not it is taken."""
+    """Cut the operands out of a conditional.
+
+    False unless all of them can be evaluated whether or not it is taken.
+    """
 
     def mentions(node: ast.AST) -> bool:
         return any(isinstance(n, ast.Name) and n.id in ours for n in ast.walk(node))
@@ -485,7 +494,10 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
 
 
 def _is_simple(node: ast.expr) -> bool:
-    """Whether evaluating `node` once more, or needlessly, changes nothing: names, constants, attributes, items of them."""
+    """Whether evaluating `node` once more, or needlessly, changes nothing.
+
+    Names, constants, attributes, items of them.
+    """
     match node:
         case ast.Name() | ast.Constant():
             return True

@@ -1,7 +1,9 @@
 """A loop as tasks: what each variable of its body is, and the body that a worker runs.
 
-The classes are those of a `parfor`: loop targets and temporaries are *private* to an iteration; what is only read is
-*shared*; what is only written, by one of the recognised forms below, is *replayed*: the worker evaluates the operands
+The classes are those of a `parfor`: loop targets and temporaries are *private* to an iteration; what is
+only read is
+*shared*; what is only written, by one of the recognised forms below, is *replayed*: the worker evaluates
+the operands
 (the holes of a `Site`) and the kernel executes the statement with them, in iteration order. Anything that one
 iteration reads and an earlier one wrote is *loop-carried* and refused.
 """
@@ -133,7 +135,8 @@ class Parfor:
     iterable
         The expression it iterates over, evaluated in the kernel.
     body
-        What a worker executes for each element: it finds the element under `ITEM`, appends to the log by calling
+        What a worker executes for each element: it finds the element under `ITEM`, appends to the log by
+        calling
         `LOG`, and leaves the elements of a comprehension under `VALUE`.
     reads
         Names that the body, or a helper it calls, may read and has not assigned: sent to the workers.
@@ -146,7 +149,8 @@ class Parfor:
     sites
         The statements replayed in the kernel.
     changed
-        For every name that `sites` change: the line that does, and the attribute below which it stays (or None).
+        For every name that `sites` change: the line that does, and the attribute below which it stays (or
+        None).
     orelse
         Statements of the `else` branch, executed in the kernel.
     assigned_at
@@ -216,7 +220,8 @@ def steps_of(tree: ast.Module, facts: Facts) -> list[Step] | Refusal:
 
     Notes
     -----
-    `facts` are those of the namespace before the cell; functions and modules that the cell itself defines are added
+    `facts` are those of the namespace before the cell; functions and modules that the cell itself defines
+    are added
     here as its statements are passed.
     """
     steps: list[Step] = []
@@ -482,7 +487,10 @@ class _Classifier:
                     self._recognise(block, bound, carried)
 
     def _demote(self, bound: set[str], carried: set[str]) -> None:
-        """A name that is rebound by a replayed statement must be bound nowhere else: plain values are replayed too."""
+        """A name that is rebound by a replayed statement must be bound nowhere else.
+
+        Plain values are replayed too.
+        """
         replayed = {name for found in self.found.values() for name in found.assigns}
         if not replayed:
             return
@@ -683,7 +691,10 @@ class _Classifier:
                 raise _Refused(refusals.IterableChanged(self.line, name, changed[name][0]))
 
     def _changes_own_element(self, name: str) -> bool:
-        """Whether every replayed write to the iterated object goes to the element just handed out, or its length only is asked."""
+        """Whether every replayed write to the iterated object goes to the element just handed out.
+
+        Or its length only is asked.
+        """
         whole = [
             n
             for n in ast.walk(self.iterable)
@@ -731,7 +742,8 @@ class _Classifier:
             for name, places in flow.reads.items()
             if name not in hidden and (name not in flow.bound and name not in self.targets) and places
         }
-        # An attribute of a changed root is read elsewhere: the root travels; a root that is only changed does not.
+        # An attribute of a changed root is read elsewhere: the root travels; a root that is only changed
+        # does not.
         reads = {name for name in reads if name not in self.changed or flow.reads.get(name)}
         attributes = frozenset(
             (name, read.attribute)
@@ -770,7 +782,10 @@ def _is_stream(call: ast.Call) -> bool:
 
 
 def _is_function_of(call: ast.Call) -> bool:
-    """`np.add(…)`, `os.remove(…)`, `np.ndarray.fill(a, 0)`: a function found in the module, no method of an object in it."""
+    """`np.add(…)`, `os.remove(…)`, `np.ndarray.fill(a, 0)`.
+
+    A function found in the module, no method of an object in it.
+    """
     if not isinstance(call.func, ast.Attribute):
         return True
     return ast.unparse(call.func.value).rpartition(".")[2] not in PROCESS_OBJECTS

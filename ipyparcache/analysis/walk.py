@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 def leaves_of(target: ast.expr | None) -> Iterator[ast.expr]:
+    """The places that an assignment target consists of."""
     if isinstance(target, ast.Tuple | ast.List):
         for part in target.elts:
             yield from leaves_of(part)
@@ -31,6 +32,7 @@ def blocks_of(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
 
 
 def statements_of(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements of a scope, in order, those inside of other statements too."""
     for statement in body:
         yield statement
         for block in blocks_of(statement):
@@ -47,6 +49,7 @@ def own_nodes(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 def comprehension_names(body: Iterable[ast.AST]) -> set[str]:
+    """Names that are bound inside of comprehensions."""
     return {
         t.id
         for node in own_nodes(body)
@@ -57,6 +60,7 @@ def comprehension_names(body: Iterable[ast.AST]) -> set[str]:
 
 
 def own_breaks(body: Iterable[ast.stmt]) -> Iterator[ast.Break]:
+    """The `break` statements that belong to the loop with this body."""
     for statement in body:
         if isinstance(statement, ast.Break):
             yield statement
@@ -92,10 +96,12 @@ def _identifiers(text: str) -> Iterator[str]:
 
 
 def line_of(node: ast.AST, default: int) -> int:
+    """The line of a node, or of what it stands in."""
     return getattr(node, "lineno", default)
 
 
 def word_of(node: ast.AST) -> str:
+    """The keyword of a statement that only the kernel can run."""
     return {
         ast.Yield: "yield",
         ast.YieldFrom: "yield from",

@@ -1,4 +1,7 @@
-"""`--background NAME`: a loop that goes on while other cells run, and enters the namespace between two of them."""
+"""`--background NAME`.
+
+A loop that goes on while other cells run, and enters the namespace between two of them.
+"""
 
 from __future__ import annotations
 

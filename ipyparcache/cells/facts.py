@@ -1,4 +1,7 @@
-"""What is known of the notebook's functions before a cell is taken apart: which globals they read, write and change."""
+"""What is known of the notebook's functions before a cell is taken apart.
+
+Which globals they read, write and change.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,7 @@ def _function_of(value: object) -> types.FunctionType | None:
     for _ in range(10):
         if type(value) is types.FunctionType:
             return value
-        if isinstance(value, functools.partial):
-            value = value.func
-        else:
-            value = getattr(value, "__wrapped__", None)
+        value = value.func if isinstance(value, functools.partial) else getattr(value, "__wrapped__", None)
     return None
 
 

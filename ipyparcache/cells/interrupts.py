@@ -17,7 +17,8 @@ class Interrupts:
     asked
         Set by the first interrupt that came while the loop waited for its workers.
     waiting
-        Whether the loop waits for its workers: only then an interrupt is put off, for the grace of running iterations.
+        Whether the loop waits for its workers: only then an interrupt is put off, for the grace of running
+        iterations.
         In user code of the kernel (the iterable, a replayed statement) it is raised at once.
     """
 

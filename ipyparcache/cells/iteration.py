@@ -53,7 +53,8 @@ class Body:
     secret
         With `--cached`: keys the digests of environment variables that the iteration reads.
     own_rows
-        Containers of which each iteration has its own item: name, site that puts it back, whether the key is the
+        Containers of which each iteration has its own item: name, site that puts it back, whether the key
+        is the
         first part of the element.
     exempt
         Numbers of the objects that may change for that reason.
@@ -77,7 +78,10 @@ class Body:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a chunk ended early: the exception of its last iteration, pickled if it comes from another process."""
+    """Why a chunk ended early.
+
+    The exception of its last iteration, pickled if it comes from another process.
+    """
 
     iteration: int
     data: bytes | BaseException
@@ -94,9 +98,11 @@ class ChunkResult:
     records
         Of iterations in order: number of the first, pickle of a list of `Left`, its buffers.
     lost
-        Changed objects of the parcel by number, and changed names: (first iteration, last, number or None, name).
+        Changed objects of the parcel by number, and changed names: (first iteration, last, number or None,
+        name).
     observed
-        With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if they did
+        With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if
+        they did
         what cannot be stored.
     refers
         Whether what is handed back refers to live objects of the kernel.
@@ -112,7 +118,8 @@ class ChunkResult:
     refers: bool = False
 
 
-#: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or as a
+#: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or
+#: as a
 #: dict where not all are bound, elements if the loop has them).
 PLAIN = b"plain"
 Plain = tuple[Any, ...]
@@ -120,7 +127,8 @@ Plain = tuple[Any, ...]
 Left = tuple[
     list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object, dict[str, str]
 ]
-"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a comprehension,
+"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a
+comprehension,
 and the types of bindings that cannot come home."""
 
 
@@ -186,6 +194,7 @@ class Task:
         return Task, (self.body,)
 
     def __call__(self, first: int, items: object, emit_records: bool) -> ChunkResult:
+        """Run the iterations over `items`, numbered from `first`; their records come early if they may."""
         if self.run is None:
             self.run = _Run(self.body)
         return self.run.chunk(first, items, emit_records)
@@ -341,7 +350,10 @@ class _Run:
         return result
 
     def _simple_iteration(self, number: int, element: Any) -> bool:
-        """Run an iteration over a plain element; False if it left more than plain values, and is still to be sent."""
+        """Run an iteration over a plain element.
+
+        False if it left more than plain values, and is still to be sent.
+        """
         namespace, log = self.namespace, self.log
         for name in self.body.assigned:
             if name in namespace:
@@ -371,7 +383,7 @@ class _Run:
             bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
             if not ATOMS.issuperset(map(type, bindings.values())):
                 return False
-        if self.unbound and not (type(bindings) is tuple):
+        if self.unbound and type(bindings) is not tuple:
             return False
         if not self._pending:
             self._pending_first = number
@@ -704,7 +716,10 @@ def _catch_show() -> Any:
 
 
 def _send_figures(kind: int) -> None:
-    """Send the open figures to the kernel and close them, as the notebook's backend does when it shows them."""
+    """Send the open figures to the kernel and close them.
+
+    As the notebook's backend does when it shows them.
+    """
     pyplot: Any = sys.modules["matplotlib.pyplot"]
     run: _Run | None = getattr(_active, "run", None)
     for number in pyplot.get_fignums() if run is not None else ():

@@ -30,6 +30,7 @@ class Launch:
     facts: Facts
 
     def writes_items_only(self, name: str) -> bool:
+        """Whether the loop changes no more of an object than items that are there."""
         return all(
             site.method in ("item", "augmented", "own") for site in self.parfor.sites if name in site.roots
         )
@@ -43,7 +44,7 @@ class Launch:
     def check_readers(self, parcel: travel.Parcel) -> None:
         """Functions that travel along must not read what the loop assigns, but as analysis saw it."""
         parfor = self.parfor
-        known = {name for name in self.facts.helpers}
+        known = set(self.facts.helpers)
         for name, readers in parcel.readers.items():
             if name in parfor.changed:
                 line = parfor.changed[name][0]
@@ -60,11 +61,14 @@ class Launch:
                 raise refused(refusals.GlobalWrite(parfor.line, name, reader))
 
     def own_numbers(self, parcel: travel.Parcel) -> frozenset[int]:
-        """Numbers of the containers of which each iteration has its own item; checks that nothing else leads there."""
+        """Numbers of the containers of which each iteration has its own item.
+
+        Checks that nothing else leads there.
+        """
         found: set[int] = set()
         for rows in self.parfor.own_rows:
             value = self.namespace.get(rows.root)
-            is_array = type(value).__name__ == "ndarray" and not value.dtype.hasobject  # type: ignore[union-attr]
+            is_array = type(value).__name__ == "ndarray" and not getattr(value, "dtype").hasobject  # noqa: B009
             plain = type(value) in (list, dict) and not rows.deep
             others = [n for n in self.parfor.reads if n != rows.root]
             shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
@@ -169,6 +173,7 @@ class LocalModules:
         self.names: set[str] = set()
 
     def __call__(self, name: str) -> bool:
+        """Whether the module of this name is local code."""
         if name in self.names:
             return True
         from ipyparcache.digest.modules import origin_of
@@ -225,6 +230,7 @@ def keeps_references(root: object) -> bool:
 
 
 def reaches(value: object, target: object, depth: int = 7) -> bool:
+    """Whether one object leads to another within some steps."""
 
     seen: set[int] = set()
     layer: list[object] = [value]

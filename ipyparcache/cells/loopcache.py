@@ -1,4 +1,7 @@
-"""`--cached`: every iteration of a loop is an entry of its own, so that a loop cut short computes only the rest."""
+"""`--cached`: every iteration of a loop is an entry of its own.
+
+So that a loop cut short computes only the rest.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ class LoopCache:
         return blake3.blake3(repr(facts).encode()).hexdigest(16)
 
     def find(self, key: str) -> tuple[bytes, list[Any], list[Any]] | None:
-        """Record, buffers and output of an earlier run of an iteration whose observed inputs are as they were."""
+        """Record, buffers and output of an earlier run of an iteration whose observed inputs are as they
+        were."""
         for entry in self.entries.under(key):
             if inputs.still_holds(entry.manifest.get("observed", ()), self.namespace) is None:
                 found = _payload_of(entry)

@@ -66,7 +66,8 @@ class _Chunk:
 class LoopRun:
     """One loop while it runs.
 
-    Iterations are sent in chunks sized by their measured time; what a chunk did is merged when all chunks before it
+    Iterations are sent in chunks sized by their measured time; what a chunk did is merged when all chunks
+    before it
     have been merged and it was found to have changed nothing but what it may.
     """
 
@@ -158,7 +159,8 @@ class LoopRun:
         self.launch.check_aliases(roots, self.parcel)
         self.exempt = self.launch.own_numbers(self.parcel)
         self.known = self.parcel.number_of()
-        # A number or text has no place of its own: elements are looked up only where something could be met again.
+        # A number or text has no place of its own: elements are looked up only where something could be met
+        # again.
         self.replayer = Replayer(parfor, namespace, self.host.file_name)
 
     @contextmanager
@@ -266,7 +268,8 @@ class LoopRun:
     def _draw(self, items: list[Any], size: int) -> bool:
         """Draw up to `size` elements; whether there are no more.
 
-        What user code prints while an element is drawn comes before what its iteration prints: such an element begins
+        What user code prints while an element is drawn comes before what its iteration prints: such an
+        element begins
         a chunk. What was drawn before the iterable raises stays in the list.
         """
         assert self.source is not None
@@ -341,7 +344,10 @@ class LoopRun:
             chunk.events.insert(0, ("stdout", said.encode("utf-8", "surrogatepass")))
 
     def _restored(self, items: Sequence[Any]) -> bool:
-        """Whether the iteration over these elements (one of them) was found in the store, and enlisted as over."""
+        """Whether the iteration over these elements (one of them) was found in the store.
+
+        And enlisted as over.
+        """
         if self.cache is None:
             return False
         number = self._iterations_sent
@@ -363,7 +369,10 @@ class LoopRun:
     # running
 
     def iterate(self) -> Generator[list[Any], None, None]:
-        """Run the loop; yields the elements of a comprehension, iteration by iteration, as they are merged."""
+        """Run the loop; yields the elements of a comprehension.
+
+        Iteration by iteration, as they are merged.
+        """
         begun = time.monotonic()
         tracker = Tracker(self._left, f"line {self.parfor.line}")
         tracker.start()
@@ -516,15 +525,18 @@ class LoopRun:
                 )
 
     def _settle_dropped(self) -> None:
-        """Names whose value cannot come home: bound to nothing, or to None where the cell gives them up itself."""
+        """Names whose value cannot come home.
+
+        Bound to nothing, or to None where the cell gives them up itself.
+        """
         assert self.replayer is not None
         for name, kind in self.replayer.dropped.items():
             if name in self.given_up:
                 self.namespace[name] = None
                 continue
             text = (
-                f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left unbound; "
-                f"warning: a later cell that reads it fails"
+                f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left "
+                f"unbound; warning: a later cell that reads it fails"
             )
             self.report.notes.append(text)
             self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
@@ -689,10 +701,10 @@ class LoopRun:
             lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
             try:
                 if plain:
-                    for number, (entries, values) in enumerate(lefts, first):
+                    for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - tells where it failed
                         apply_plain(entries, values)
                 else:
-                    for number, left in enumerate(lefts, first):
+                    for number, left in enumerate(lefts, first):  # noqa: B007 - the same
                         apply(left, {})
             except Exception as error:
                 bindings = self.replayer.by_name(lefts[number - first][1])

@@ -1,4 +1,7 @@
-"""`%%parallel`: a cell's loops as tasks, and a namespace afterwards that is the one the serial cell would have left."""
+"""`%%parallel`: a cell's loops as tasks.
+
+And a namespace afterwards that is the one the serial cell would have left.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,10 @@ class Host(Protocol):
     secret: bytes | None  # under `%%cached`: keys the digests of what iterations read of the environment
 
     def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
-        """Execute a statement as the shell does, show the value of the cell's last expression, raise its error."""
+        """Execute a statement as the shell does.
+
+        Show the value of the cell's last expression, raise its error.
+        """
 
     def write(self, stream: str, text: str) -> None:
         """Write to the cell's `stdout` or `stderr`."""
@@ -71,7 +74,8 @@ class LoopReport:
     partial
         What iterations behind an error or interrupt had left: number and entries, not merged.
     asked
-        Under `%%cached`: what iterations asked of files and environment, as rows; None if they did what cannot
+        Under `%%cached`: what iterations asked of files and environment, as rows; None if they did what
+        cannot
         be stored.
     """
 

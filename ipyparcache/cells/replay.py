@@ -31,12 +31,15 @@ class Replayer:
         self.dropped: dict[str, str] = {}
 
     def apply(self, left: Left, objects: Mapping[int, object]) -> None:
-        """Do to the namespace what one iteration did; an error is raised where the serial loop would raise it."""
+        """Do to the namespace what one iteration did.
+
+        An error is raised where the serial loop would raise it.
+        """
         entries, bindings, unbound, changes, _, dropped = left
         sites = self.sites
         done = -1
         try:
-            for done, entry in enumerate(entries):
+            for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
         except Exception:
             line = self.parfor.sites[entries[done][0]].line
@@ -56,7 +59,7 @@ class Replayer:
         sites = self.sites
         done = -1
         try:
-            for done, entry in enumerate(entries):
+            for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
         except Exception:
             line = self.parfor.sites[entries[done][0]].line

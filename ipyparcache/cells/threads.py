@@ -1,4 +1,7 @@
-"""`--backend threads`: iterations on threads of the kernel, over its own objects, with the same log and the same replay."""
+"""`--backend threads`.
+
+Iterations on threads of the kernel, over its own objects, with the same log and the same replay.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ class ThreadTask:
     Parameters
     ----------
     assigned
-        Names that an iteration may bind: each thread has a namespace of its own for them, a copy of the notebook's.
+        Names that an iteration may bind: each thread has a namespace of its own for them, a copy of the
+        notebook's.
     """
 
     def __init__(
@@ -135,7 +139,10 @@ class ThreadTask:
 
 
 class _Router(io.TextIOBase):
-    """A standard stream that sends what a task's thread writes along with the task, and passes on the rest."""
+    """A standard stream that sends what a task's thread writes along with the task.
+
+    And passes on the rest.
+    """
 
     def __init__(self, name: str, plain: Any) -> None:
         self.stream_name = name

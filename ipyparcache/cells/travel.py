@@ -1,8 +1,11 @@
 """How the notebook's objects travel to the workers of a loop and how what the iterations leave comes home.
 
-Functions, classes and local modules go by value into one namespace that stands for `__main__` (and one for each local
-module), as they are now. Pickler and unpickler number the objects that they meet in the same order (the memo of
-protocol 5), so these numbers name an object on both sides: what comes home refers to a live object by its number and
+Functions, classes and local modules go by value into one namespace that stands for `__main__` (and one for
+each local
+module), as they are now. Pickler and unpickler number the objects that they meet in the same order (the
+memo of
+protocol 5), so these numbers name an object on both sides: what comes home refers to a live object by its
+number and
 never brings a copy of it.
 """
 
@@ -292,7 +295,8 @@ class Traveller(pickle.Pickler):
         read = sorted(globals_of(obj.__code__))
         around: dict[str, Any] = {}
         if name.startswith("#") or obj.__name__ in _RUN_ON_ARRIVAL:
-            # A namespace that is no module's: its function brings along what it reads there. So does a function that
+            # A namespace that is no module's: its function brings along what it reads there. So does a
+            # function that
             # runs while classes are being made again, before the names are in place.
             around = {each: obj.__globals__[each] for each in read if each in obj.__globals__}
         if not name.startswith(("=", "#")):
@@ -336,7 +340,8 @@ class Traveller(pickle.Pickler):
         if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
             return NotImplemented
         make, arguments, *rest = source._dynamic_class_reduce(obj)
-        # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version lives on.
+        # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version
+        # lives on.
         place = 4 if make is source._make_skeleton_class else 5
         return (make, (*arguments[:place], None, *arguments[place + 1 :]), *rest)
 
@@ -457,8 +462,10 @@ def pack(
 ) -> Parcel:
     """Pickle the values of `names` with all notebook code and globals that they reach.
 
-    `more` are objects that travel along without a name (the classes of the elements); `asked` are attributes of
-    modules that the body reads: a worker that has another plain value there, or a function of a library where the
+    `more` are objects that travel along without a name (the classes of the elements); `asked` are
+    attributes of
+    modules that the body reads: a worker that has another plain value there, or a function of a library
+    where the
     notebook has put its own, gets the notebook's.
 
     Raises
@@ -645,7 +652,10 @@ def unpack_element(data: bytes, buffers: Iterable[Any], arrived: Arrived) -> tup
 
 
 class Returner(Traveller):
-    """Pickles on a worker; live objects of the caller are named by their number, functions stay the notebook's."""
+    """Pickles on a worker.
+
+    Live objects of the caller are named by their number, functions stay the notebook's.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""Own states of mutable objects: whether an iteration changed them, and how a change is made to the live object."""
+"""Own states of mutable objects.
+
+Whether an iteration changed them, and how a change is made to the live object.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,19 @@ _CONSTANT = frozenset(
     | {functools._lru_cache_wrapper, functools.singledispatchmethod}
 )
 _CONSTANT_MODULES = (
-    *("re", "datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing", "weakref", "_io"),
+    *(
+        "logging",
+        "re",
+        "datetime",
+        "decimal",
+        "fractions",
+        "uuid",
+        "pathlib",
+        "zoneinfo",
+        "typing",
+        "weakref",
+        "_io",
+    ),
     *(
         "pandas._libs",
         "pandas.core.internals",
@@ -197,7 +212,10 @@ def is_as(now: State, before: State) -> bool:
 
 
 def content_of(obj: Any) -> tuple[str, Any] | None:
-    """What must be put into the live object to make it as `obj` is; None where that cannot be done soundly."""
+    """What must be put into the live object to make it as `obj` is.
+
+    None where that cannot be done soundly.
+    """
     kind = type(obj)
     if kind is list or kind is deque:
         return "items", list(obj)

@@ -147,7 +147,7 @@ def test_seeded_draws_are_the_same_for_any_number_of_workers_and_chunk():
         found.append(namespace["out"])
 
     assert found[0] == found[1] == found[2]
-    assert len({row for row in found[0]}) == 9
+    assert len(set(found[0])) == 9
 
 
 def test_threads_with_a_seed_give_the_numbers_of_processes():
