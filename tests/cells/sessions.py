@@ -1,4 +1,4 @@
-"""A notebook session for tests: cells run serially and under `%%parallel`, and what they leave is compared."""
+"""A notebook session for tests: cells run serially and under `%%parallel`; what they leave is compared."""
 
 from __future__ import annotations
 
