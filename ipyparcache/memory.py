@@ -55,6 +55,9 @@ _QUICK_BYTES = 4096
 _QUICK_COUNT = 8192
 """Results up to this size, and so many of them, are kept in memory as pickles: their hits read nothing."""
 
+_QUICK_SECONDS = 1e-3
+"""A function that ran no longer than this is computed by whoever needs it: a lock costs as much."""
+
 _SHOWN_ARGUMENT = 700
 """Characters of an argument that a printed call shows."""
 
@@ -535,6 +538,7 @@ class MemorizedFunc(Logger):
         self._prefix = blake3.blake3(self.func_id.encode("utf-8", "surrogatepass")).hexdigest(8)
         self._digest = FunctionDigest(target)
         self._parameters: Parameters | None = None
+        self._seconds = float("inf")  # of the last run, once there was one
 
     @property
     def func_code_info(self) -> tuple[str, str, int]:
@@ -563,6 +567,8 @@ class MemorizedFunc(Logger):
         value = self._stored(key)
         if value is not _MISSING:
             return value
+        if self._seconds < _QUICK_SECONDS:
+            return self._compute(key, bound, args, kwargs)[0]
         with self._single_flight(key) as waited:
             if waited:
                 value = self._stored(key)
@@ -716,6 +722,7 @@ class MemorizedFunc(Logger):
         seen: openfiles.Seen | None,
         seconds: float,
     ) -> tuple[Any, dict[str, Any], str | None]:
+        self._seconds = seconds
         if self._verbose > 0:
             said = f"{self.func_id.rpartition('.')[2]} - {format_time(seconds)}"
             print(max(0, 80 - len(said)) * "_" + said)
@@ -783,7 +790,7 @@ class MemorizedFunc(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        for name in ("_digest", "_parameters", "_bound", "_target", "_prefix", "func_id"):
+        for name in ("_digest", "_parameters", "_bound", "_target", "_prefix", "func_id", "_seconds"):
             state.pop(name, None)
         if _travels_by_value(self._target):
             # On a worker the function has other globals around it; what counts is what was sent.
