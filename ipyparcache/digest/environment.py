@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from ipyparcache.digest import modules, openfiles
-from ipyparcache.digest.objects import digest_of
+from ipyparcache.digest.instances import logger_facts
+from ipyparcache.digest.objects import Traversal, digest_of
 from ipyparcache.digest.openfiles import Seen, Signature, answer_to, file_content, listing_of, signature_of
 from ipyparcache.errors import Undigestible, Unrepeatable
 
@@ -160,6 +161,7 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
             rows.append(Row("listing", path, _hexed(listing)))
         for name, value in sorted(seen.environment.items()):
             rows.append(Row("env", name, _variable(value)))
+        rows += [Row("module", name, _module_digest(name)) for name in sorted(seen.modules)]
         rows += [Row("name", name, digest) for name, digest in sorted(seen.names.items())]
         if seen.asks_folder:
             rows.append(Row("cwd", "", _hexed(seen.folder)))
@@ -236,6 +238,7 @@ _import_rows: dict[str, list[Row]] = {}
 
 @contextmanager
 def _noting_import(name: str) -> Iterator[None]:
+    openfiles.note_loading(name)
     with openfiles.FileWatch() as seen:
         yield
     with openfiles.unwatched():
@@ -310,6 +313,8 @@ def _now(kind: str, name: str) -> str:
         return _variable(_raw_variable(name))
     if kind == "name":
         return _name_digest(name)
+    if kind == "module":
+        return _module_digest(name)
     if kind == "cwd":
         return _hexed(os.getcwd())
     if kind == "random":
@@ -323,6 +328,17 @@ def _now(kind: str, name: str) -> str:
     if kind.startswith("access "):
         return _hexed(os.access(name, int(kind.split()[1])))
     return _hexed(answer_to(kind, name))
+
+
+def _module_digest(name: str) -> str:
+    """Digest of a local module as an import would find it: by sources, and by what changed since."""
+    traversal = Traversal()
+    try:
+        traversal.add_import(name)
+        traversal.follow()
+    except Undigestible:
+        return "none"
+    return traversal.combined().hex()[:32]
 
 
 def _name_digest(name: str) -> str:
@@ -344,6 +360,7 @@ def described(row: Sequence[Any]) -> str:
         "listing": f"the folder {name} holds other files",
         "env": f"the environment variable {name} changed",
         "cwd": "the present folder is another one",
+        "module": f"the module {name} changed",
         "name": f"`{name}`, which a library looks up, changed",
         "random": f"the {name} generator is in another state",
         "exists": f"whether {name} exists",
@@ -517,6 +534,18 @@ def _restore_rc(parameters: Mapping[str, object]) -> None:
 _LOCALE_PARTS = ("LC_NUMERIC", "LC_TIME", "LC_COLLATE", "LC_MONETARY")
 
 
+def _zone() -> tuple[object, ...]:
+    return (*time.tzname, time.timezone, time.altzone)
+
+
+def _root_logger_special() -> object:
+    """What logging does with records when it is not what it does by itself."""
+    root = sys.modules["logging"].root
+    facts = logger_facts(root)
+    plain = [0, (root.name, 30, False, True, 0, [])]
+    return None if facts == plain else facts
+
+
 def _sklearn() -> dict[str, object]:
     found: dict[str, object] = sys.modules["sklearn"].get_config()
     return found
@@ -574,6 +603,10 @@ SETTINGS = (
     Setting(
         "decimal context", "decimal", lambda: _different(_decimal_facts), _decimal_copy, _restore_decimal
     ),
+    Setting(
+        "time zone", "time", lambda: _zone() if "TZ" in os.environ else None, _zone, lambda _: time.tzset()
+    ),
+    Setting("logging", "logging", _root_logger_special, lambda: None, lambda _: None),
     Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
     Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
     Setting(
@@ -711,7 +744,19 @@ def _is_seeded(name: str) -> bool:
     return name in _seeded
 
 
+def unwrap(namespace: dict[str, Any]) -> None:
+    """Put plain functions in the place of our wrappers that a cell imported by name.
+
+    Whoever holds a plain seed function may seed unseen, so its generator counts as seeded from then on.
+    """
+    found = openfiles.unwrap(namespace)
+    for group, patches in _patched.items():
+        if group in _GENERATORS and any(plain in found for _, _, plain, _ in patches):
+            _seeded.add(group)
+
+
 def _patch(module: ModuleType, name: str, wrapped: Any, group: str) -> None:
+    wrapped.__dict__[openfiles.PLAIN] = getattr(module, name)
     _patched.setdefault(group, []).append((module, name, getattr(module, name), wrapped))
     setattr(module, name, wrapped)
 

@@ -16,6 +16,7 @@ import builtins
 import functools
 import genericpath
 import getpass
+import importlib
 import os
 import pathlib
 import posixpath
@@ -26,7 +27,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 from ipyparcache.digest import modules
@@ -86,6 +87,7 @@ class Seen:
     asks_folder: bool = False
     reads_stdin: bool = False
     names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
+    modules: set[str] = field(default_factory=set)  # local ones, loaded or asked for by name
     start: object = None  # what `AT_START` noted of the process
     bindings: dict[str, object] = field(default_factory=dict)  # the notebook's when the run began; not sent
     _set_here: set[str] = field(default_factory=set)  # environment variables that the run set itself
@@ -439,6 +441,9 @@ def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
         spelled = spelled[len("file:") :].partition("?")[0]
     if not _is_ignored(_absolute(spelled), _asker(frame)):
         _on_write(seen, spelled, keeps=True)
+        for log in (f"{spelled}-wal", f"{spelled}-journal"):  # what was committed may still lie there
+            if os.path.exists(_absolute(log)):
+                _on_write(seen, log, keeps=True)
 
 
 def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
@@ -614,6 +619,28 @@ def _texts_in(frame: FrameType) -> list[str]:
     return found
 
 
+def _on_unpickle(seen: Seen, frame: FrameType, module: Any, name: Any) -> None:
+    """A class is looked up for an object in a pickle: its code is an input."""
+    if not isinstance(module, str) or not isinstance(name, str) or not modules.is_user_code(module):
+        return
+    if _asker(frame)[0] == "ours":
+        return
+    if module in modules.NOTEBOOK_MODULES:
+        namespace = vars(sys.modules[module])
+        top = name.partition(".")[0]
+        if top in namespace:
+            for note in ON_NAMES:
+                note(seen, namespace, [top])
+    else:
+        seen.modules.add(module)
+
+
+def note_loading(name: str) -> None:
+    """Note that a local module is being executed, for every run that this thread is part of."""
+    for seen in _concerned():
+        seen.modules.add(name)
+
+
 def _on_input(seen: Seen, frame: FrameType, *prompt: Any) -> None:
     seen.reads_stdin = True
 
@@ -640,6 +667,7 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "os.forkpty": _on_command,
     "pty.spawn": _on_command,
     "sys._getframe": _on_frame,
+    "pickle.find_class": _on_unpickle,
     "builtins.input": _on_input,
 }
 
@@ -832,6 +860,19 @@ def _wrap_readlink(plain: Callable[..., Any]) -> Callable[..., Any]:
     return asked
 
 
+def _wrap_import(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def imported(name: Any, package: Any = None) -> Any:
+        result = plain(name, package)
+        if not getattr(_mine, "quiet", False) and modules.origin_of(result.__name__) == "local":
+            with unwatched():
+                if _asker(sys._getframe(1))[0] in ("user", "library"):
+                    note_loading(result.__name__)
+        return result
+
+    return imported
+
+
 def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def asked(*arguments: Any, **options: Any) -> Any:
@@ -849,6 +890,7 @@ _WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any
     (os, "getcwd", _wrap_getcwd),
     (os, "access", _wrap_access),
     (os, "readlink", _wrap_readlink),
+    (importlib, "import_module", _wrap_import),
     (builtins, "input", _wrap_input),
     (getpass, "getpass", _wrap_input),
 ]
@@ -861,12 +903,26 @@ _SUPPORTS = [
 _replaced: list[tuple[Any, str, Any, Any]] = []
 
 
+PLAIN = "ipyparcache_plain"  # attribute of our wrappers: the function that it stands for
+
+
+def unwrap(namespace: dict[str, Any]) -> list[object]:
+    """Put plain functions in the place of our wrappers that code took by name; the plain functions."""
+    found = []
+    for name, value in list(namespace.items()):
+        if type(value) is FunctionType and PLAIN in value.__dict__:
+            namespace[name] = value.__dict__[PLAIN]
+            found.append(namespace[name])
+    return found
+
+
 def _put_wrappers_in() -> None:
     for owner, name, wrap in _WRAPPERS:
         plain = getattr(owner, name, None)
         if plain is None:
             continue
         wrapped = wrap(plain)
+        wrapped.__dict__[PLAIN] = plain
         for supported in _SUPPORTS:
             if plain in supported:
                 supported.add(wrapped)

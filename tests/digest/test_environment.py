@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import decimal
+import importlib
 import json
 import locale
 import os
@@ -282,9 +283,13 @@ def test_files_named_in_strings_and_paths_are_found() -> None:
 
 
 def test_declared_files_folders_and_patterns_are_rows() -> None:
-    before = static_rows({}, files=["data.txt", "in", "*.md"], variables=["STAGE"])
+    def declared() -> list[environment.Row]:
+        rows = static_rows({}, files=["data.txt", "in", "*.md"], variables=["STAGE"])
+        return [row for row in rows if row.kind != "setting"]
+
+    before = declared()
     edit("in/b.csv")()
-    after = static_rows({}, files=["data.txt", "in", "*.md"], variables=["STAGE"])
+    after = declared()
 
     assert [(row.kind, row.name) for row in before] == [
         ("file", "data.txt"),
@@ -506,3 +511,46 @@ def test_noting_the_process_is_quick() -> None:
         process_state()
 
     assert (time.perf_counter() - started) / 5 < 0.05
+
+
+# ---- modules and classes that only a run shows
+
+
+def test_a_module_that_is_imported_by_a_computed_name_is_an_input(
+    local_modules: Path, seeds_watched: None
+) -> None:
+    write_module = (local_modules / "plugin.py").write_text
+    write_module("from helper_of_plugin import K\n")
+    (local_modules / "helper_of_plugin.py").write_text("K = 1\n")
+
+    def forget() -> None:
+        for name in ("plugin", "helper_of_plugin"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    name = "".join(["plug", "in"])
+    first = [row for row in rows_of(lambda: importlib.import_module(name)) if row.kind == "module"]
+    again = [row for row in rows_of(lambda: importlib.import_module(name)) if row.kind == "module"]
+    assert "plugin" in {row.name for row in first}
+    assert [row.name for row in again] == ["plugin"]
+    forget()
+    assert all_hold([*first, *again])
+
+    (local_modules / "helper_of_plugin.py").write_text("K = 2\n")
+    importlib.invalidate_caches()
+    assert not all_hold(first)
+    assert not all_hold(again)
+
+
+def test_the_class_of_a_pickled_instance_is_an_input(notebook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**notebook.names))
+    notebook.names = vars(sys.modules["__main__"])
+    notebook("import pickle\nclass P:\n    def go(self): return 1\n")
+    Path("p.pkl").write_bytes(pickle.dumps(notebook["P"]()))
+
+    rows = rows_of(lambda: notebook("with open('p.pkl', 'rb') as file: r = pickle.load(file).go()\ndel file"))
+    assert {(row.kind, row.name) for row in rows} == {("file", "p.pkl"), ("name", "P")}
+    assert all_hold(rows)
+
+    notebook("class P:\n    def go(self): return 2\n")
+    assert not all_hold(rows)
