@@ -33,6 +33,7 @@ from ipyparcache.engine.transport import (
     LIMIT,
     LOADED,
     LOG,
+    MAPPED_FROM,
     OUT_OF_BAND,
     POSITION_BITS,
     SLOT,
@@ -232,7 +233,16 @@ class Worker:
         """Write a large outcome to the UP area of the batch; return the record that names it."""
         parts, places = layout(payload, buffers)
         base = self.up_end
-        end = self.block.write(UP + self.slot, base, parts)
+        end = base + places[-1][0] + places[-1][1]
+        area = self.block.map_area(UP + self.slot, end, True) if end - base >= MAPPED_FROM else None
+        if area is None:
+            self.block.write(UP + self.slot, base, parts)
+        else:
+            at = base
+            for part in parts:
+                piece = memoryview(part).cast("B")
+                area[at : at + len(piece)] = piece
+                at += len(piece)
         self.up_end = end + -end % 64
         return marshal.dumps((form, None, tuple((base + start, size) for start, size in places)))
 

@@ -258,6 +258,7 @@ class Run:
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
         self.silent = False  # nothing was reported in the last look
+        self.idle = False  # a lane has nothing to do
         self.stealing = False  # a lane was told to begin nothing more, and will be asked again
         self._ending: float | None = None  # when running tasks are ended, once the call was cancelled
         self._killed: set[int] = set()
@@ -315,6 +316,7 @@ class Run:
         idle = [lane for lane in range(crew.size) if crew.outstanding(lane) == 0 and crew.is_open(lane)]
         if not idle or self._ending is not None:
             return
+        self.idle = True
         mean = self.pace.mean() or 0.0
         for lane in range(crew.size):
             taken: list[Batch] = []
@@ -471,12 +473,12 @@ class Run:
         crew = self.crew
         try:
             while True:
-                self.stealing = False
+                self.stealing = self.idle = False
                 if not self.fill() and crew.size > 1:
                     self.rebalance()
                 if self._is_over():
                     return
-                reports = crew.poll(2 * STEAL_AFTER if self.stealing else SILENCE if crew.size > 1 else LOOK)
+                reports = crew.poll(2 * STEAL_AFTER if self.stealing else SILENCE if self.idle else LOOK)
                 self.silent = not reports
                 for report in reports:
                     yield from self.take(report)

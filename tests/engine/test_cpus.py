@@ -13,10 +13,8 @@ def plain(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     cpus._cgroup_quota.cache_clear()
-    cpus._physical_cores.cache_clear()
     yield
     cpus._cgroup_quota.cache_clear()
-    cpus._physical_cores.cache_clear()
 
 
 @pytest.fixture

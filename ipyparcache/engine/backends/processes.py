@@ -44,6 +44,7 @@ from ipyparcache.engine.transport import (
     LIMIT,
     LOADED,
     LOG,
+    MAPPED_FROM,
     OUT_OF_BAND,
     POSITION_BITS,
     SLOT,
@@ -317,7 +318,8 @@ class ProcessCrew(Crew):
         fresh = batch.packed is None
         packed: _Packed = self._packed(batch) if fresh else batch.packed
         batch.number = worker.next_batch
-        batch.slot = (worker.outstanding[-1].slot + 1) % SLOTS if worker.outstanding else 0
+        # The lowest free slot: its memory is the warmest.
+        batch.slot = min(set(range(SLOTS)) - {other.slot for other in worker.outstanding})
         for _, container in packed.constants:
             self._send_container(lane, container)
         self._send_larges(lane, packed.larges)
@@ -566,7 +568,12 @@ class ProcessCrew(Crew):
             pieces = []
             for start, size in places:
                 memory = new_memory(size)
-                worker.block.read_into(UP + batch.slot, start, memory)
+                large = size >= MAPPED_FROM
+                area = worker.block.map_area(UP + batch.slot, start + size, False) if large else None
+                if area is None:
+                    worker.block.read_into(UP + batch.slot, start, memory)
+                else:
+                    memoryview(memory)[:] = area[start : start + size]
                 pieces.append(memory)
             if form == FAR_ERROR:
                 return self._error(bytes(pieces[0]), worker)
