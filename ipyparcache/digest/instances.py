@@ -68,18 +68,22 @@ class InstanceKind(Kind):
                 slots[name] = slot.__get__(obj)
             except AttributeError:
                 continue
-        return {"dict": own, "slots": slots, "base": None if self.base is None else self.base.state(obj)}
+        base = None if self.base is None else self.base.state(obj)
+        return {"class": type(obj), "dict": own, "slots": slots, "base": base}
 
     def mark(self, walk: Walk, obj: Any) -> object:
         own = self._own(obj)
-        return own, None if self.base is None or not self.base.mutable else self.base.mark(walk, obj)
+        base = None if self.base is None or not self.base.mutable else self.base.mark(walk, obj)
+        return own, base, type(obj)
 
     def is_as(self, walk: Walk, obj: Any, mark: Any) -> bool:
-        if not same(self._own(obj), mark[0]):
+        if type(obj) is not mark[2] or not same(self._own(obj), mark[0]):
             return False
         return self.base is None or not self.base.mutable or self.base.is_as(walk, obj, mark[1])
 
     def put(self, obj: Any, state: Any) -> None:
+        if type(obj) is not state["class"]:
+            object.__setattr__(obj, "__class__", state["class"])
         if self.base is not None:
             self.base.put(obj, state["base"])
         if self.has_dict:
@@ -139,6 +143,44 @@ class FileKind(RefusedKind):
             raise walk.fail(self.reason, obj)
         raw = getattr(obj, "buffer", obj)
         walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
+
+
+class LoggerKind(Kind):
+    """Loggers: what decides which records pass and how they look, up to the root."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"logger", repr(logger_facts(obj)))
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return logger_facts(obj)
+
+    def is_as(self, walk: Walk, obj: Any, mark: object) -> bool:
+        return logger_facts(obj) == mark
+
+
+def logger_facts(logger: Any) -> list[object]:
+    """Name, level and handlers of a logger and of those above it."""
+    facts: list[object] = [logger.manager.disable]
+    while logger is not None:
+        handlers = [
+            (
+                type(handler).__qualname__,
+                handler.level,
+                getattr(handler.formatter, "_fmt", None),
+                getattr(handler.formatter, "datefmt", None),
+                getattr(getattr(handler, "stream", None), "name", None),
+                len(handler.filters),
+            )
+            for handler in logger.handlers
+        ]
+        facts.append(
+            (logger.name, logger.level, logger.disabled, logger.propagate, len(logger.filters), handlers)
+        )
+        logger = logger.parent if logger.propagate else None
+    return facts
+
+
+NAMED["logging.Logger"] = lambda cls: LoggerKind()
 
 
 def write_reduced(walk: Walk, obj: Any) -> None:

@@ -240,11 +240,16 @@ class Traversal:
             return
         if origin != "local":
             self._patches[_place_of(module)] = module, dict(_patches_of(module))
+        named = names is not None
         if names is None:
             names = [attribute for attribute in namespace if not attribute.startswith("__")]
         for attribute in sorted(names):
             value = namespace.get(attribute)
-            if origin == "local" or is_user_definition(value):
+            if (
+                origin == "local"
+                or is_user_definition(value)
+                or (named and _is_plain_setting(attribute, value))
+            ):
                 self.note_read(name, attribute, namespace)
             elif isinstance(value, type):
                 self.reach_class(value)
@@ -515,6 +520,20 @@ def _place_of(owner: type | ModuleType) -> str:
     if isinstance(owner, ModuleType):
         return f"{PATCHES}{owner.__name__}:"
     return f"{PATCHES}{module_of(owner)}:{owner.__qualname__}"
+
+
+def _is_plain_setting(name: str, value: object) -> bool:
+    """Whether a library's module attribute is plain data, which user code may have set.
+
+    `sys.path`, `sys.argv`.
+    """
+    if name.startswith("__"):
+        return False
+    if type(value) in (list, tuple, set, dict):
+        parts: Any = value
+        items = [*parts, *parts.values()] if type(value) is dict else parts
+        return len(parts) < 1000 and all(type(part) in PRIMITIVES for part in items)
+    return value is not None and type(value) in PRIMITIVES
 
 
 def _patches_of(owner: type | ModuleType) -> list[tuple[str, object]]:
