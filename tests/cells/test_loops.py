@@ -17,8 +17,10 @@ SAME = {
     ),
     "numbers": (
         "total, n, neg, prod, bits = 5, 0, 100, 1, 0",
-        ("for i in range(1, 9):\n    total += i * i\n    n += 1\n    neg -= i\n"
-"    prod *= i\n    if i % 2:\n        bits |= 1 << i"),
+        (
+            "for i in range(1, 9):\n    total += i * i\n    n += 1\n    neg -= i\n"
+            "    prod *= i\n    if i % 2:\n        bits |= 1 << i"
+        ),
     ),
     "array_rows": (
         "import numpy as np\nimg, over = np.zeros((6, 4)), np.zeros(9)\nref = img",
@@ -26,8 +28,8 @@ SAME = {
     ),
     "last_values": (
         "out, seventh, untouched = [], None, 'as before'",
-        ("for i in range(20):\n    tmp = {'row': [i]}\n    a, *rest = i, i + 1, i + 2\n"
-"    if i % 7 == 0:\n        seventh = i\n")
+        "for i in range(20):\n    tmp = {'row': [i]}\n    a, *rest = i, i + 1, i + 2\n"
+        "    if i % 7 == 0:\n        seventh = i\n"
         "    if i > 100:\n        untouched = i\n    i = i * 10\n    out.append(tmp)",
     ),
     "shared_objects": (
@@ -49,8 +51,10 @@ SAME = {
     ),
     "best": (
         "xs = [3, 9, 2, 9, -4, 8]\nhi, best, where = float('-inf'), None, None",
-        ("for i, x in enumerate(xs):\n    hi = max(hi, x)\n"
-"    if best is None or x > best:\n        best, where = x, i"),
+        (
+            "for i, x in enumerate(xs):\n    hi = max(hi, x)\n"
+            "    if best is None or x > best:\n        best, where = x, i"
+        ),
     ),
     "rebuilt": (
         "out, total = ['first'], 0.1",
@@ -62,26 +66,26 @@ SAME = {
     ),
     "comprehensions": (
         "def f(x, y=0):\n    return x * 10 + y\nxs, x = [1, 2, 3, 4], 'outer'",
-        ("a = [f(x) for x in xs]\nb = [f(x) for x in xs if x % 2]\n"
-"c = [f(x, y) for x in xs for y in range(x)]\n")
+        "a = [f(x) for x in xs]\nb = [f(x) for x in xs if x % 2]\n"
+        "c = [f(x, y) for x in xs for y in range(x)]\n"
         "d = [[f(x, y) for y in xs] for x in xs]\ne = {x: f(x) for x in xs}\ng = {f(x) for x in xs}",
     ),
     "generators": (
         "def f(x):\n    return x * 0.1\nxs = range(20)",
-        ("total = sum(f(x) for x in xs)\ntop = max((f(x), x) for x in xs)\n"
-"first = any(f(x) > 0.3 for x in xs)\n")
+        "total = sum(f(x) for x in xs)\ntop = max((f(x), x) for x in xs)\n"
+        "first = any(f(x) > 0.3 for x in xs)\n"
         "text = ','.join(str(f(x)) for x in xs)\ntop",
     ),
     "statements_of_a_body": (
         "out, bad = [], []",
-        ("for i in range(6):\n    import math\n    try:\n        v = 10 // (i - 3)\n"
-"    except ZeroDivisionError as e:\n")
-        ("        bad.append((i, str(e)))\n        v = None\n    else:\n        v += 1\n"
-"    finally:\n        w = v\n")
-        ("    match i % 3:\n        case 0:\n            kind = 'fizz'\n        case _:\n"
-"            kind = str(i)\n")
-        ("    def g(q):\n        return q + i\n"
-"    out.append((v, kind, math.floor(i / 2), g(1)))\nok = g(100), w, kind"),
+        "for i in range(6):\n    import math\n    try:\n        v = 10 // (i - 3)\n"
+        "    except ZeroDivisionError as e:\n"
+        "        bad.append((i, str(e)))\n        v = None\n    else:\n        v += 1\n"
+        "    finally:\n        w = v\n"
+        "    match i % 3:\n        case 0:\n            kind = 'fizz'\n        case _:\n"
+        "            kind = str(i)\n"
+        "    def g(q):\n        return q + i\n"
+        "    out.append((v, kind, math.floor(i / 2), g(1)))\nok = g(100), w, kind",
     ),
     "nothing_to_do": (
         "xs, out, keep = [], [], 'kept'",
@@ -92,18 +96,24 @@ SAME = {
         "for (a, [b, *c]), d in [((1, [2, 3, 4]), 5), ((6, [7]), 8)]:\n    out.append((a, b, c, d))",
     ),
     "generator_with_side_effects": (
-        ("pulled, out = [], []\ndef source(n):\n    for i in range(n):\n"
-"        pulled.append(i)\n        yield i * 10"),
+        (
+            "pulled, out = [], []\ndef source(n):\n    for i in range(n):\n"
+            "        pulled.append(i)\n        yield i * 10"
+        ),
         "for x in source(7):\n    out.append(x + 1)",
     ),
     "iterator_left_over": (
         "import itertools\nit, out = iter(range(100)), []",
-        ("for a, b in zip(range(5), it):\n    out.append(a * b)\n"
-"for x in itertools.islice(it, 4):\n    out.append(x)\nnxt = next(it)"),
+        (
+            "for a, b in zip(range(5), it):\n    out.append(a * b)\n"
+            "for x in itertools.islice(it, 4):\n    out.append(x)\nnxt = next(it)"
+        ),
     ),
     "classes": (
-        ("class T:\n    k = 1\n    def run(self, x):\n        return x + self.k\n"
-"import enum\nclass C(enum.Enum):\n    A = 1\n    B = 2\nmade = []"),
+        (
+            "class T:\n    k = 1\n    def run(self, x):\n        return x + self.k\n"
+            "import enum\nclass C(enum.Enum):\n    A = 1\n    B = 2\nmade = []"
+        ),
         "for x in range(4):\n    t = T()\n    t.r = t.run(x)\n    made.append((t, C.A if x % 2 else C.B))",
     ),
     "views_of_rows": (
@@ -115,8 +125,10 @@ SAME = {
         "for i, x in enumerate(xs):\n    d[i] = x\n    q = inv(x)\n    out.append(q)\n    total += x",
     ),
     "own_exception": (
-        ("class MyErr(Exception):\n    def __init__(self, row, why):\n"
-"        super().__init__(f'{why} at {row}')\n        self.row = row\nout = []"),
+        (
+            "class MyErr(Exception):\n    def __init__(self, row, why):\n"
+            "        super().__init__(f'{why} at {row}')\n        self.row = row\nout = []"
+        ),
         "for i in range(10):\n    out.append(i)\n    if i == 3:\n        raise MyErr(i, 'negative')",
     ),
     "failing_source": (
@@ -162,8 +174,10 @@ def test_a_carried_loop_is_refused_with_its_variable(name):
 
 
 def test_what_a_generator_prints_comes_before_what_its_iteration_prints():
-    setup = ("def source(n):\n    for i in range(n):\n        print('draw', i)\n"
-"        yield i\n    print('end')\nout = []")
+    setup = (
+        "def source(n):\n    for i in range(n):\n        print('draw', i)\n"
+        "        yield i\n    print('end')\nout = []"
+    )
     cell = "for x in source(6):\n    print('run', x)\n    out.append(x)"
     plain, tested = new_namespace(setup), new_namespace(setup)
     text, _ = serial(plain, cell)
@@ -209,8 +223,10 @@ def test_a_memory_map_opened_for_writing_is_shared(tmp_path):
 def test_figures_of_iterations_are_shown_here():
     pytest.importorskip("matplotlib")
     namespace = new_namespace("import matplotlib\nmatplotlib.use('agg')\nimport matplotlib.pyplot as plt")
-    cell = ("for i in range(3):\n    fig, ax = plt.subplots()\n    ax.set_title(str(i))\n"
-"    if i == 1:\n        plt.show()")
+    cell = (
+        "for i in range(3):\n    fig, ax = plt.subplots()\n    ax.set_title(str(i))\n"
+        "    if i == 1:\n        plt.show()"
+    )
 
     host, error, _ = parallel(namespace, cell)
 

@@ -1,4 +1,4 @@
-"""Random loop bodies from a grammar of recognised and forbidden forms: equal to the serial loop, or refused."""
+"""Random loop bodies of recognised and forbidden forms: equal to the serial loop, or refused."""
 
 from __future__ import annotations
 

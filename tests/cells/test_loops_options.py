@@ -50,8 +50,10 @@ def test_the_traceback_of_an_iteration_shows_the_cells_own_lines():
 
 def test_of_several_failing_iterations_the_first_in_order_counts():
     setup = "import time\nout = []"
-    cell = ("for i in range(6):\n    time.sleep(0.1 * (i == 1))\n    out.append(i)\n"
-"    if i in (1, 2, 3):\n        raise KeyError(i)")
+    cell = (
+        "for i in range(6):\n    time.sleep(0.1 * (i == 1))\n    out.append(i)\n"
+        "    if i in (1, 2, 3):\n        raise KeyError(i)"
+    )
     plain, tested = new_namespace(setup), new_namespace(setup)
     serial(plain, cell)
 
@@ -112,9 +114,9 @@ def test_a_retried_iteration_leaves_the_traces_of_its_last_attempt_only(tmp_path
     namespace["folder"] = str(tmp_path)
     cell = (
         "for x in range(4):\n    print('try', x)\n    total += x\n    n = len(os.listdir(folder))\n"
-        ("    if x == 2 and n < 2:\n"
-"        open(os.path.join(folder, str(n)), 'w').close()\n"
-"        raise OSError('again')\n")
+        "    if x == 2 and n < 2:\n"
+        "        open(os.path.join(folder, str(n)), 'w').close()\n"
+        "        raise OSError('again')\n"
         "    out.append(x)"
     )
 
@@ -128,8 +130,10 @@ def test_a_retried_iteration_leaves_the_traces_of_its_last_attempt_only(tmp_path
 
 def test_a_dead_worker_is_named_and_what_finished_before_is_kept():
     namespace = new_namespace("import os, signal, time\nout = []")
-    cell = ("for i in range(6):\n    time.sleep(0.01)\n    if i == 3:\n"
-"        os.kill(os.getpid(), signal.SIGKILL)\n    out.append(i)")
+    cell = (
+        "for i in range(6):\n    time.sleep(0.01)\n    if i == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n    out.append(i)"
+    )
 
     _, error, _ = parallel(namespace, cell)
 
@@ -141,8 +145,10 @@ def test_a_dead_worker_is_named_and_what_finished_before_is_kept():
 
 def test_seeded_draws_are_the_same_for_any_number_of_workers_and_chunk():
     setup = "import random\nimport numpy as np\nout = []"
-    cell = ("for i in range(9):\n"
-"    out.append((random.random(), float(np.random.rand()), float(np.random.default_rng().random())))")
+    cell = (
+        "for i in range(9):\n"
+        "    out.append((random.random(), float(np.random.rand()), float(np.random.default_rng().random())))"
+    )
     found = []
 
     for options in ({"jobs": 1}, {"jobs": 2}, {"jobs": 2, "chunk": 4}):
@@ -220,8 +226,10 @@ LOST = {
         "rng",
     ),
     "a closure's counter": (
-        ("def make():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n"
-"        return n\n    return step\nstep, out = make(), []"),
+        (
+            "def make():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n"
+            "        return n\n    return step\nstep, out = make(), []"
+        ),
         "for i in range(4):\n    out.append(step())",
         "step",
     ),
@@ -231,8 +239,10 @@ LOST = {
         "J",
     ),
     "a default argument": (
-        ("class K:\n    def call(self, x, seen=[]):\n        seen.append(x)\n"
-"        return len(seen)\nk, out = K(), []"),
+        (
+            "class K:\n    def call(self, x, seen=[]):\n        seen.append(x)\n"
+            "        return len(seen)\nk, out = K(), []"
+        ),
         "for i in range(4):\n    out.append(k.call(i))",
         "k|K|seen|call",
     ),
@@ -315,8 +325,8 @@ def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
     setup = "import os\nclass M:\n    def __init__(self, x):\n        self.x = x\nout, total = [], 0"
     cell = (
-        ("for x in range(N):\n    print('at', x)\n"
-"    with open(os.path.join(folder, f'{x}-{os.getpid()}-{len(os.listdir(folder))}'), 'w'):\n")
+        "for x in range(N):\n    print('at', x)\n"
+        "    with open(os.path.join(folder, f'{x}-{os.getpid()}-{len(os.listdir(folder))}'), 'w'):\n"
         "        pass\n    out.append(M(x))\n    total += x"
     )
     counts, namespaces, texts = [], [], []
@@ -339,10 +349,14 @@ def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):
 
 
 def test_threads_leave_what_the_serial_loop_leaves():
-    setup = ("class P:\n    def __init__(self, v):\n        self.v = v\n"
-"out, total, ps = [], 0.1, [P(i) for i in range(8)]")
-    cell = ("for p in ps:\n    print('p', p.v)\n    p.w = p.v * 2\n    tmp = p.w\n"
-"    out.append((p, tmp))\n    total += p.v * 0.1")
+    setup = (
+        "class P:\n    def __init__(self, v):\n        self.v = v\n"
+        "out, total, ps = [], 0.1, [P(i) for i in range(8)]"
+    )
+    cell = (
+        "for p in ps:\n    print('p', p.v)\n    p.w = p.v * 2\n    tmp = p.w\n"
+        "    out.append((p, tmp))\n    total += p.v * 0.1"
+    )
     plain, tested = new_namespace(setup), new_namespace(setup)
     text, _ = serial(plain, cell)
 
