@@ -392,6 +392,7 @@ async def _run(cell: _Cell) -> Run:
         began = time.perf_counter()
         error = await cell.execute(cell.body)
         body_seconds = time.perf_counter() - began
+    environment.unwrap(cell.namespace)
     run = Run(
         "not stored",
         cell.no_key or "",
@@ -437,6 +438,9 @@ def _store(
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
+    changed = cell.inputs.ignored.changed()
+    if changed:
+        raise NotStorable(f"it changes `{changed[0][0]}`, which --ignore leaves out")
     if not cell.asked.is_known:
         raise NotStorable("one of its iterations did what a hit could not bring back")
     observed += cell.asked.rows
@@ -555,8 +559,16 @@ def _placed(cell: _Cell, run: Run) -> Run:
 def install(shell: Any) -> None:
     """Start watching what only a watcher from the beginning can know: imports, seeds."""
     environment.install(user_cells_ran=shell.execution_count > 2)
+    shell.events.register("post_run_cell", _unwrap_names)
 
 
 def uninstall(shell: Any) -> None:
     """Stop what `install` started."""
     environment.uninstall()
+    if _unwrap_names in shell.events.callbacks["post_run_cell"]:
+        shell.events.unregister("post_run_cell", _unwrap_names)
+
+
+def _unwrap_names(*_result: object) -> None:
+    """A cell may have imported by name a function that is wrapped as long as the extension is loaded."""
+    environment.unwrap(vars(sys.modules["__main__"]))

@@ -9,6 +9,7 @@ under K1 is a hit when all rows of its trace hold now.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import dis
 import inspect
@@ -78,6 +79,7 @@ class Inputs:
     rows: dict[str, str]  # input by name → digest
     traversal: Traversal
     names: Names
+    ignored: Traversal  # of the names that the key leaves out: seen to be left alone, no part of the key
     seconds: float  # spent on digesting
     summaries: dict[str, Any] = field(default_factory=dict)
 
@@ -135,7 +137,17 @@ def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, id
     rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
     key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
     key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
-    return Inputs(identity, key, rows, traversal, names, time.perf_counter() - started)
+    ignored = _ignored(names.read & options.ignore, namespace)
+    return Inputs(identity, key, rows, traversal, names, ignored, time.perf_counter() - started)
+
+
+def _ignored(names: Iterable[str], namespace: dict[str, Any]) -> Traversal:
+    traversal = Traversal(namespace)
+    for name in names:
+        if name in namespace:
+            with contextlib.suppress(Undigestible):  # then nobody can tell whether the cell changed it
+                traversal.add(name, namespace[name])
+    return traversal
 
 
 def _add_key(expression: str, namespace: dict[str, Any], traversal: Traversal) -> None:
