@@ -486,6 +486,8 @@ class Pool:
                     self._pump_server()
             if worker.ended is not None:
                 return worker.ended
+            if not worker.spawned and self._server is None:
+                return None, 0  # the one who knew is gone
             if time.monotonic() > until:
                 return None, 0
             time.sleep(0.001)

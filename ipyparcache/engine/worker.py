@@ -53,7 +53,7 @@ RING_AFTER = 0.05  # seconds between two rings within a batch
 CHECK = 0.0002  # seconds between two looks at whether to stop or to ring
 SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
 SCALARS = frozenset({type(None), bool, int, float, complex, str})
-VALUE, FAR_VALUE, ERROR, FAR_ERROR = range(4)  # forms of an outcome that is no scalar
+VALUE, FAR_VALUE, ERROR, FAR_ERROR, FAR_RECORD = range(5)  # forms of an outcome that is no scalar
 EMIT, END, TO_OUT, TO_ERR = range(4)  # kinds of event records; the last two: this stream is written next
 # An event record: kind, index of the task, ends of stdout and stderr so far, length of the payload behind it.
 EVENT = struct.Struct("<BqQQI")
@@ -229,8 +229,11 @@ class Worker:
         data = outcome.dump_exception(error, dump_result)
         return marshal.dumps((data, outcome.traceback_text(error, __file__)))
 
-    def _far(self, form: int, payload: Buffer, buffers: list[memoryview]) -> bytes:
-        """Write a large outcome to the UP area of the batch; return the record that names it."""
+    def _far(self, form: int, payload: Buffer, buffers: list[memoryview], room: int) -> bytes:
+        """Write a large outcome to the UP area of the batch; return the record that names it.
+
+        If it has so many buffers that the record itself does not fit, it is written there as well.
+        """
         parts, places = layout(payload, buffers)
         base = self.up_end
         end = base + places[-1][0] + places[-1][1]
@@ -244,7 +247,8 @@ class Worker:
                 area[at : at + len(piece)] = piece
                 at += len(piece)
         self.up_end = end + -end % 64
-        return marshal.dumps((form, None, tuple((base + start, size) for start, size in places)))
+        record = marshal.dumps((form, None, tuple((base + start, size) for start, size in places)))
+        return record if len(record) <= room else self._far(FAR_RECORD, record, [], room)
 
     def _record(self, value: object, room: int) -> bytes:
         """The record of what a task returned."""
@@ -257,7 +261,7 @@ class Worker:
             payload = dump_result(value, buffers)
             if not buffers.taken and len(payload) <= min(SMALL, room - 64):
                 return marshal.dumps((VALUE, payload, None))
-            return self._far(FAR_VALUE, payload, buffers.taken)
+            return self._far(FAR_VALUE, payload, buffers.taken, room)
         except BaseException as error:
             error.add_note(f"The task ran, but its result ({type(value).__name__}) could not be sent back.")
             return self._error_record(error, room)
@@ -266,7 +270,7 @@ class Worker:
         data = self._dump_error(error)
         if len(data) <= min(SMALL, room - 64):
             return marshal.dumps((ERROR, data, None))
-        return self._far(FAR_ERROR, data, [])
+        return self._far(FAR_ERROR, data, [], room)
 
     # -- running ------------------------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ import numpy as np
 import psutil
 import pytest
 
+from ipyparcache.engine import pool
 from ipyparcache.engine.outcome import Error, Value
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.engine.worker import emit
-from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
+from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied, WorkersNotStarted
 from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
 from tests.contracts.backend import BackendContract, outcomes, values
 
@@ -119,6 +120,24 @@ def test_a_killed_fork_server_is_replaced():
     os.kill(the_pool().server_pid(), signal.SIGKILL)
 
     assert values(abs, [(-n,) for n in range(50)], "processes") == list(range(50))
+
+
+def test_workers_that_cannot_start_are_an_error_that_tells_what_they_wrote(monkeypatch):
+    shutdown_workers()
+    monkeypatch.setattr(pool, "_SERVER", "import sys; sys.exit()")
+    begun = time.monotonic()
+    with pytest.raises(WorkersNotStarted):
+        outcomes(abs, [(1,)], "processes")
+    assert time.monotonic() - begun < 10
+    shutdown_workers()
+
+    monkeypatch.setenv("IPYPARCACHE_START", "spawn")
+    monkeypatch.setattr(pool, "_SPAWNED", "import os, sys; os.dup2(7, 2); sys.exit('no sitecustomize')")
+    with pytest.raises(WorkersNotStarted, match="no sitecustomize"):
+        outcomes(abs, [(1,)], "processes")
+
+    monkeypatch.undo()
+    assert values(abs, [(-1,)], "processes") == [1]
 
 
 def test_running_out_of_memory_kills_one_task_only():
@@ -744,6 +763,19 @@ def test_arrays_of_every_layout_come_and_go(backend):
         assert back.dtype == data.dtype
         assert np.array_equal(back, data)
         assert back.flags.writeable
+
+
+def test_many_buffers_in_one_batch_and_in_one_result_all_arrive(backend):
+    arrays = [np.full(1000, n) for n in range(3000)]
+    assert values(lambda data: int(data.sum()), [(data,) for data in arrays], backend, batch=3000) == [
+        1000 * n for n in range(3000)
+    ]
+
+    def make(count):
+        return [np.full(8200, n) for n in range(count)]
+
+    found = values(make, [(n,) for n in (1, 600)], backend, batch=2)
+    assert [int(data[0]) for data in found[1]] == list(range(600))
 
 
 def test_many_large_containers_in_one_task_all_arrive():

@@ -61,6 +61,7 @@ from ipyparcache.engine.worker import (
     ERROR,
     EVENT,
     FAR_ERROR,
+    FAR_RECORD,
     FAR_VALUE,
     SCALARS,
     TO_ERR,
@@ -70,6 +71,7 @@ from ipyparcache.engine.worker import (
 
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
 PLAIN_BUFFER = 4 << 10  # a buffer of an argument leaves the pickle from this size on: one copy less
+MANY_BUFFERS = 2000  # more would not fit into the message that says where they are
 CONTAINER = 10_000  # a container with so many elements is shared if several tasks get it
 CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray, str)
 SHARED_CONTAINERS = 4  # how many of them a call keeps
@@ -383,12 +385,16 @@ class ProcessCrew(Crew):
     ) -> _Packed:
         from ipyparcache import pickling
 
-        buffers = pickling.Buffers(PLAIN_BUFFER)
+        plain = all(column is None or _is_plain(column) for column in columns)
         try:
-            if all(column is None or _is_plain(column) for column in columns):
-                payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
-            else:
-                payload = pickling.dumps(columns, self._version, buffers)
+            for threshold in (PLAIN_BUFFER, LARGE):
+                buffers = pickling.Buffers(threshold)
+                if plain:
+                    payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
+                else:
+                    payload = pickling.dumps(columns, self._version, buffers)
+                if len(buffers.taken) <= MANY_BUFFERS:
+                    break
         except Exception as error:
             raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
         order: list[int] = []
@@ -575,6 +581,8 @@ class ProcessCrew(Crew):
                 else:
                     memoryview(memory)[:] = area[start : start + size]
                 pieces.append(memory)
+            if form == FAR_RECORD:
+                return self._unfold(worker, batch, marshal.loads(pieces[0]))
             if form == FAR_ERROR:
                 return self._error(bytes(pieces[0]), worker)
             assert form == FAR_VALUE
