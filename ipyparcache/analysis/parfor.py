@@ -511,7 +511,12 @@ class _Classifier:
             if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
             if (path := path_of(node)) is not None and path.root not in bound
         }
+        flow = Flow(self._helper_reads, self._holes_of)
+        flow.run(self.body, (*self.targets, ITEM))
+        replayed = {root for found in self.found.values() for root in found.roots}
         for root in sorted(written - self.facts.modules):
+            if root in replayed and not flow.reads.get(root):
+                continue
             rows = self._own_rows_of(root)
             if rows is not None:
                 self.own_rows[root] = rows
