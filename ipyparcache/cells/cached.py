@@ -156,6 +156,7 @@ class Prepared:
     states: list[tuple[object, object]]  # live object, its state after the cell
     events: Sequence[outputs.OutputEvent]
     results: list[object]
+    annotations: dict[str, object]
     process: Any
     keep_alive: list[object]
 
@@ -347,6 +348,7 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
         states=[(traversal.object_at(root, number), state) for root, number, state in payload["states"]],
         events=payload["events"],
         results=payload["results"],
+        annotations=payload["annotations"],
         process=payload["process"],
         keep_alive=known,
     )
@@ -358,6 +360,8 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
         for live, state in prepared.states:
             put_state(live, state)
         rebind(cell.namespace, prepared.bound, prepared.deleted)
+        if prepared.annotations:
+            cell.namespace.setdefault("__annotations__", {}).update(prepared.annotations)
         environment.restore_process(prepared.process)
         entry.used()
     replay(cell.shell, prepared.events, prepared.results)

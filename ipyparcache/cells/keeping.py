@@ -12,7 +12,7 @@ import ast
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,27 @@ class Source:
     compile: Callable[[ast.Module], Any]
 
     def execute_apart(self, statements: Iterable[int]) -> dict[str, Any]:
-        """Execute some statements beside the namespace; functions made there see the live globals."""
+        """Execute some statements beside the namespace; functions made there see the live globals.
+
+        A class body finds names in the globals alone, so what the statements before it made stands there
+        while it
+        runs, and what stood there before is put back.
+        """
         scratch: dict[str, Any] = {}
-        for index in statements:
-            exec(self.compile(ast.Module([self.tree.body[index]], [])), self.namespace, scratch)
+        absent = object()
+        before: dict[str, Any] = {}
+        try:
+            for index in statements:
+                exec(self.compile(ast.Module([self.tree.body[index]], [])), self.namespace, scratch)
+                for name in scratch:
+                    before.setdefault(name, self.namespace.get(name, absent))
+                self.namespace.update(scratch)
+        finally:
+            for name, value in before.items():
+                if value is absent:
+                    self.namespace.pop(name, None)
+                else:
+                    self.namespace[name] = value
         return scratch
 
     def known(self, defined: Mapping[str, object]) -> list[object]:
@@ -70,11 +87,20 @@ class Source:
         found: list[object] = []
         seen: set[int] = set()
         inner = (thing for _, _, thing in self.inputs.traversal.numbered())
-        for thing in itertools.chain([self.namespace], (defined[name] for name in sorted(defined)), inner):
+        made = (part for name in sorted(defined) for part in _with_nested_classes(defined[name]))
+        for thing in itertools.chain([self.namespace], made, inner):
             if id(thing) not in seen:
                 seen.add(id(thing))
                 found.append(thing)
         return found
+
+
+def _with_nested_classes(thing: object) -> Iterator[object]:
+    yield thing
+    if isinstance(thing, type) and thing.__module__ == "__main__":
+        for part in vars(thing).values():
+            if isinstance(part, type) and part.__qualname__.startswith(f"{thing.__qualname__}."):
+                yield from _with_nested_classes(part)
 
 
 def what_is_left(
@@ -151,6 +177,7 @@ def keep(
         "results": list(results),
         "events": tuple(events),
         "process": process,
+        "annotations": _annotations(source),
     }
     repeated = [definition.index for definition in definitions]
     known = source.known(defined)
@@ -186,6 +213,17 @@ def unpack(
     defined = source.execute_apart(definitions)
     known = source.known(defined)
     return values.unpack(pickled, buffers, known), defined, known
+
+
+def _annotations(source: Source) -> dict[str, object]:
+    """What the cell's own `name: type` statements wrote into the notebook's `__annotations__`."""
+    found = source.namespace.get("__annotations__", {})
+    names = [
+        statement.target.id
+        for statement in source.tree.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    ]
+    return {name: found[name] for name in names if name in found}
 
 
 def is_ours(cls: type) -> bool:

@@ -8,6 +8,7 @@ its live attributes.
 
 from __future__ import annotations
 
+import abc
 import dis
 import functools
 import gc
@@ -436,7 +437,7 @@ class ClassKind(Kind):
         }
 
     def state(self, obj: Any) -> object:
-        return {"bases": obj.__bases__, "dict": self._own(obj)}
+        return {"bases": obj.__bases__, "dict": self._own(obj), "registered": _registered(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         if obj.__bases__ != state["bases"]:
@@ -447,6 +448,9 @@ class ClassKind(Kind):
         for name, value in state["dict"].items():
             if name not in now or now[name] is not value:
                 type.__setattr__(obj, name, value)
+        for virtual in state["registered"]:
+            if virtual not in _registered(obj):
+                abc.ABCMeta.register(obj, virtual)
 
 
 def _registered(cls: type) -> list[type]:
@@ -456,7 +460,8 @@ def _registered(cls: type) -> list[type]:
     import _abc  # type: ignore[import-not-found]
 
     found: Iterable[Any] = _abc._get_dump(cls)[0]
-    return [registered for reference in found if (registered := reference()) is not None]
+    registered = [virtual for reference in found if (virtual := reference()) is not None]
+    return sorted(registered, key=lambda virtual: f"{virtual.__module__}.{virtual.__qualname__}")
 
 
 # ---- modules

@@ -279,6 +279,30 @@ def test_imports_classes_and_functions_are_executed_again(cell, cached, names, r
     assert names["T"].__module__ == "__main__"
 
 
+def test_classes_that_use_the_cells_own_imports_are_made_again(cell, cached, names, restart):
+    body = """
+        from dataclasses import dataclass, field
+        from enum import Enum, auto
+        class Color(Enum):
+            R = auto()
+        @dataclass
+        class Row:
+            a: int
+            b: list = field(default_factory=list)
+            class Inner: pass
+        vals = [Color.R, Row(1, [2]), Row.Inner()]
+        n: int = 3
+    """
+    assert cached(body) == "miss"
+    restart()
+    assert cached(body) == "hit"
+
+    assert names["vals"][0] is names["Color"].R
+    assert names["vals"][1] == names["Row"](1, [2])
+    assert type(names["vals"][2]) is names["Row"].Inner
+    assert names["__annotations__"]["n"] is int
+
+
 def test_deleted_names_are_deleted(cell, cached, names, restart):
     body = "tmp = sum(raw)\ntotal = tmp\ndel raw, tmp"
     cell("raw = [1, 2]")
