@@ -33,7 +33,7 @@ from ipyparcache.storage.compression import (
     parse_codec,
 )
 from ipyparcache.storage.joblibfile import OLD_PREFIX, JoblibUnpickler, load_old
-from ipyparcache.storage.rawarrays import fill, in_native_order
+from ipyparcache.storage.rawarrays import fill, fill_from_places, in_native_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -408,11 +408,28 @@ class _Loader:
         pickled = _exactly(self._file, length)
         end = len(_MAGIC) + _FRONT.size + _ROW.size * count + length
         if self._mode is None:
-            self._raw = list(self._read_arrays(end))
+            self._raw = self._places_read(end) if self._is_plain_file() else list(self._read_arrays(end))
         elif self._rows:
             # Where the next object begins, if several were written into one file.
             self._file.seek(self._base + sum(self._rows[-1]))
         return put_together(pickled, self._array)
+
+    def _is_plain_file(self) -> bool:
+        """Whether arrays can be read from their places, in any order."""
+        raw = getattr(self._file, "raw", None)
+        return hasattr(os, "preadv") and isinstance(raw, io.FileIO) and self._file.seekable()
+
+    def _places_read(self, at: int) -> list[np.ndarray[Any, Any]]:
+        if not self._rows:
+            return []
+        import numpy as np
+
+        base = self._file.tell() - at
+        raw = [np.empty(size, np.uint8) for _, size in self._rows]
+        places = [(array, base + offset) for array, (offset, _) in zip(raw, self._rows, strict=True)]
+        fill_from_places(self._file.fileno(), places)
+        self._file.seek(base + sum(self._rows[-1]))
+        return raw
 
     def _read_arrays(self, at: int) -> Iterator[np.ndarray[Any, Any]]:
         import numpy as np

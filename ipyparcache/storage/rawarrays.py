@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+_PIECE = 32 << 20
+"""Bytes that one thread reads at a time: page faults of fresh memory cost more than the reading."""
+
+_THREADS = 4
 
 
 def fill(file: Any, array: Any) -> None:
@@ -18,6 +26,38 @@ def fill(file: Any, array: Any) -> None:
     # Some file objects take no more than 2 GiB at once.
     while done < len(memory):
         count = file.readinto(memory[done : done + (1 << 30)])
+        if not count:
+            raise EOFError(f"{len(memory) - done} bytes are missing")
+        done += count
+
+
+def fill_from_places(handle: int, arrays: Sequence[tuple[Any, int]]) -> None:
+    """Fill arrays of bytes from their places in a file, by several threads if it is much.
+
+    Raises
+    ------
+    EOFError
+        If the file ends before.
+    """
+    pieces = [
+        (memory[at : at + _PIECE], place + at)
+        for array, place in arrays
+        for memory in [memoryview(array)]
+        for at in range(0, len(memory), _PIECE)
+    ]
+    if len(pieces) < 3:
+        for memory, place in pieces:
+            _fill_at(handle, memory, place)
+        return
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        for done in [threads.submit(_fill_at, handle, memory, place) for memory, place in pieces]:
+            done.result()
+
+
+def _fill_at(handle: int, memory: memoryview, place: int) -> None:
+    done = 0
+    while done < len(memory):
+        count = os.preadv(handle, [memory[done:]], place + done)
         if not count:
             raise EOFError(f"{len(memory) - done} bytes are missing")
         done += count

@@ -1,0 +1,214 @@
+"""`python -m benchmarks.storage`: `Memory`, `hash`, `dump` and `load`, against joblib and diskcache.
+
+diskcache is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+
+import ipyparcache
+from benchmarks.rounds import OURS, Contest, hold, machine, timed
+from ipyparcache.storage.entry import close_entries
+
+BOTH = {OURS: ipyparcache, "joblib": joblib}
+MEGABYTE = 2**20 // 8  # in float64
+FILLED = 10_000
+EVICTED = 20_000
+
+
+def small(number: int, step: int = 1) -> int:
+    """A function whose result is small."""
+    return number + step
+
+
+def corner(array: np.ndarray) -> np.ndarray:
+    """A function with a large argument."""
+    return array[:3] * 2
+
+
+def ones(megabytes: int) -> np.ndarray:
+    """A function with a large result."""
+    return np.ones(megabytes * MEGABYTE)
+
+
+def cachers(folder: Path) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """What keeps the results of a function, by name, each in a folder of its own."""
+    found: dict[str, Any] = {
+        name: package.Memory(folder / name, verbose=0).cache for name, package in BOTH.items()
+    }
+    try:
+        import diskcache
+    except ImportError:
+        return found
+    cache = diskcache.Cache(str(folder / "diskcache"), size_limit=2**40)
+    return {**found, "diskcache": lambda function: cache.memoize()(function)}
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], float]:
+    """Seconds for one of so many calls."""
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            call()
+        return (time.perf_counter() - began) / times
+
+    return run
+
+
+def hits(
+    folder: Path, function: Callable[..., Any], argument: Any, times: int
+) -> dict[str, Callable[[], float]]:
+    """Calls that are found again."""
+    found = {}
+    for name, cache in cachers(folder).items():
+        cached = cache(function)
+        cached(argument)
+        found[name] = repeated(lambda cached=cached: cached(argument), times)  # type: ignore[misc]
+    return found
+
+
+def fills(folder: Path) -> dict[str, Callable[[], float]]:
+    """Distinct calls that are all stored; each round in a folder of its own."""
+
+    def fill(name: str) -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            cached = cachers(Path(fresh))[name](small)
+            began = time.perf_counter()
+            for number in range(FILLED):
+                cached(number)
+            taken = time.perf_counter() - began
+            close_entries()
+        return taken
+
+    return {name: lambda name=name: fill(name) for name in cachers(folder)}  # type: ignore[misc]
+
+
+def reads(folder: Path) -> dict[str, Callable[[], float]]:
+    """The same calls, all found."""
+    found = {}
+    for name, cache in cachers(folder).items():
+        cached = cache(small)
+        for number in range(FILLED):
+            cached(number)
+        found[name] = timed(lambda cached=cached: [cached(number) for number in range(FILLED)])  # type: ignore[misc]
+        files = [path for path in (folder / name).rglob("*") if path.is_file()]
+        size = sum(path.stat().st_blocks * 512 for path in files)
+        print(f"    {name}: {len(files)} files, {size / 1e6:.1f} MB on disk for {FILLED} results", flush=True)
+    return found
+
+
+def reductions(folder: Path) -> dict[str, Callable[[], float]]:
+    """Half of many small results taken away."""
+
+    def reduce(name: str) -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            memory = BOTH[name].Memory(fresh, verbose=0)
+            cached = memory.cache(small)
+            for number in range(EVICTED):
+                cached(number)
+            began = time.perf_counter()
+            memory.reduce_size(items_limit=EVICTED // 2)
+            taken = time.perf_counter() - began
+            close_entries()
+        return taken
+
+    return {name: lambda name=name: reduce(name) for name in BOTH}  # type: ignore[misc]
+
+
+def hashes(value: Any) -> dict[str, Callable[[], float]]:
+    """Names of one value."""
+    return {
+        name: timed(lambda package=package: package.hash(value))  # type: ignore[misc]
+        for name, package in BOTH.items()
+    }
+
+
+def writes(folder: Path, value: Any, **options: Any) -> dict[str, Callable[[], float]]:
+    """One value written to a file."""
+    return {
+        name: timed(lambda name=name: BOTH[name].dump(value, folder / name, **options))  # type: ignore[misc]
+        for name in BOTH
+    }
+
+
+def loads(folder: Path, value: Any, **options: Any) -> dict[str, Callable[[], float]]:
+    """One value read from a file."""
+    for name, package in BOTH.items():
+        package.dump(value, folder / name)
+    return {
+        name: timed(lambda name=name: BOTH[name].load(folder / name, **options))  # type: ignore[misc]
+        for name in BOTH
+    }
+
+
+@contextmanager
+def contests() -> Iterator[Iterator[Contest]]:
+    """All of them, one made after the other as it is measured."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        os.environ.setdefault("XDG_STATE_HOME", str(folder / "state"))
+        stack.callback(close_entries)
+        yield _each(folder)
+
+
+def _each(folder: Path) -> Iterator[Contest]:
+    rng = np.random.default_rng(0)
+    yield Contest("a hit of a small call", hits(folder / "small", small, 1, 1000), floor=5)
+    yield Contest("10 000 distinct calls filled", fills(folder), floor=15)
+    yield Contest("10 000 distinct calls found again", reads(folder / "reads"))
+    yield Contest("half of 20 000 results evicted", reductions(folder), floor=30)
+    large = rng.random(400 * MEGABYTE)
+    without = {
+        name: call
+        for name, call in hits(folder / "argument", corner, large, 1).items()
+        if name != "diskcache"
+    }
+    yield Contest("a hit with a 400 MB argument", without, floor=8)
+    yield Contest("a hit that returns 400 MB", hits(folder / "result", ones, 400, 1), floor=100)
+    yield Contest("hash of a 1 GB array", hashes(rng.random(1000 * MEGABYTE)), floor=9)
+    yield Contest(
+        "hash of a frame of 1e6 rows, 10 columns", hashes(pd.DataFrame(rng.random((10**6, 10)))), floor=15
+    )
+    yield Contest("hash of a list of 1e6 strings", hashes([str(n) for n in range(10**6)]), floor=15)
+    yield Contest("hash of a dict of 1e5", hashes({str(n): (n, float(n)) for n in range(10**5)}), floor=15)
+    arrays = [rng.random(100 * MEGABYTE) for _ in range(4)]
+    yield Contest("dump of 400 MB of arrays", writes(folder, arrays), floor=1.5)
+    yield Contest("load of 400 MB of arrays", loads(folder, arrays), floor=1.5)
+    yield Contest("load of 400 MB of arrays, mapped", loads(folder, arrays, mmap_mode="c"))
+    table = {str(n): n * 1.5 for n in range(300_000)}
+    yield Contest("dump of a dict of 3e5", writes(folder, table), floor=10)
+    yield Contest("load of a dict of 3e5", loads(folder, table))
+    rounded = [np.round(rng.random(10 * MEGABYTE), 3)]
+    ours = writes(folder, rounded, compress=("zlib", 3))
+    ours[OURS] = timed(lambda: ipyparcache.dump(rounded, folder / OURS, compress=("zstd", 3)))
+    yield Contest("dump of 10 MB compressed, zstd 3 against zlib 3", ours, floor=5)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.storage")
+    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(machine(), flush=True)
+    with contests() as all_of_them:
+        for contest in all_of_them:
+            if not options.words or any(word in contest.name for word in options.words):
+                hold([contest], options.rounds)
+
+
+if __name__ == "__main__":
+    main()
