@@ -161,6 +161,7 @@ class Handle:
                 self._host.show_note(f"<div>{html.escape(text)}</div>", text)
         loops.run_steps(self._plan, self._host, self._report, self._step + 1)
         loops.show_figures(self._report, self._host)
+        loops.show_notes(self._plan, self._report, self._host)
 
     def _enter_between_cells(self, *_: object) -> None:
         """At the end of a cell: if the loop is over, its results enter now."""

@@ -538,7 +538,6 @@ class LoopRun:
                 f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left "
                 f"unbound; warning: a later cell that reads it fails"
             )
-            self.report.notes.append(text)
             self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
 
     def _take_event(self, number: int, event: object) -> None:

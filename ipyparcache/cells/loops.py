@@ -6,6 +6,7 @@ And a namespace afterwards that is the one the serial cell would have left.
 from __future__ import annotations
 
 import ast
+import html
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -42,6 +43,8 @@ def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions)
     return CellPlan(tuple(steps), facts, options)
 
 
+SHOWN_ERRORS = 10  # of those collected, below the cell
+
 _last = RunReport()
 
 
@@ -66,7 +69,23 @@ def run_cell(plan: CellPlan, host: Host) -> RunReport:
         run_steps(plan, host, report, 0)
     finally:
         show_figures(report, host)
+        show_notes(plan, report, host)
     return report
+
+
+def show_notes(plan: CellPlan, report: RunReport, host: Host) -> None:
+    """Say what the user should know of a run that went well: errors collected, iterations not kept."""
+    if plan.options.quiet:
+        return
+    lines: list[str] = []
+    for loop in report.loops:
+        lines += loop.notes
+        lines += [str(error) for error in loop.errors[:SHOWN_ERRORS]]
+        if len(loop.errors) > SHOWN_ERRORS:
+            lines.append(f"and {len(loop.errors) - SHOWN_ERRORS} more: `%parcache errors` shows them all")
+    if lines:
+        rows = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        host.show_note(f"<ul>{rows}</ul>", "\n".join(lines))
 
 
 def show_figures(report: RunReport, host: Host) -> None:
