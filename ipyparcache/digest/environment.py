@@ -156,6 +156,10 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
         _refuse(seen, trust_shell)
         rows = [*_file_rows(seen)]
         for (question, path), answer in sorted(seen.answers.items()):
+            use = seen.files.get(os.path.abspath(path))
+            made_new = use is not None and use.is_written and not use.is_read
+            if made_new and (question, path) not in seen.asked_by_user:
+                continue  # a writer that looks whether it overwrites; that the file is there is demanded anyway
             rows.append(Row(question, path, _hexed(answer)))
         for path, listing in sorted(seen.listings.items()):
             rows.append(Row("listing", path, _hexed(listing)))
@@ -888,6 +892,7 @@ class ProcessState:
     modules: dict[str, dict[str, object]]  # attributes of local modules
     threads: frozenset[int]
     children: frozenset[int]
+    tasks: set[int]  # pending in the event loop
     fixtures: dict[str, object]  # what is told to have changed, and cannot be brought back
 
 
@@ -907,6 +912,7 @@ def process_state() -> ProcessState:
             {name: dict(vars(module)) for name, module in _local_modules()},
             frozenset(thread.ident or 0 for thread in threading.enumerate()),
             frozenset(_children()),
+            _pending_tasks(),
             _fixtures(),
         )
 
@@ -929,14 +935,19 @@ def _fixtures() -> dict[str, object]:
     return found
 
 
+_looked_at: set[str] = set()
+_local_names: set[str] = set()
+
+
 def _local_modules() -> list[tuple[str, ModuleType]]:
-    return [
-        (name, module)
-        for name, module in list(sys.modules.items())
-        if type(module) is ModuleType
-        and name not in modules.NOTEBOOK_MODULES
-        and modules.origin_of(name) == "local"
-    ]
+    """The local modules that are loaded; each name in `sys.modules` is looked at once."""
+    for name in sys.modules.keys() - _looked_at:
+        _looked_at.add(name)
+        module = sys.modules.get(name)
+        is_module = type(module) is ModuleType and name not in modules.NOTEBOOK_MODULES
+        if is_module and modules.origin_of(name) == "local":
+            _local_names.add(name)
+    return [(name, sys.modules[name]) for name in sorted(_local_names) if name in sys.modules]
 
 
 def _setting_digest(setting: Setting) -> str:
@@ -1038,7 +1049,20 @@ def _is_as_before(earlier: Mapping[str, object], attribute: str, value: object) 
     return attribute in earlier and earlier[attribute] is value
 
 
+def _pending_tasks() -> set[int]:
+    """Tasks of the running event loop that have not ended, by identity."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return set()
+    try:
+        return {id(task) for task in asyncio.all_tasks()}
+    except RuntimeError:  # no loop runs here
+        return set()
+
+
 def _refuse_leftovers(before: ProcessState) -> None:
+    if _pending_tasks() - before.tasks:
+        raise Unrepeatable("it leaves an asyncio task running")
     now = _fixtures()
     for name, value in before.fixtures.items():
         if now.get(name) != value:

@@ -144,6 +144,7 @@ class Traversal:
         self._followed = 0
         self._kinds: dict[type, Kind] = {}
         self._classes: set[type] = set()  # of distributions, looked through for methods of the user
+        self._bases: set[type] = set()  # of those
         self._patches: dict[str, tuple[Any, dict[str, object]]] = {}  # what the user put where, when digested
         self._awaited: list[str] = []  # modules that the code will import
 
@@ -238,18 +239,24 @@ class Traversal:
         origin = modules.origin_of(name)
         if origin == "notebook":
             return
-        if origin != "local":
-            self._patches[_place_of(module)] = module, dict(_patches_of(module))
-        named = names is not None
+        if origin == "local":
+            if names is None:
+                names = [attribute for attribute in namespace if not attribute.startswith("__")]
+            for attribute in sorted(names):
+                self.note_read(name, attribute, namespace)
+            return
+        patches = dict(_patches_of(module))
+        self._patches[_place_of(module)] = module, patches
         if names is None:
-            names = [attribute for attribute in namespace if not attribute.startswith("__")]
+            for attribute in sorted(patches):
+                self.note_read(name, attribute, namespace)
+            for value in list(namespace.values()):
+                if isinstance(value, type):
+                    self.reach_class(value)
+            return
         for attribute in sorted(names):
             value = namespace.get(attribute)
-            if (
-                origin == "local"
-                or is_user_definition(value)
-                or (named and _is_plain_setting(attribute, value))
-            ):
+            if attribute in patches or _is_plain_setting(attribute, value):
                 self.note_read(name, attribute, namespace)
             elif isinstance(value, type):
                 self.reach_class(value)
@@ -260,10 +267,13 @@ class Traversal:
             return
         self._classes.add(cls)
         for base in cls.__mro__:
-            if not base.__flags__ & (1 << 9) or modules.is_user_code(module_of(base)):
+            if base in self._bases or not base.__flags__ & (1 << 9):
+                continue
+            self._bases.add(base)
+            if modules.is_user_code(module_of(base)):
                 continue
             patches = _patches_of(base)
-            self._patches[f"{PATCHES}{module_of(base)}:{base.__qualname__}"] = base, dict(patches)
+            self._patches[_place_of(base)] = base, dict(patches)
             for name, value in patches:
                 self._pending.append((f"patch {module_of(base)}.{base.__qualname__}.{name}", value))
 
