@@ -221,3 +221,20 @@ def test_every_name_of_joblib_is_there():
 
     assert set(original.__all__) <= set(namespace)
     assert all(hasattr(joblib, name) for name in original.__all__)
+
+
+def test_scikit_learn_keeps_its_steps_in_our_memory(tmp_path, capsys):
+    from sklearn.datasets import load_iris
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+
+    features, kinds = load_iris(return_X_y=True)
+    steps = [("reduce", PCA(2)), ("classify", LogisticRegression(max_iter=500))]
+    pipeline = Pipeline(steps, memory=Memory(tmp_path, verbose=1))
+    first = pipeline.fit(features, kinds).score(features, kinds)
+    called = capsys.readouterr().out.count("[Memory] Calling")
+    second = pipeline.fit(features, kinds).score(features, kinds)
+
+    assert (called, capsys.readouterr().out.count("[Memory] Calling")) == (1, 0)
+    assert first == second > 0.9
