@@ -49,6 +49,9 @@ DYNAMIC_ATTRIBUTES = frozenset(
         "f_locals",
         "f_back",
         "__globals__",
+        "__subclasses__",
+        "getsource",
+        "getsourcelines",
     }
 )
 DYNAMIC_DOTTED = frozenset({"inspect.stack", "inspect.trace", "runpy.run_path", "runpy.run_module"})

@@ -224,7 +224,8 @@ async def run_cached(
         Whatever the cell raised.
     """
     started = time.perf_counter()
-    identity = inputs.identity_of(body.tree, body.silenced, options.for_key(), variant)
+    shown_how = f"{variant} {outputs.display_facts(shell, is_user_code)}"
+    identity = inputs.identity_of(body.tree, body.silenced, options.for_key(), shown_how)
     cell = _Cell(shell, body, options, execute, asked or Asked(), started, identity, [])
     with ExitStack() as held:
         prepared = _guarded(cell, lambda: _look_up(cell, held))

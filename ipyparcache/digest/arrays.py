@@ -257,6 +257,10 @@ class SubarrayKind(ArrayKind):
 class MaskedKind(Kind):
     """Masked arrays: data, mask, fill value (the default one counts like one that was set so)."""
 
+    covers = frozenset(
+        {"_mask", "_fill_value", "_hardmask", "_sharedmask", "_optinfo", "_basedict", "_isfield", "_baseclass"}
+    )
+
     def write(self, walk: Walk, obj: Any) -> None:
         parts = self._parts(obj)
         walk.keep(parts)

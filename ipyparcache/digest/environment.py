@@ -159,7 +159,7 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
             use = seen.files.get(os.path.abspath(path))
             made_new = use is not None and use.is_written and not use.is_read
             if made_new and (question, path) not in seen.asked_by_user:
-                continue  # a writer that looks whether it overwrites; that the file is there is demanded anyway
+                continue  # a writer that looks whether it overwrites; that the file is there is demanded too
             rows.append(Row(question, path, _hexed(answer)))
         for path, listing in sorted(seen.listings.items()):
             rows.append(Row("listing", path, _hexed(listing)))

@@ -168,8 +168,13 @@ class NamedColumnKind(Kind):
         write_column(walk, obj.values)
 
 
+_NDFRAME_FIELDS = frozenset({"_mgr", "_item_cache", "_attrs", "_flags", "_name", "_cacher", "_index", "_is_copy"})
+
+
 class FrameKind(Kind):
     """`DataFrame`: index, column labels, each column, `attrs`, flags."""
+
+    covers = _NDFRAME_FIELDS
 
     def write(self, walk: Walk, obj: Any) -> None:
         columns = columns_of(obj)
@@ -255,6 +260,8 @@ def _frozen(values: Any) -> object:
 
 class SeriesKind(Kind):
     """`Series`: index, name, values, `attrs`, flags."""
+
+    covers = _NDFRAME_FIELDS
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"series", bool(obj.flags.allows_duplicate_labels))

@@ -47,8 +47,15 @@ class InstanceKind(Kind):
         if self.base is not None:
             self.base.write(walk, obj)
 
+    def _entries(self, obj: Any) -> dict[str, object]:
+        if not self.has_dict:
+            return {}
+        own = dict_of(obj)
+        covered = self.base.covers if self.base is not None else ()
+        return {name: value for name, value in own.items() if name not in covered} if covered else dict(own)
+
     def _own(self, obj: Any) -> dict[str, object]:
-        own = dict(dict_of(obj)) if self.has_dict else {}
+        own = self._entries(obj)
         for name, slot in self.slots:
             try:
                 own[name] = slot.__get__(obj)
@@ -61,7 +68,7 @@ class InstanceKind(Kind):
         return list(self._own(obj).items())
 
     def state(self, obj: Any) -> object:
-        own = dict(dict_of(obj)) if self.has_dict else {}
+        own = self._entries(obj)
         slots = {}
         for name, slot in self.slots:
             try:
@@ -88,7 +95,10 @@ class InstanceKind(Kind):
             self.base.put(obj, state["base"])
         if self.has_dict:
             own = dict_of(obj)
-            own.clear()
+            for name in self._entries(obj).keys() - state["dict"].keys():
+                del own[name]
+            for name in state["dict"]:  # the order counts, too
+                own.pop(name, None)
             own.update(state["dict"])
         for name, slot in self.slots:
             if name in state["slots"]:
@@ -121,6 +131,25 @@ class ReducedKind(Kind):
 
     def mark(self, walk: Walk, obj: Any) -> object:
         return walk.apart().run(obj)
+
+
+class ForeignKind(Kind):
+    """What an instance inherits from a class written in C that has no kind: that class's own reduce value."""
+
+    mutable = False
+
+    def __init__(self, base: Any):
+        self.foreign = base
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"foreign")
+        write_reduced(walk, obj, self.foreign)
+
+    def state(self, obj: Any) -> object:
+        return None
+
+    def put(self, obj: Any, state: Any) -> None:
+        raise Unrestorable(type_name(obj), f"it inherits from {type_name_of(self.foreign)}, which hides its state")
 
 
 class RefusedKind(Kind):
@@ -183,12 +212,16 @@ def logger_facts(logger: Any) -> list[object]:
 NAMED["logging.Logger"] = lambda cls: LoggerKind()
 
 
-def write_reduced(walk: Walk, obj: Any) -> None:
-    """Write what pickle would: how to make the object, then its state."""
+def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
+    """Write what pickle would: how to make the object, then its state; with `base`, as that class does it."""
     cls = type(obj)
     try:
         hook = copyreg.dispatch_table.get(cls)
-        value: Any = hook(obj) if hook is not None else obj.__reduce_ex__(4)
+        value: Any
+        if base is not None:
+            value = base.__reduce_ex__(obj, 4)
+        else:
+            value = hook(obj) if hook is not None else obj.__reduce_ex__(4)
     except Exception as error:
         raise walk.fail(f"it has no stable content ({error})", obj) from None
     walk.keep(value)
@@ -256,8 +289,7 @@ def find_kind(cls: type) -> Kind:
 def _user_kind(cls: type) -> Kind:
     base = _base_kind(cls)
     if base is None and _hides_state(cls):
-        # A C base that we know nothing of: only its own reduce value can tell what it holds.
-        return ReducedKind(mutable=True)
+        base = ForeignKind(next(one for one in cls.__mro__ if not modules.is_user_code(module_of(one))))
     return InstanceKind(cls, base)
 
 
@@ -362,6 +394,7 @@ REFUSED = {
     "sqlite3.Cursor": _LIVE,
     "subprocess.Popen": _LIVE,
     "threading.Thread": "a thread has no content",
+    "functools.KeyWrapper": "it does not show the comparison that it wraps",
 }
 
 

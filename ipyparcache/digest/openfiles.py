@@ -84,6 +84,9 @@ class Seen:
     removed: list[str] = field(default_factory=list)  # files and folders that the run did not make
     commands: list[Command] = field(default_factory=list)
     askers: dict[Asker, None] = field(default_factory=dict)
+    asked_by_user: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # of the answers, those no library wanted
     asks_folder: bool = False
     reads_stdin: bool = False
     names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
@@ -385,6 +388,7 @@ def _on_open(
     _on_write(seen, spelled, keeps=not flags & (os.O_TRUNC | os.O_EXCL))
     if flags & os.O_EXCL:
         seen.answers.setdefault(("exists", seen.spelled(spelled)), False)
+        seen.asked_by_user.add(("exists", seen.spelled(spelled)))
 
 
 def _on_write(seen: Seen, path: str, keeps: bool) -> None:
@@ -779,7 +783,10 @@ def _ask(question: str, path: Any, frame: FrameType | None) -> None:
             return
         for seen in _concerned():
             if not seen.made(full):
-                seen.answers.setdefault((question, seen.spelled(spelled)), answer_to(question, full))
+                asked = question, seen.spelled(spelled)
+                if asker[0] == "user":
+                    seen.asked_by_user.add(asked)
+                seen.answers.setdefault(asked, answer_to(question, full))
     except Exception:  # never to be seen by the user's call
         pass
     finally:

@@ -50,6 +50,7 @@ class Kind:
 
     mutable = True
     atomic = False  # an immutable leaf
+    covers: frozenset[str] = frozenset()  # entries of `__dict__` that are told by other means
 
     def write(self, walk: Walk, obj: Any) -> None:
         """Write a token that tells the type and this object's own part; push its children onto the walk."""

@@ -305,6 +305,24 @@ def flush_figures(shell: Any) -> None:
             callback()
 
 
+def display_facts(shell: Any, is_user_code: Callable[[str | None], bool]) -> str:
+    """How the shell shows values, as far as the user has changed it: what it says of the same value differs.
+
+    Printers that the user registered for a type count by the code of their function.
+    """
+    formatters = shell.display_formatter.formatters
+    plain = formatters["text/plain"]
+    facts: list[object] = [shell.ast_node_interactivity, plain.float_precision, plain.pprint, plain.max_width]
+    for mime, formatter in sorted(formatters.items()):
+        for kind, printer in formatter.type_printers.items():
+            code = getattr(printer, "__code__", None)
+            if code is not None and is_user_code(getattr(printer, "__module__", None)):
+                facts.append(
+                    (mime, kind.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names)
+                )
+    return repr(facts)
+
+
 def open_figures() -> set[int]:
     """Numbers of the figures that pyplot keeps open."""
     helpers: Any = sys.modules.get("matplotlib._pylab_helpers")
