@@ -13,7 +13,8 @@ from typing import Any
 from ipyparcache.analysis.body import VALUE
 from ipyparcache.analysis.parfor import Comprehension, Loop, Serial
 from ipyparcache.cells import loops
-from ipyparcache.cells.loops import CellPlan, Host, LoopRun, RunReport
+from ipyparcache.cells.looprun import LoopRun, drained
+from ipyparcache.cells.plans import CellPlan, Host, RunReport
 from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
 from ipyparcache.progress.tracker import Snapshot, Tracker
 from ipyparcache.progress.widget import show
@@ -148,8 +149,7 @@ class Handle:
             if isinstance(self._loop, Comprehension):
                 loops.fill(self._loop, stream, self._host, last=last)
             else:
-                for _ in stream:
-                    continue
+                drained(stream)
                 for statement in self._loop.parfor.orelse:
                     self._host.run_statement(statement, last=False)
         finally:

@@ -229,7 +229,18 @@ class _Run:
             for number, obj in self.arrived.objects.items()
             if number not in body.exempt and (state := self._state(obj)) != ("constant",)
         }
-        hidden = {LOG, KEY, CONTENT, HASHED, UNBIND, ITEM, VALUE, "__builtins__", "__warningregistry__"}
+        hidden = {
+            LOG,
+            KEY,
+            CONTENT,
+            HASHED,
+            UNBIND,
+            ITEM,
+            VALUE,
+            "__builtins__",
+            "__warningregistry__",
+            "__annotations__",
+        }
         self._fixed = {
             name: value
             for name, value in self.namespace.items()

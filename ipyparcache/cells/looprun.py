@@ -63,6 +63,37 @@ class _Chunk:
         return self.result is not None or self.error is not None
 
 
+class StoppedInside(Exception):
+    """Carries a StopIteration of an iteration through the generators here, which cannot raise one."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def drained(stream: Iterable[list[Any]]) -> list[Any]:
+    """All elements of a loop, which is run for that; raises what ended it."""
+    found: list[Any] = []
+    stopped: BaseException | None = None
+    try:
+        for part in stream:
+            found.extend(part)
+    except StoppedInside as carrier:
+        stopped = carrier.error
+    if stopped is not None:
+        raise stopped
+    return found
+
+
+def streamed(stream: Iterable[list[Any]]) -> Generator[Any, None, None]:
+    """The elements of a loop, which runs while they are asked for."""
+    try:
+        for part in stream:
+            yield from part
+    except StoppedInside as carrier:
+        raise RuntimeError("generator raised StopIteration") from carrier.error
+
+
 class LoopRun:
     """One loop while it runs.
 
@@ -676,7 +707,8 @@ class LoopRun:
         if failure is not None:
             error = self._error_of(failure, chunk)
             if self.options.on_error != "collect":
-                raise error
+                # A generator cannot raise StopIteration, which an iteration may.
+                raise StoppedInside(error) if isinstance(error, StopIteration) else error
             yield from self._collect(failure.iteration, error, chunk)
         if chunk.error is not None:
             done = chunk.first + sum(1 for _ in self._iterations_of(chunk))

@@ -16,7 +16,7 @@ from ipyparcache.analysis.flow import Flow
 from ipyparcache.analysis.parfor import Comprehension, Loop, Parfor, Serial, Step, steps_of
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.cells.facts import facts_of
-from ipyparcache.cells.looprun import LoopRun, jobs_of
+from ipyparcache.cells.looprun import LoopRun, drained, jobs_of, streamed
 from ipyparcache.cells.plans import CellPlan, Host, LoopOptions, LoopReport, RunReport, refused
 from ipyparcache.errors import LoopRefused
 
@@ -131,8 +131,7 @@ def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fres
         with run.iterable_at_hand() as place:
             host.run_statement(_with_iterable(step.statement, step.parfor, place), last=False)
         return
-    for _ in run.iterate():
-        continue
+    drained(run.iterate())
 
 
 def _run_comprehension(
@@ -156,20 +155,18 @@ def _run_comprehension(
 
 def fill(step: Comprehension, stream: Generator[list[Any], None, None], host: Host, *, last: bool) -> None:
     """Execute the statement around a comprehension with the elements of `stream` in its place."""
-    values = (value for part in stream for value in part)
-    found: object = values
-    if step.kind == "list":
-        found = list(values)
-    elif step.kind == "set":
-        found = set(values)
+    found: object = streamed(stream) if step.kind == "generator" else drained(stream)
+    if step.kind == "set":
+        found = set(found)  # type: ignore[call-overload]
     elif step.kind == "dict":
-        found = dict(values)
+        found = dict(found)  # type: ignore[call-overload]
     host.namespace[VALUE] = found
     try:
         host.run_statement(step.statement, last=last)
     finally:
         host.namespace.pop(VALUE, None)
-        values.close()
+        if isinstance(found, Generator):
+            found.close()
         stream.close()
 
 

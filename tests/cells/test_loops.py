@@ -131,6 +131,34 @@ SAME = {
         ),
         "for i in range(10):\n    out.append(i)\n    if i == 3:\n        raise MyErr(i, 'negative')",
     ),
+    "stop_iteration": (
+        "out, it = [], iter([1])",
+        "for i in range(3):\n    out.append(i)\n    if i == 1:\n        next(iter([]))",
+    ),
+    "stop_iteration_in_a_comprehension": ("", "x = [next(iter([])) for i in range(3)]"),
+    "stop_iteration_in_a_generator": ("", "x = sum(next(iter([])) for i in range(3))"),
+    "annotations": ("out = []", "for i in range(3):\n    j: int = i + 1\n    out.append(j)"),
+    "abstract_and_generic_classes": (
+        "import abc, typing\nT = typing.TypeVar('T')\nclass A(abc.ABC):\n    @abc.abstractmethod\n"
+        "    def f(self): ...\nclass G(typing.Generic[T]):\n    def __init__(self, v):\n        self.v = v\n"
+        "class B(A):\n    def f(self):\n        return G(1).v\nclass Meta(type):\n"
+        "    def __call__(cls, *a):\n"
+        "        made = super().__call__(*a)\n        made.tag = K\n        return made\nK = 5\n"
+        "class C(metaclass=Meta):\n    pass\nout = []",
+        "for i in range(3):\n    out.append((B().f(), isinstance(B(), A), C().tag, C()))",
+    ),
+    "reduced_objects": (
+        "class R:\n    def __init__(self, v):\n        self.v = v\n"
+        "    def __reduce__(self):\n        return R, (self.v,)\n"
+        "class S:\n    def __getstate__(self):\n        return {'v': self.v}\n"
+        "    def __setstate__(self, s):\n"
+        "        self.v = s['v']\nout, r = [], R(1)",
+        "for i in range(3):\n    s = S()\n    s.v = i\n    out.append((R(i), s, r))",
+    ),
+    "an_endless_source": (
+        "import itertools\nout = []",
+        "for i in itertools.count():\n    out.append(i)\n    if i == 50:\n        raise ValueError(i)",
+    ),
     "failing_source": (
         "out = []\ndef source():\n    yield 1\n    yield 2\n    raise OSError('connection lost')",
         "for x in source():\n    out.append(x)",
