@@ -69,8 +69,8 @@ def own_descriptors() -> Counter[str]:
 
 
 def shared_blocks() -> set[str]:
-    """Names in /dev/shm that can be ours or of multiprocessing."""
-    prefixes = ("ipyparcache", "psm_", "pymp-", "sem.mp-", "sem.loky", "loky", "joblib_memmapping_folder")
+    """Blocks in /dev/shm that can be ours, by the names that we or `multiprocessing` give them."""
+    prefixes = ("ipyparcache", "psm_")
     names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else ()
     return {name for name in names if name.startswith(prefixes)}
 
