@@ -131,15 +131,10 @@ class ResultStore:
 
     def find(self, key: str) -> Entry | None:
         """The newest entry whose every observed answer is the same now."""
-        entries = self.entries
-        found = None
-        for entry in entries.under(key):
+        for entry in self.entries.under(key):
             if all(map(environment.still_holds, entry.manifest.get("rows", ()))):
-                found = entry
-                break
-        for complaint in entries.take_complaints():
-            warnings.warn(complaint, CacheWarning, stacklevel=2)
-        return found
+                return entry
+        return None
 
     def quick(self, key: str) -> Any:
         """A small result that this process has seen before and that is still there; `_MISSING` if not."""
@@ -618,6 +613,8 @@ class MemorizedFunc(Logger):
     def _found(self, key: str) -> Entry | None:
         """The entry of a key if it counts; an entry that the callback refuses is removed."""
         entry = self._attempt(lambda: self.store_backend.find(key), None)
+        if entry is None:
+            self._say_complaints()
         if entry is None or self.cache_validation_callback is None:
             return entry
         if self.cache_validation_callback(metadata_of(entry)):
@@ -656,7 +653,9 @@ class MemorizedFunc(Logger):
         return _MISSING
 
     def _say_complaints(self) -> None:
-        for complaint in self.store_backend.entries.take_complaints():
+        """Tell of what was found damaged; such a result is a miss."""
+        none: list[str] = []
+        for complaint in self._attempt(lambda: self.store_backend.entries.take_complaints(), none):
             self.warn(f"Exception while loading results for {self.func_id}: {complaint}")
 
     def _reference(self, name: str, metadata: Mapping[str, Any]) -> MemorizedResult:

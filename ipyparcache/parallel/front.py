@@ -182,6 +182,12 @@ class AfterInitializer:
 _initialized: bytes | None = None  # what the workers of the pool were initialised with last
 
 
+class _Cancel(threading.Event):
+    """Set when the tasks of a generator are to be dropped; `left` when its `with` block has ended."""
+
+    left = False
+
+
 class Parallel(Logger):
     """Run calls made with `delayed` on workers, and return their results in order.
 
@@ -296,6 +302,7 @@ class Parallel(Logger):
         self._running: Callable[[], object] | None = None
         self._managed = False
         self._managed_count = 0
+        self._cancel: _Cancel | None = None
         self._files: FileArrays | None = None
         self._started = 0.0
         self._told = 0
@@ -430,7 +437,12 @@ class Parallel(Logger):
         self._managed = False
         running = self._running() if self._running is not None else None
         if isinstance(running, GeneratorType):
-            running.close()
+            if self._cancel is not None:
+                self._cancel.left = True  # what is asked of the generator from now on is an error
+                self._cancel.set()
+            elif not isinstance(self._backend, EngineBackend):
+                running.close()
+            self._running = None
         self._backend.terminate()
         self._close_files()
 
@@ -752,7 +764,7 @@ class Parallel(Logger):
     def _as_generator(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
         """Results as they come, in order or not; a thread of its own keeps the workers busy meanwhile."""
         found: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
-        cancelled = threading.Event()
+        cancelled = self._cancel = _Cancel()
         run = self._run(iterable, count, cancelled)
         level = nesting_level()
         files = self._files
@@ -773,15 +785,21 @@ class Parallel(Logger):
         driver.start()
         try:
             yield None
-            news = self._news(run, found)
+            news = self._news(run, found, cancelled)
             yield from self._in_order(news) if self.return_ordered else self._as_they_come(news)
         finally:
             cancelled.set()
             if threading.current_thread() is not driver:
                 driver.join(2.0)
+            if self._cancel is cancelled:
+                self._cancel = None
 
-    def _news(self, run: Run | None, found: queue.SimpleQueue[Done | BaseException | None]) -> Iterator[Done]:
+    def _news(
+        self, run: Run | None, found: queue.SimpleQueue[Done | BaseException | None], cancelled: _Cancel
+    ) -> Iterator[Done]:
         while (news := found.get()) is not None:
+            if cancelled.left:
+                break
             if isinstance(news, BaseException):
                 raise news
             assert run is not None
@@ -789,6 +807,8 @@ class Parallel(Logger):
             if news.failed:
                 news.values[0] = self._unwrapped(news.values[0])
             yield news
+        if cancelled.left:
+            raise RuntimeError("the `with` block of this Parallel has ended: take all results inside of it")
 
     def _as_they_come(self, news: Iterator[Done]) -> Iterator[Any]:
         for done in news:

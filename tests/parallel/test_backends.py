@@ -474,6 +474,16 @@ def test_expressions_are_arithmetic():
     assert evaluate("-(2 + 3) * 4 % 7 ** 2") == -(2 + 3) * 4 % 7**2
 
 
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_a_generator_used_behind_its_with_block_is_told(backend):
+    with Parallel(n_jobs=2, backend=backend, return_as="generator") as parallel:
+        found = parallel(delayed(abs)(-n) for n in range(4))
+
+    with pytest.raises(RuntimeError, match="the `with` block of this Parallel has ended"):
+        list(found)
+    assert list(parallel(delayed(abs)(-n) for n in range(3))) == [0, 1, 2]
+
+
 # ---- the real joblib, and scikit-learn
 
 
