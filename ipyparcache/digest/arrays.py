@@ -258,7 +258,16 @@ class MaskedKind(Kind):
     """Masked arrays: data, mask, fill value (the default one counts like one that was set so)."""
 
     covers = frozenset(
-        {"_mask", "_fill_value", "_hardmask", "_sharedmask", "_optinfo", "_basedict", "_isfield", "_baseclass"}
+        {
+            "_mask",
+            "_fill_value",
+            "_hardmask",
+            "_sharedmask",
+            "_optinfo",
+            "_basedict",
+            "_isfield",
+            "_baseclass",
+        }
     )
 
     def write(self, walk: Walk, obj: Any) -> None:

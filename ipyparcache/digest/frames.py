@@ -168,7 +168,9 @@ class NamedColumnKind(Kind):
         write_column(walk, obj.values)
 
 
-_NDFRAME_FIELDS = frozenset({"_mgr", "_item_cache", "_attrs", "_flags", "_name", "_cacher", "_index", "_is_copy"})
+_NDFRAME_FIELDS = frozenset(
+    {"_mgr", "_item_cache", "_attrs", "_flags", "_name", "_cacher", "_index", "_is_copy"}
+)
 
 
 class FrameKind(Kind):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import pickle
 import sys
 from types import FunctionType, ModuleType
 from typing import Any
@@ -21,7 +22,9 @@ from ipyparcache.digest.walk import (
     module_of,
     same,
     slots_of,
+    type_name,
 )
+from ipyparcache.errors import Unrestorable
 
 
 class InstanceKind(Kind):
@@ -136,8 +139,6 @@ class ReducedKind(Kind):
 class ForeignKind(Kind):
     """What an instance inherits from a class written in C that has no kind: that class's own reduce value."""
 
-    mutable = False
-
     def __init__(self, base: Any):
         self.foreign = base
 
@@ -145,11 +146,15 @@ class ForeignKind(Kind):
         walk.token(b"foreign")
         write_reduced(walk, obj, self.foreign)
 
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return self.state(obj)
+
     def state(self, obj: Any) -> object:
-        return None
+        return pickle.dumps(self.foreign.__reduce_ex__(obj, 4)[1:], 5)
 
     def put(self, obj: Any, state: Any) -> None:
-        raise Unrestorable(type_name(obj), f"it inherits from {type_name_of(self.foreign)}, which hides its state")
+        if self.state(obj) != state:
+            raise Unrestorable(type_name(obj), f"it inherits what changed from {self.foreign.__qualname__}")
 
 
 class RefusedKind(Kind):

@@ -21,6 +21,7 @@ import sys
 import threading
 import types
 import uuid
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -95,6 +96,30 @@ class Hiding:
 
 class Rows(list[int]):
     pass
+
+
+class Tagged(datetime.datetime):
+    """Its pickle leaves out what is in `__dict__`."""
+
+
+class Table(pd.DataFrame):
+    @property
+    def _constructor(self) -> Any:
+        return Table
+
+
+def tagged(note: str, day: int = 1) -> Tagged:
+    moment = Tagged(2024, 1, day)
+    moment.note = note  # type: ignore[attr-defined]
+    return moment
+
+
+def table(note: str, *numbers: int) -> Table:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas suspects a column in every attribute
+        made = Table({"a": numbers})
+        made.note = note
+    return made
 
 
 class Adder:
@@ -243,6 +268,20 @@ COLLISIONS: dict[str, list[Any]] = {
         Rows([1, 2]),
         rows_with("x", 1, 2),
         slice(1, 2),
+    ],
+    "subclasses of what is written in C": [
+        tagged("x"),
+        tagged("y"),
+        tagged("x", 2),
+        Tagged(2024, 1, 1),
+        datetime.datetime(2024, 1, 1),
+    ],
+    "subclasses of frames": [
+        table("x", 1),
+        table("y", 1),
+        table("x", 2),
+        Table({"a": [1]}),
+        pd.DataFrame({"a": [1]}),
     ],
     "dicts": [
         {"a": 1, "b": 2},
@@ -664,6 +703,10 @@ EQUAL: dict[str, tuple[Any, Any]] = {
         pd.Series(pd.arrays.IntegerArray(np.array([1, 5]), np.array([False, True]))),
         pd.Series(pd.arrays.IntegerArray(np.array([1, 7]), np.array([False, True]))),
     ),
+    "what pandas cached in a subclass": (
+        table("x", 1),
+        changed(table("x", 1), lambda t: (t["a"], t.index.is_unique)),
+    ),
     "what scipy found out": (
         scipy.sparse.csr_matrix(np.eye(3)),
         changed(scipy.sparse.csr_matrix(np.eye(3)), lambda m: m.has_sorted_indices),
@@ -1015,6 +1058,9 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "function attribute": (adder(1), lambda v: setattr(v, "note", 1)),
     "function default": (lambda x, n=1: x, lambda v: setattr(v, "__defaults__", (2,))),
     "exception": (ValueError("a"), lambda v: v.add_note("b")),
+    "subclass of a C type": (tagged("x"), lambda v: setattr(v, "note", "y")),
+    "subclass of a frame": (table("x", 1), lambda v: v.__setitem__("b", 2)),
+    "attribute of a subclass of a frame": (table("x", 1), lambda v: v.__dict__.update(note="y")),
     "simple namespace": (types.SimpleNamespace(a=1), lambda v: setattr(v, "a", 2)),
 }
 
