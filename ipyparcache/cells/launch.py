@@ -119,6 +119,11 @@ class Launch:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 why = f"with --backend threads the body cannot define `{node.name}`"
                 raise refused(refusals.NotSupported(node.lineno, node.name, why))
+            if isinstance(node, ast.List | ast.Tuple | ast.Dict | ast.Set | ast.ListComp | ast.GeneratorExp):
+                inside = [part for part in ast.walk(node) if isinstance(part, ast.Lambda)]
+                if inside and not _is_log_entry(node):
+                    why = "with --backend threads the body cannot keep a lambda in a container"
+                    raise refused(refusals.NotSupported(inside[0].lineno, None, why))
         readers = {name: min(found) for name, found in parcel.readers.items()}
         for name in self.parfor.reads:
             helper = self.facts.helpers.get(name)
@@ -187,6 +192,13 @@ class LocalModules:
 _KEYS: type = type({}.keys())
 _ITEMS: type = type({}.items())
 _MAY_RUN_USER_CODE = (zip, map, filter, enumerate, reversed)
+
+
+def _is_log_entry(node: ast.AST) -> bool:
+    """Whether a tuple is that of a site and its operands, with lambdas only as such or in calls."""
+    if not isinstance(node, ast.Tuple):
+        return False
+    return all(isinstance(part, ast.Lambda | ast.Constant | ast.Name | ast.Call) for part in node.elts)
 
 
 def _leads_to(value: object, target: object) -> bool:

@@ -483,6 +483,9 @@ class LoopRun:
 
     def _abandon(self, error: BaseException) -> None:
         self._stop_feeding = True
+        if self._is_threaded:
+            text = "with --backend threads, changes that later iterations made to elements in place stay"
+            self.report.notes.append(text)
         if isinstance(error, KeyboardInterrupt):
             self._merge_interrupted()
         self._keep_partial()

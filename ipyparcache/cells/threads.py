@@ -81,8 +81,9 @@ class ThreadTask:
                 if error is None:
                     break
             value = namespace.pop(VALUE, None) if self.yields else None
-            bindings = {name: namespace[name] for name in self.assigned if name in namespace}
-            done.append((list(log), bindings, [n for n in unbound if n not in bindings], [], value, {}))
+            bindings = {name: self._live(namespace[name]) for name in self.assigned if name in namespace}
+            entries = [tuple(map(self._live, entry)) for entry in log]
+            done.append((entries, bindings, [n for n in unbound if n not in bindings], [], value, {}))
             result.seconds.append(time.monotonic() - begun)
             if error is not None:
                 text = f"{type(error).__name__}: {error}"
@@ -128,6 +129,18 @@ class ThreadTask:
                 namespace["display"] = self._display
             found = self._own.space = namespace, log, unbound
         return found
+
+    def _live(self, value: Any) -> Any:
+        """A function made by the body, over the notebook's namespace; anything else as it is."""
+        if type(value) is not types.FunctionType or value.__globals__ is not self._own.space[0]:
+            return value
+        made = types.FunctionType(
+            value.__code__, self.live, value.__name__, value.__defaults__, value.__closure__
+        )
+        made.__kwdefaults__ = value.__kwdefaults__
+        made.__qualname__ = value.__qualname__
+        made.__dict__.update(value.__dict__)
+        return made
 
     def _content(self, site: int, value: Any) -> Any:
         return value if type(value) in ATOMS or site not in self.by_content else snapshot(value)
