@@ -317,9 +317,8 @@ def display_facts(shell: Any, is_user_code: Callable[[str | None], bool]) -> str
         for kind, printer in formatter.type_printers.items():
             code = getattr(printer, "__code__", None)
             if code is not None and is_user_code(getattr(printer, "__module__", None)):
-                facts.append(
-                    (mime, kind.__qualname__, code.co_code.hex(), repr(code.co_consts), code.co_names)
-                )
+                consts = [const for const in code.co_consts if not hasattr(const, "co_code")]
+                facts.append((mime, kind.__qualname__, code.co_code.hex(), repr(consts), code.co_names))
     return repr(facts)
 
 
