@@ -338,6 +338,7 @@ def _explain(cell: _Cell) -> None:
 def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     """Everything of a hit that may fail; the namespace is not touched."""
     pickled, buffers = entry.payload()
+    keeping.note_contents(buffers, entry.manifest.get("contents", ()))
     source = cell.source()
     payload, defined, known = keeping.unpack(source, entry.manifest["definitions"], pickled, buffers)
     if not environment.can_restore(payload["process"]):
@@ -487,6 +488,7 @@ def _store(
         "seconds": body_seconds,
         "ran": time.time(),
         "left": kept.digests,
+        "contents": keeping.contents_of(kept.buffers),
     }
     trace = blake3.blake3(json.dumps(observed, sort_keys=True).encode()).hexdigest(8)
     size = cell.entries.write(

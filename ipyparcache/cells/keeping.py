@@ -226,6 +226,23 @@ def _annotations(source: Source) -> dict[str, object]:
     return {name: found[name] for name in names if name in found}
 
 
+def contents_of(buffers: Sequence[Any]) -> list[Any]:
+    """Digests of the large arrays among the buffers of an entry, for its manifest."""
+    if not buffers:
+        return []
+    from ipyparcache.digest import arrays  # NumPy, which only arrays need
+
+    return arrays.contents_of(buffers)
+
+
+def note_contents(buffers: Sequence[Any], contents: Sequence[Any]) -> None:
+    """Let arrays over these buffers go without another digest as long as they are not written."""
+    if buffers:
+        from ipyparcache.digest import pages  # NumPy, which only arrays need
+
+        pages.note_contents(buffers, contents)
+
+
 def is_ours(cls: type) -> bool:
     """Whether a class is defined in the notebook or a local module."""
     return is_user_code(cls.__module__)
