@@ -96,7 +96,7 @@ class ResultStore:
         self._backend = backend
         self._options = dict(options or {})
         self._entries: Entries | None = None
-        self._quick: OrderedDict[str, tuple[str, object, bytes]] = OrderedDict()
+        self._quick: OrderedDict[str, tuple[str, object, bytes, float]] = OrderedDict()
 
     @property
     def entries(self) -> Entries:
@@ -141,12 +141,12 @@ class ResultStore:
         known = self._quick.get(key)
         if known is None:
             return _MISSING
-        name, token, pickled = known
+        name, token, pickled, seconds = known
         entries = self.entries
         if entries.store.token(name) is not token:
             self._quick.pop(key, None)
             return _MISSING
-        entries.ledger.note_use(name, 0.0)
+        entries.ledger.note_use(name, seconds)
         return pickle.loads(pickled)
 
     def read(self, entry: Entry, mmap_mode: str | None) -> Any:
@@ -185,7 +185,7 @@ class ResultStore:
         token = entry.store_token()
         if token is None:
             return
-        self._quick[entry.key] = entry.name, token, pickled
+        self._quick[entry.key] = entry.name, token, pickled, entry.seconds
         while len(self._quick) > _QUICK_COUNT:
             with contextlib.suppress(KeyError):  # another thread emptied it
                 self._quick.popitem(last=False)
@@ -219,7 +219,7 @@ class ResultStore:
                 info.size,
                 datetime.datetime.fromtimestamp(info.last_use),
             )
-            for info in self.entries.infos()
+            for info in self.entries.infos(costs=False)
         ]
 
     def clear(self) -> None:
@@ -230,7 +230,7 @@ class ResultStore:
     def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
         """Remove the results that were not used for longest until all limits hold."""
         entries = self.entries
-        infos = entries.infos()
+        infos = entries.infos(costs=False)
         entries.remove(
             names_beyond(infos, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
         )

@@ -166,16 +166,16 @@ class parallel_config:
                     "supported when backend is not None."
                 )
             return UNSET
+        if not isinstance(backend, str) and set(params) - {"inner_max_num_threads"}:
+            raise ValueError(
+                "Constructor parameters backend_params are only supported when backend is a string."
+            )
         if isinstance(backend, str):
             if backend not in BACKENDS and backend not in EXTERNAL_BACKENDS:
                 raise ValueError(f"Invalid backend: {backend}, expected one of {sorted(BACKENDS)}")
             constructor = {name: value for name, value in params.items() if name != "inner_max_num_threads"}
             made = make_backend(backend, nesting_level(), **constructor)
         elif isinstance(backend, ParallelBackendBase):
-            if set(params) - {"inner_max_num_threads"}:
-                raise ValueError(
-                    "Constructor parameters backend_params are only supported when backend is a string."
-                )
             made = backend
             if made.nesting_level is None:
                 made.nesting_level = nesting_level()

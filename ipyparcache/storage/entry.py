@@ -238,14 +238,15 @@ class Entries:
                 if entry is not None:
                     yield entry
 
-    def infos(self) -> list[EntryInfo]:
-        """What eviction knows about every blob of the store, entries or not."""
+    def infos(self, *, costs: bool = True) -> list[EntryInfo]:
+        """What eviction knows about every blob of the store, entries or not; `costs` opens each of them."""
         uses = self.ledger.uses()
         infos = []
         for item in self.store.items():
             use = uses.get(item.name, Use())
             last = max(use.last, item.modified)
-            infos.append(EntryInfo(item.name, item.size, item.modified, last, self._seconds_of(item.name)))
+            seconds = self._seconds_of(item.name) if costs else 0.0
+            infos.append(EntryInfo(item.name, item.size, item.modified, last, seconds))
         return infos
 
     def delete(self, entry: Entry) -> bool:

@@ -222,9 +222,10 @@ class LocalStore(Store):
         with contextlib.suppress(OSError):
             gone = self._packed.remove(names)
         for name in names:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path(name))
-                gone.add(name)
+            if name not in gone:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path(name))
+                    gone.add(name)
         if gone:
             self._compact_if_wasteful()
         return gone
