@@ -118,7 +118,7 @@ class _Packer(pickle.Pickler):
     def _class(self, cls: type) -> Any:
         if cls.__module__ != "__main__":
             return NotImplemented
-        # classes among the inputs, and those that a hit makes again, are known: the run itself has made this one
+        # classes among the inputs and those that a hit makes again are known: the run has made this one
         raise NotStorable(f"the class `{cls.__qualname__}` cannot be made again without running the cell")
 
 
@@ -327,6 +327,8 @@ _MUTABLE_BASES = (list, dict, set, bytearray)
 def _reduce_instance(obj: Any) -> Any:
     """An instance of a notebook or local class, whatever its pickling methods say."""
     cls = type(obj)
+    if any("__del__" in vars(kind) for kind in cls.__mro__):
+        raise NotStorable(f"instances of `{cls.__qualname__}` run code when they are dropped (`__del__`)")
     base = next((base for base in cls.__mro__ if base.__module__ == "builtins"), object)
     foreign = [kind for kind in cls.__mro__ if kind.__module__ != "builtins" and _has_native_state(kind)]
     if foreign:

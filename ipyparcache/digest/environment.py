@@ -183,7 +183,7 @@ def _refuse(seen: Seen, trust_shell: bool) -> None:
     if nameless:
         raise Unrepeatable(f"a library looks up `{nameless[0]}`, which has no digest")
     if seen.removed:
-        raise Unrepeatable(f"it removes or renames {seen.removed[0]}, which it did not make")
+        raise Unrepeatable(f"it removes, renames or marks {seen.removed[0]}, which it did not make")
 
 
 def _file_rows(seen: Seen) -> Iterable[Row]:

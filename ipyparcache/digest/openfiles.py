@@ -135,6 +135,7 @@ class FileWatch:
         with _patch_lock:
             if not _watches:
                 _put_wrappers_in()
+                _watch_environment()
             _watches.append(self)
         return self.seen
 
@@ -145,6 +146,7 @@ class FileWatch:
             _watches.remove(self)
             if not _watches:
                 _take_wrappers_out()
+                _leave_environment()
 
     def concerns(self, thread: int) -> bool:
         """Whether what a thread does belongs to the run."""
@@ -311,11 +313,6 @@ def _prepare() -> None:
     if not _prepared:
         _prepared = True
         sys.addaudithook(_hook)
-    environment = _watched_environment()
-    if environment is not None:
-        os.environ._data = environment  # type: ignore[attr-defined]
-        if hasattr(os, "environb"):
-            os.environb._data = environment  # type: ignore[attr-defined]
 
 
 def _path_of(path: Any, folder: int | None = None) -> str | None:
@@ -524,6 +521,15 @@ def _on_link(seen: Seen, frame: FrameType, source: Any, target: Any, *folders: i
         _on_write(seen, spelled, keeps=False)
 
 
+def _on_mark(seen: Seen, frame: FrameType, path: Any, *_rest: Any) -> None:
+    """Mode, owner or times of a file are set: of one that was there before, no hit brings that back."""
+    spelled = _path_of(path)
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+        return
+    if not seen.made(_absolute(spelled)) and os.path.lexists(_absolute(spelled)):
+        seen.removed.append(spelled)
+
+
 def _on_truncate(seen: Seen, frame: FrameType, path: Any, length: int = 0) -> None:
     spelled = _path_of(path)
     if spelled is not None and not _is_ignored(_absolute(spelled), _asker(frame)):
@@ -662,6 +668,10 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "os.link": _on_link,
     "os.symlink": _on_link,
     "os.truncate": _on_truncate,
+    "os.chmod": _on_mark,
+    "os.chown": _on_mark,
+    "os.utime": _on_mark,
+    "os.setxattr": _on_mark,
     "subprocess.Popen": _on_command,
     "os.system": _on_command,
     "os.exec": _on_command,
@@ -1004,8 +1014,26 @@ class WatchedEnvironment(dict[bytes, bytes]):
             _mine.quiet = False
 
 
-def _watched_environment() -> WatchedEnvironment | None:
+_plain_entries: list[dict[bytes, bytes]] = []  # what os.environ holds while nobody watches
+
+
+def _watch_environment() -> None:
     data = getattr(os.environ, "_data", None)
-    if not isinstance(data, dict) or isinstance(data, WatchedEnvironment):
-        return None
-    return WatchedEnvironment(data)
+    if isinstance(data, dict) and not isinstance(data, WatchedEnvironment):
+        _plain_entries[:] = [data]
+        _set_entries(WatchedEnvironment(data))
+
+
+def _leave_environment() -> None:
+    data = getattr(os.environ, "_data", None)
+    if isinstance(data, WatchedEnvironment) and _plain_entries:
+        plain = _plain_entries.pop()
+        plain.clear()
+        plain.update(dict.items(data))
+        _set_entries(plain)
+
+
+def _set_entries(entries: dict[bytes, bytes]) -> None:
+    os.environ._data = entries  # type: ignore[attr-defined]
+    if hasattr(os, "environb"):
+        os.environb._data = entries  # type: ignore[attr-defined]

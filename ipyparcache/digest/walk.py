@@ -16,6 +16,7 @@ import marshal
 import math
 import operator
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ _PRIMITIVES_OR_TUPLE = PRIMITIVES | {tuple}
 dumps: Callable[[Any, int], bytes] = marshal.dumps
 
 
-class Kind:
+class Kind(ABC):
     """How objects of one type are written into a digest, and how their own state is taken apart and put back.
 
     The own state is what the object holds itself: its children are in it by reference.
@@ -52,9 +53,9 @@ class Kind:
     atomic = False  # an immutable leaf
     covers: frozenset[str] = frozenset()  # entries of `__dict__` that are told by other means
 
+    @abstractmethod
     def write(self, walk: Walk, obj: Any) -> None:
         """Write a token that tells the type and this object's own part; push its children onto the walk."""
-        raise NotImplementedError
 
     def state(self, obj: Any) -> object:
         """Own state, as a value that `put` takes."""

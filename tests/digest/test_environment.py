@@ -189,7 +189,7 @@ def test_a_file_that_changes_between_its_read_and_the_store_prevents_storing() -
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "another program": (lambda: subprocess.run(["true"], check=True), "runs another program"),
-    "a removed file": (lambda: os.remove("data.txt"), "removes or renames"),
+    "a removed file": (lambda: os.remove("data.txt"), "removes, renames or marks"),
 }
 
 
