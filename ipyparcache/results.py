@@ -1,0 +1,376 @@
+"""The stored results of one `Memory`: where they lie, how they come back, which are kept at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+import pickle
+import time
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from ipyparcache.digest import environment
+from ipyparcache.errors import DamagedEntry
+from ipyparcache.logger import Logger
+from ipyparcache.storage import fileformat
+from ipyparcache.storage.entry import Entries, Entry, entries_over, open_entries
+from ipyparcache.storage.eviction import names_beyond
+from ipyparcache.storage.store import STORE_BACKENDS, StoreBackendBase
+
+MISSING: Any = object()
+"""Stands for no result, as None may be one."""
+
+_QUICK_BYTES = 4096
+_QUICK_COUNT = 8192
+"""Results up to this size, and so many of them, are kept in memory as pickles: their hits read nothing."""
+
+
+@dataclass(frozen=True, order=True)
+class CacheItem:
+    """One stored result as `store_backend.get_items` lists it."""
+
+    path: str
+    size: int
+    last_access: datetime.datetime
+
+
+class ResultStore:
+    """The stored results of one `Memory`: where they lie and how they come back."""
+
+    def __init__(
+        self,
+        location: str,
+        backend: str | StoreBackendBase = "local",
+        mmap_mode: str | None = None,
+        codec: tuple[str, int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.location = location
+        self.mmap_mode = mmap_mode
+        self.codec = codec
+        self._backend = backend
+        self._options = dict(options or {})
+        self._entries: Entries | None = None
+        self._quick: OrderedDict[str, tuple[str, object, bytes, float]] = OrderedDict()
+
+    @property
+    def entries(self) -> Entries:
+        """The entries below, opened when first needed.
+
+        Raises
+        ------
+        StoreUnavailable
+            If there is no signing key.
+        """
+        if self._entries is None:
+            backend = self._backend
+            if backend == "local":
+                self._entries = open_entries(self.location)
+                return self._entries
+            if isinstance(backend, str):
+                backend = STORE_BACKENDS[backend]()
+                backend.configure(self.location, backend_options=self._options)
+            self._entries = entries_over(backend, self.location)
+        return self._entries
+
+    def prepare(self) -> None:
+        """Make the folder, and have version control leave it alone."""
+        if self._backend != "local":
+            return
+        with contextlib.suppress(OSError):
+            os.makedirs(self.location, exist_ok=True)
+            ignore = os.path.join(os.path.dirname(self.location), ".gitignore")
+            if not os.path.exists(ignore):
+                with open(ignore, "x", encoding="utf-8") as file:
+                    file.write("# Made by ipyparcache.\n*\n")
+
+    def find(self, key: str) -> Entry | None:
+        """The newest entry whose every observed answer is the same now."""
+        for entry in self.entries.under(key):
+            if all(map(environment.still_holds, entry.manifest.get("rows", ()))):
+                return entry
+        return None
+
+    def quick(self, key: str) -> Any:
+        """A small result that this process has seen before and that is still there; `MISSING` if not."""
+        known = self._quick.get(key)
+        if known is None:
+            return MISSING
+        name, token, pickled, seconds = known
+        entries = self.entries
+        if entries.store.token(name) is not token:
+            self._quick.pop(key, None)
+            return MISSING
+        entries.ledger.note_use(name, seconds)
+        return pickle.loads(pickled)
+
+    def read(self, entry: Entry, mmap_mode: str | None) -> Any:
+        """The value of an entry.
+
+        Raises
+        ------
+        DamagedEntry
+            If it is damaged; it has been set aside then.
+        """
+        pickled, buffers = entry.payload()
+        if not buffers:
+            rows = entry.manifest.get("rows")
+            if len(pickled) <= _QUICK_BYTES and not rows:
+                self._remember(entry, bytes(pickled))
+            return pickle.loads(pickled)
+        path = entry.file() if mmap_mode is not None else None
+
+        def array(index: int, dtype: Any, shape: tuple[int, ...], order: Any, writable: bool) -> Any:
+            import numpy as np
+
+            size = len(buffers[index])
+            if path is not None and size:
+                where = entry.buffer_offset(index)
+                mode: Any = mmap_mode
+                return np.memmap(path, dtype=dtype, mode=mode, offset=where, shape=shape, order=order)
+            plain = np.frombuffer(buffers[index], np.uint8) if size else np.empty(0, np.uint8)
+            made = (plain.view(dtype) if size else np.empty(0, dtype)).reshape(shape, order=order)
+            if not writable:
+                made.flags.writeable = False
+            return made
+
+        return fileformat.put_together(pickled, array)
+
+    def _remember(self, entry: Entry, pickled: bytes) -> None:
+        token = entry.store_token()
+        if token is None:
+            return
+        self._quick[entry.key] = entry.name, token, pickled, entry.seconds
+        while len(self._quick) > _QUICK_COUNT:
+            with contextlib.suppress(KeyError):  # another thread emptied it
+                self._quick.popitem(last=False)
+
+    def write(self, key: str, manifest: dict[str, Any], value: Any, seconds: float, own_file: bool) -> None:
+        """Store a value.
+
+        Raises
+        ------
+        StoreUnavailable
+            If it cannot be stored.
+        """
+        pickled, arrays = fileformat.take_apart(value)
+        rows = manifest.get("rows")
+        trace = blake3.blake3(repr(rows).encode()).hexdigest(8) if rows else "0"
+        raws = [fileformat.raw_bytes(array) for array in arrays]
+        self.entries.write(
+            key, trace, manifest, pickled, raws, seconds=seconds, codec=self.codec, own_file=own_file
+        )
+
+    def remove(self, prefix: str) -> int:
+        """Remove the results whose key begins so."""
+        names = [item.name for item in self.entries.store.items() if item.name.startswith(prefix)]
+        return self.entries.remove(names)
+
+    def get_items(self) -> list[CacheItem]:
+        """All results with their sizes and last uses."""
+        return [
+            CacheItem(
+                os.path.join(self.location, info.name),
+                info.size,
+                datetime.datetime.fromtimestamp(info.last_use),
+            )
+            for info in self.entries.infos(costs=False)
+        ]
+
+    def clear(self) -> None:
+        """Remove all results."""
+        self._quick.clear()
+        self.entries.wipe()
+
+    def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
+        """Remove the results that were not used for longest until all limits hold."""
+        entries = self.entries
+        infos = entries.infos(costs=False)
+        entries.remove(
+            names_beyond(infos, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        del state["_entries"], state["_quick"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._entries = None
+        self._quick = OrderedDict()
+
+
+def open_results(
+    location: object,
+    backend: str,
+    mmap_mode: str | None,
+    codec: tuple[str, int | None] | None,
+    options: Mapping[str, Any] | None = None,
+) -> ResultStore | None:
+    """The results at a location that a user gave; None for no caching.
+
+    Raises
+    ------
+    TypeError
+        If the backend is not known.
+    """
+    if location is None:
+        return None
+    if isinstance(location, ResultStore):
+        return location
+    if isinstance(location, StoreBackendBase):
+        return ResultStore(str(location.location), location, mmap_mode, codec, options)
+    if not isinstance(location, str | Path):
+        warnings.warn(
+            f"Instantiating a backend using a {type(location).__qualname__} as a location is not supported "
+            "by ipyparcache. Returning None instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    if backend != "local" and backend not in STORE_BACKENDS:
+        raise TypeError(f"Unknown location {location} or backend {backend}")
+    folder = os.path.expanduser(os.fspath(location))
+    if backend == "local":
+        folder = os.path.join(folder, "joblib")
+    return ResultStore(folder, backend, mmap_mode, codec, options)
+
+
+class MemorizedResult(Logger):
+    """A stored result, by reference: small to pickle and send, its value read by `get`.
+
+    Parameters
+    ----------
+    location : str
+        Folder of the results, as `repr` shows it.
+    func : str or callable
+        The function, for `repr`.
+    args_id : str
+        Which result.
+    """
+
+    def __init__(
+        self,
+        location: str | ResultStore,
+        func: object,
+        args_id: str,
+        backend: str = "local",
+        mmap_mode: str | None = None,
+        verbose: int = 0,
+        timestamp: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if isinstance(location, ResultStore):
+            self.store_backend = location
+        else:
+            self.store_backend = ResultStore(os.path.expanduser(location), backend, mmap_mode)
+        self.func = func if isinstance(func, str) else name_of(func)
+        self.args_id = args_id
+        self.mmap_mode = mmap_mode
+        self.verbose = verbose
+        self.timestamp = time.time() if timestamp is None else timestamp
+        self._metadata = dict(metadata) if metadata is not None else None
+
+    @property
+    def func_id(self) -> str:
+        """Full name of the function."""
+        return self.func
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known of the run: `duration`, `time`, `input_args`."""
+        if self._metadata is None:
+            entry = self._entry()
+            self._metadata = metadata_of(entry) if entry is not None else {}
+        return self._metadata
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the run took."""
+        return self.metadata.get("duration")
+
+    def get(self) -> Any:
+        """The value.
+
+        Raises
+        ------
+        KeyError
+            If it was cleared, evicted or damaged.
+        """
+        entry = self._entry()
+        if entry is None:
+            raise KeyError(f"The result {self!r} is not in the store: it was cleared, or is corrupted.")
+        if self.verbose > 0:
+            print(f"[Memory]: Loading {self.func}...")
+        try:
+            return self.store_backend.read(entry, self.mmap_mode)
+        except DamagedEntry as error:
+            self.store_backend.entries.take_complaints()
+            raise KeyError(f"The result {self!r} is corrupted: {error.reason}.") from error
+
+    def clear(self) -> None:
+        """Remove the result from the store."""
+        self.store_backend.entries.remove([self.args_id])
+
+    def _entry(self) -> Entry | None:
+        key, _, trace = self.args_id.partition(".")
+        for entry in self.store_backend.entries.under(key):
+            if entry.trace == trace:
+                return entry
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(location="{self.store_backend.location}", func="{self.func}", '
+            f'args_id="{self.args_id}")'
+        )
+
+
+class NotMemorizedResult:
+    """The value of a call that is not stored, with the interface of `MemorizedResult`."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.valid = True
+
+    def get(self) -> Any:
+        """The value; KeyError after `clear`."""
+        if not self.valid:
+            raise KeyError("No value stored.")
+        return self.value
+
+    def clear(self) -> None:
+        """Let go of the value."""
+        self.valid = False
+        self.value = None
+
+    def __repr__(self) -> str:
+        if not self.valid:
+            return f"{type(self).__name__} with no value"
+        return f"{type(self).__name__}({self.value!r})"
+
+
+def name_of(func: object) -> str:
+    """Full name of a function, for people and for telling functions apart in a store."""
+    if isinstance(func, functools.partial):
+        return name_of(func.func)
+    plain = func.__func__ if isinstance(func, types.MethodType) else func
+    module = getattr(plain, "__module__", None) or type(func).__module__
+    name = getattr(plain, "__qualname__", None) or type(func).__qualname__
+    return f"{module}.{name.replace('<locals>.', '')}"
+
+
+def metadata_of(entry: Entry) -> dict[str, Any]:
+    """What a validation callback is given."""
+    return {name: entry.manifest.get(name) for name in ("duration", "time", "input_args")}
