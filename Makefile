@@ -1,7 +1,7 @@
 # Every target does its own set-up: Python >= 3.11 with venv, make and git are all that has to be there.
 #   make demo      the tour, four times in real kernels: plain, with the magics, re-run, re-run after an edit
 #   make lab       JupyterLab on notebooks/
-#   make test      everything but the slow drills; browser tests in a pytest process of their own
+#   make test      lint, and everything but the slow drills; browser tests in a pytest process of their own
 #   make test-all  the slow drills too
 #   make bench     against joblib, in alternating rounds
 #   make lint      ruff and mypy
@@ -40,6 +40,7 @@ lab: $(INSTALLED)
 # hence two processes, the browser's first so that the suite's closing line is the last.
 test: $(INSTALLED) browser
 	@status=0; \
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check --quiet . && $(RUN) -m mypy || status=$$?; \
 	$(RUN) -m pytest -q -m "browser and not slow" || status=$$?; \
 	$(RUN) -m pytest -q -m "not browser and not slow" || status=$$?; \
 	exit $$status
@@ -55,4 +56,5 @@ bench: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check --quiet .
 	$(RUN) -m mypy

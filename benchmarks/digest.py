@@ -1,6 +1,7 @@
 """`python -m benchmarks.digest [--rounds N] [WORDS ...]`: what naming a value by its content costs.
 
-Against joblib's `hash`, which answers a coarser question (it sees neither layouts nor what functions read), and
+Against joblib's `hash`, which answers a coarser question (it sees neither layouts nor what functions read),
+and
 against reading the same memory once.
 """
 

@@ -1,6 +1,7 @@
 """The error tree: one class a situation, facts as attributes, the next step in the text.
 
-Every class hands all its facts to `super().__init__`, since an exception is pickled as its class and its `args`
+Every class hands all its facts to `super().__init__`, since an exception is pickled as its class and its
+`args`
 and these errors cross process borders.
 """
 
@@ -161,7 +162,10 @@ class TaskCancelled(EngineError):
 
 
 class TaskExit(EngineError):
-    """A task raised SystemExit, KeyboardInterrupt or their like, which must not end the process that called it."""
+    """A task raised SystemExit.
+
+    KeyboardInterrupt or their like, which must not end the process that called it.
+    """
 
     def __init__(self, name: str, text: str):
         super().__init__(name, text)
@@ -211,7 +215,10 @@ class DamagedFile(ParcacheError, ValueError, EOFError):
 
 
 class LoopRefused(ParcacheError):
-    """A loop that `%%parallel` will not run: apart, its iterations would not leave what they leave in order."""
+    """A loop that `%%parallel` will not run.
+
+    Apart, its iterations would not leave what they leave in order.
+    """
 
     def __init__(self, line: int, variable: str | None, reason: str, advice: str):
         super().__init__(line, variable, reason, advice)
@@ -239,10 +246,11 @@ class ChangeLost(ParcacheError):
         self.advice = advice
 
     def __str__(self) -> str:
-        where = f"iteration {self.first}" if self.first == self.last else f"iterations {self.first} to {self.last}"
+        one = self.first == self.last
+        where = f"iteration {self.first}" if one else f"iterations {self.first} to {self.last}"
         return (
-            f"line {self.line}: the loop changed {self.what} in {where}; the change was made to a worker's copy and is "
-            f"lost. The variables are as before iteration {self.first}.\n{self.advice}"
+            f"line {self.line}: the loop changed {self.what} in {where}; the change was made to a worker's copy "
+            f"and is lost. The variables are as before iteration {self.first}.\n{self.advice}"
         )
 
     def _render_traceback_(self) -> list[str]:
@@ -259,11 +267,15 @@ class IterationError(ParcacheError):
         self.error = error
 
     def __str__(self) -> str:
-        return f"iteration {self.iteration} ({self.element}) failed: {type(self.error).__name__}: {self.error}"
+        error = f"{type(self.error).__name__}: {self.error}"
+        return f"iteration {self.iteration} ({self.element}) failed: {error}"
 
 
 class Unrepeatable(ParcacheError):
-    """A run did something outside the namespace that a hit could not bring back, or depends on what has no digest."""
+    """A run did something outside the namespace that a hit could not bring back.
+
+    Or depends on what has no digest.
+    """
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -271,3 +283,30 @@ class Unrepeatable(ParcacheError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class BackgroundConflict(ParcacheError):
+    """A loop in the background changes a variable that another cell has rebound meanwhile."""
+
+    def __init__(self, run: str, variable: str):
+        super().__init__(run, variable)
+        self.run = run
+        self.variable = variable
+
+    def __str__(self) -> str:
+        return (
+            f"`{self.variable}` was rebound while {self.run} ran, so its results have no place to go. "
+            "They are in `%parcache partial`; run the loop's cell again to have them in the variable."
+        )
+
+
+class BackgroundCancelled(ParcacheError):
+    """A loop in the background was cancelled; its first iterations, in order, have been kept."""
+
+    def __init__(self, run: str, iterations: int):
+        super().__init__(run, iterations)
+        self.run = run
+        self.iterations = iterations
+
+    def __str__(self) -> str:
+        return f"{self.run} was cancelled after {self.iterations} iterations, which are kept"

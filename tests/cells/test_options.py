@@ -1,7 +1,16 @@
 import pytest
 
 from ipyparcache.cells.cached import CACHED_OPTIONS
-from ipyparcache.cells.options import Option, WrongOption, help_text, one_of, parse_line, seconds, share, whole
+from ipyparcache.cells.options import (
+    Option,
+    WrongOption,
+    help_text,
+    one_of,
+    parse_line,
+    seconds,
+    share,
+    whole,
+)
 
 OPTIONS = (
     Option("--jobs", "how many", whole, "N", None, "-j"),
