@@ -247,6 +247,11 @@ class _Run:
             if name not in hidden and name not in body.assigned
         }
         self._hidden = hidden | set(body.assigned)
+        self._modules_before = {
+            name: dict(values)
+            for name, values in self.arrived.spaces.items()
+            if name != MAIN and not name.startswith(("=", "@"))
+        }
         self._check_cost = 0.0
         self._refers = False
         if body.seed is None:
@@ -577,6 +582,11 @@ class _Run:
             for name in namespace.keys() - self._fixed.keys() - self._hidden:
                 if not name.startswith(OURS):
                     result.lost.append((first, last, None, name))
+        for where, before in self._modules_before.items():
+            values = self.arrived.spaces[where]
+            for name in before.keys() | values.keys():
+                if values.get(name, self) is not before.get(name, self) and name not in _OF_MODULES:
+                    result.lost.append((first, last, None, f"{where}.{name}"))
         version, rows = self._process.take()
         if version != self._process_version:
             earlier, later = self._process_rows, dict(pickle.loads(rows))
@@ -778,6 +788,7 @@ def _rows_of(seen: Any) -> list[Any] | None:
         return None
 
 
+_OF_MODULES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
 _SETTINGS = {"environ": "environment variables", "cwd": "the working folder", "path": "`sys.path`"}
 _MISSING = object()
 

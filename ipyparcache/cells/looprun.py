@@ -849,7 +849,7 @@ class LoopRun:
             if begin != first:
                 continue
             if number is None:
-                what.append(f"`{name}`" if name.isidentifier() else name)
+                what.append(f"`{name}`" if name.replace(".", "").isidentifier() else name)
             else:
                 what.append(self._name_of(self.parcel.objects.get(number)))
         shown = ", ".join(dict.fromkeys(what))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -386,3 +387,31 @@ def test_draws_from_a_seeded_generator_are_lost_from_the_first_on(monkeypatch):
     assert isinstance(error, ChangeLost)
     assert "--seed" in str(error)
     assert namespace["out"] == []
+
+
+def test_a_global_that_a_local_module_rebinds_is_lost(tmp_path, monkeypatch):
+    (tmp_path / "loops_counter.py").write_text(
+        "n = 0\ndef count(x):\n    global n\n    n += x\n    return x\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    namespace = new_namespace("from loops_counter import count\nout = []")
+
+    _, error, _ = parallel(namespace, "for i in range(1, 4):\n    out.append(count(i))")
+    sys.modules.pop("loops_counter")
+
+    assert isinstance(error, ChangeLost)
+    assert "`loops_counter.n`" in str(error)
+    assert namespace["out"] == []
+
+
+def test_a_worker_of_a_loop_loads_no_library_of_the_kernel():
+    namespace = new_namespace("import sys\nout = []")
+
+    _, error, _ = parallel(
+        namespace,
+        "for i in range(2):\n"
+        "    out.append([m for m in ('IPython', 'ipywidgets', 'pandas') if m in sys.modules])",
+    )
+
+    assert error is None
+    assert namespace["out"] == [[], []]
