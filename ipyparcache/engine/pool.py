@@ -192,6 +192,7 @@ class Pool:
         self._calls = 0
         self._reaper: threading.Timer | None = None
         self.failed_starts = 0  # in a row
+        self.ending = False  # the interpreter is about to end
         self.idle_seconds = IDLE_SECONDS
 
     # -- starting -----------------------------------------------------------------------------------------
@@ -429,6 +430,13 @@ class Pool:
 
     def _watch_stragglers(self) -> None:
         """Kill, when their grace is over, workers that still run a task of a call that ended early."""
+        if self.ending or sys.is_finalizing():
+            # The interpreter ends: a thread would not start any more, and its `start` would wait for ever.
+            for worker in list(self._workers.values()):
+                if worker.leased_to is None and worker.dirty:
+                    self.kill(worker)
+                    self.forget(worker)
+            return
         if self._reaper is not None and self._reaper.is_alive():
             return
         owner = os.getpid()
@@ -541,8 +549,9 @@ class Pool:
             server, self._server = self._server, None
             workers = list(self._workers.values())
             for worker in workers:
-                if worker.leased_to is None or worker.leased_to() is None:
-                    if worker.spawned:
+                idle = worker.leased_to is None or worker.leased_to() is None
+                if idle or self.ending:
+                    if worker.spawned and not worker.gone:
                         with contextlib.suppress(OSError):
                             worker.tasks.send(("exit",), wait=False)
                         self._wait_or_kill(worker)
@@ -637,6 +646,7 @@ def shutdown_workers() -> None:
 
 
 def _at_exit() -> None:
+    _pool.ending = True
     with contextlib.suppress(Exception):
         _pool.shutdown(wait=1.0)
 

@@ -413,6 +413,27 @@ def test_workers_of_a_killed_caller_are_gone_within_two_seconds(kind, own_folder
         subprocess.run(["rm", "-r", f"/dev/shm/{name}"], check=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_script_that_leaves_a_call_half_done_ends_at_once(kind):
+    script = (
+        "import time\n"
+        "from ipyparcache.parallel.dispatch import Options, run_tasks\n"
+        "run = run_tasks(time.sleep, [(0,), (30,), (30,)], Options(n_jobs=2))\n"
+        "print(next(run)[0])\n"
+    )
+    begun = time.monotonic()
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **KINDS[kind]},
+        timeout=60,
+    )
+
+    assert (found.stdout, found.stderr) == ("0\n", "")
+    assert time.monotonic() - begun < 15
+
+
 def test_an_interrupted_script_ends_with_its_workers():
     script = SCRIPT.replace("sum(range(10**9)) if number else time.sleep(1)", "time.sleep(1)")
     caller = subprocess.Popen(
@@ -623,6 +644,26 @@ def test_workers_see_the_state_of_the_caller(tmp_path, monkeypatch):
     logging.getLogger("some.library").setLevel(logging.NOTSET)
 
     assert found == [(str(tmp_path), "yes", "me", logging.ERROR, 11, "raise", 3, True)] * 2
+
+
+def test_a_large_environment_reaches_the_workers(backend, monkeypatch):
+    monkeypatch.setenv("LARGE_VARIABLE", "x" * 100_000)
+
+    assert values(lambda: len(os.environ["LARGE_VARIABLE"]), [()] * 4, backend) == [100_000] * 4
+
+
+def test_settings_reach_libraries_that_the_worker_loads_later():
+    import pandas as pd
+
+    def look():
+        import pandas
+
+        return pandas.get_option("display.max_rows")
+
+    shutdown_workers()
+    with pd.option_context("display.max_rows", 7):
+        assert values(look, [()] * 2, "processes") == [7] * 2
+    assert values(look, [()] * 2, "processes") == [pd.get_option("display.max_rows")] * 2
 
 
 def test_inner_threads_are_limited():
