@@ -14,6 +14,7 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
+from ipyparcache import settings
 from ipyparcache.analysis.cell import has_top_level_await
 from ipyparcache.cells import auto, cached, commands, loops, reports, runs
 from ipyparcache.cells.cached import CACHED_OPTIONS, Asked, CachedOptions
@@ -29,6 +30,8 @@ from ipyparcache.cells.options import (
     whole,
 )
 from ipyparcache.cells.runs import Run
+from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.pool import can_have_processes, the_pool
 from ipyparcache.errors import BadSetting, LoopRefused, UnknownSetting
 from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
@@ -302,6 +305,19 @@ def load_ipython_extension(shell: Any) -> None:
         if transformer not in transformers:
             transformers.append(transformer)
     cached.install(shell)
+    if hasattr(shell, "kernel"):
+        _warm_up()
+
+
+def _warm_up() -> None:
+    """Start in the background what the first parallel cell would wait for."""
+    warm = settings.current().warm
+    if warm == "off" or not can_have_processes():
+        return
+    if warm == "on":
+        the_pool().warm_up(cpu_count())
+    else:
+        the_pool().start_server()
 
 
 def unload_ipython_extension(shell: Any) -> None:

@@ -45,6 +45,7 @@ class Settings:
     check_store: bool
     transport: str
     quiet: bool
+    warm: str
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,12 @@ ROWS: Mapping[str, Row] = {
         _one_of("auto", "portable"), lambda: "auto", "how arrays travel to workers", "auto or portable"
     ),
     "quiet": Row(_parse_bool, lambda: False, "no status lines below cells; warnings stay", "on or off"),
+    "warm": Row(
+        _one_of("auto", "on", "off"),
+        lambda: "auto",
+        "what %load_ext starts: on the workers, auto only the server that forks them, off nothing",
+        "auto, on or off",
+    ),
 }
 
 _lock = threading.Lock()

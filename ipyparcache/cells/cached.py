@@ -500,6 +500,8 @@ def _store(
         seconds=body_seconds,
         codec=cell.options.compress,
     )
+    if settings.current().check_store:
+        _check_stored(cell.entries, cell.inputs.key, trace, kept)
     cell.entries.remember(cell.identity, cell.inputs.key)
     return Run(
         "miss",
@@ -513,6 +515,18 @@ def _store(
         key=cell.inputs.key,
         trace=trace,
     )
+
+
+def _check_stored(entries: Entries, key: str, trace: str, kept: keeping.Kept) -> None:
+    """Read the entry back from where it was stored; what is not as it was packed is removed."""
+    entry = next((entry for entry in entries.under(key) if entry.trace == trace), None)
+    if entry is not None:
+        pickled, buffers = entry.payload(check=True)
+        packed = [buffer.raw() for buffer in kept.buffers]
+        if bytes(pickled) == kept.pickled and list(map(bytes, buffers)) == list(map(bytes, packed)):
+            return
+        entries.delete(entry)
+    raise NotStorable("what was stored did not read back as it was")
 
 
 def _compare_runs(cell: _Cell, kept: keeping.Kept) -> None:

@@ -516,6 +516,24 @@ def test_verify_runs_a_hit_again_and_tells_what_differs(cell, cached, capsys):
     assert "came out otherwise" not in capsys.readouterr().out
 
 
+def test_an_entry_that_does_not_read_back_is_removed_with_check_store(cell, cached, monkeypatch):
+    from ipyparcache.storage.entry import Entries
+
+    cell("%parcache set check-store=on")
+    assert cached("y = [1]") == "miss"
+    write = Entries.write
+
+    def garble(self, key, trace, manifest, pickled, buffers=(), **more):
+        return write(self, key, trace, manifest, pickled + b"x", buffers, **more)
+
+    monkeypatch.setattr(Entries, "write", garble)
+    assert cached("z = [2]") == "not stored"
+    cell("%parcache set check-store=off")
+
+    assert "read back" in last_run().reason
+    assert len(list(open_entries().all())) == 1
+
+
 def test_an_entry_can_be_compressed(cell, cached, names, restart):
     body = "import numpy as np\na = np.zeros(500_000)"
     assert cached(body, "--compress lz4") == "miss"
