@@ -263,13 +263,17 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
 
 
 _METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
+_ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
 _SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
-_LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
+_LIBRARY_ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
+_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
 
 
 def _is_ignored(path: str, asker: tuple[str, str]) -> bool:
     """Whether a path is no business of the user's: bytecode, system tables, a library's own folders."""
     if path.startswith(_SYSTEM_FOLDERS) or "__pycache__" in path:
+        return True
+    if any(part.startswith(_ENGINE_FOLDERS) for part in path.split(os.sep)):
         return True
     who, name = asker
     if who in ("import", "ours"):
