@@ -265,8 +265,7 @@ def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
 _METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
 _ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
 _SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
-_LIBRARY_ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
-_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
+_LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
 
 
 def _is_ignored(path: str, asker: tuple[str, str]) -> bool:
