@@ -338,6 +338,7 @@ class Shared:
         self.fds: list[int] = []
         self.sizes: list[int] = []
         self._digests: list[bytes] = []
+        self._maker = os.getpid()
         self.folder: str | None = None
         if not can_memfd():
             self.folder = new_folder()
@@ -422,7 +423,7 @@ class Shared:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
-        if self.folder is not None:
+        if self.folder is not None and self._maker == os.getpid():  # a forked child only closes
             remove_folder(self.folder)
 
     def __del__(self) -> None:
