@@ -75,6 +75,19 @@ def shared_blocks() -> set[str]:
     return {name for name in names if name.startswith(prefixes)}
 
 
+def used_by_others(block: str) -> bool:
+    """Whether a process that is none of ours has mapped something of the block: another run of these tests."""
+    ours = {os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if (
+                process.pid not in ours
+                and f"/dev/shm/{block}" in Path(f"/proc/{process.pid}/maps").read_text()
+            ):
+                return True
+    return False
+
+
 def marked_processes(marker: str) -> list[psutil.Process]:
     """Processes that carry the test's marker in their environment, orphans too."""
     found = []
@@ -175,7 +188,8 @@ def nothing_left_behind(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> I
     if not ended(lambda: not new_descriptors(), 1.0):
         left += [f"{count} open descriptor(s) of {target}" for target, count in new_descriptors().items()]
     if not ended(lambda: not shared_blocks() - blocks, 1.0):
-        left += [f"shared memory block {name}" for name in sorted(shared_blocks() - blocks)]
+        new_blocks = sorted(shared_blocks() - blocks)
+        left += [f"shared memory block {name}" for name in new_blocks if not used_by_others(name)]
     left += [f"temporary file {name}" for name in sorted(os.listdir(own_folders))]
 
     if left:

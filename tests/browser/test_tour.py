@@ -53,6 +53,7 @@ def test_the_tour_runs_with_a_live_bar_and_comes_back_after_a_restart(open_noteb
 
     saved = page.save()
     assert "widgets" not in saved.metadata
+    assert page.errors == []
     page.page.reload()
     page.wait_until_open()
     sync_api.expect(page.out(search)).to_contain_text("24/24 ·")
@@ -64,4 +65,3 @@ def test_the_tour_runs_with_a_live_bar_and_comes_back_after_a_restart(open_noteb
     for name in ("clean", "features", "search", "bootstrap", "final-model", "figures"):
         sync_api.expect(page.out(index_of(page, name))).to_contain_text("cached · ")
     page.shot("tour-restored", search)
-    assert page.errors == []
