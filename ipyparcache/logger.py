@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import pprint
-import shutil
 import sys
 import time
 
@@ -24,6 +21,9 @@ def short_format_time(seconds: float) -> str:
 
 def pformat(obj: object, indent: int = 0, depth: int = 3) -> str:
     """A value for people, arrays shortened."""
+
+    import pprint  # as `logging` and `shutil` below: 10 ms that only who prints should pay
+
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return pprint.pformat(obj, depth=depth, indent=indent)
@@ -48,14 +48,23 @@ class Logger:
 
     def warn(self, msg: object) -> None:
         """Log a warning to the logger `ipyparcache`."""
+
+        import logging
+
         logging.getLogger("ipyparcache").warning("[%s]: %s", self._label(), msg)
 
     def info(self, msg: object) -> None:
         """Log a message to the root logger."""
+
+        import logging
+
         logging.info("[%s]: %s", self._label(), msg)
 
     def debug(self, msg: object) -> None:
         """Log a message for who looks for a fault."""
+
+        import logging
+
         logging.getLogger("ipyparcache").debug("[%s]: %s", self._label(), msg)
 
     def format(self, obj: object, indent: int = 0) -> str:
@@ -117,9 +126,10 @@ class PrintTime:
     def _rotate(logfile: str) -> None:
         if not os.path.exists(logfile):
             return
+
+        import shutil
+
         for number in range(_KEPT_LOGS - 1, 0, -1):
             if os.path.exists(f"{logfile}.{number}"):
                 shutil.move(f"{logfile}.{number}", f"{logfile}.{number + 1}")
         shutil.copy(logfile, f"{logfile}.1")
-
-

@@ -9,17 +9,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import sys
-import tempfile
 import threading
-import uuid
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 from ipyparcache import pickling
-from ipyparcache.settings import parse_size
 
 _ROOMY = 2 * 10**9
 """Bytes that must be free in /dev/shm for it to be used."""
@@ -35,7 +31,13 @@ def parse_limit(limit: Any) -> int | None:
     """
     if limit is None:
         return None
-    return parse_size(limit) if isinstance(limit, str) else int(limit)
+    if not isinstance(limit, str):
+        return int(limit)
+    if limit == "1M":
+        return 1 << 20  # the default, of every call
+    from ipyparcache.settings import parse_size
+
+    return parse_size(limit)
 
 
 def has_shareable_memory(a: Any) -> bool:
@@ -88,6 +90,7 @@ class FileArrays:
         self.mode = "r+" if mode == "w+" else mode
         self._parent = folder
         self._folder: str | None = None
+        self._count = 0
         # An array may go and another come at its address; a weak reference tells.
         self._written: dict[int, tuple[weakref.ref[Any], tuple[Any, ...]]] = {}
         self._end: weakref.finalize[Any, Any] | None = None
@@ -100,7 +103,8 @@ class FileArrays:
         if known is not None and known[0]() is array and self.mode in ("r", "c"):
             return known[1]
         numpy = sys.modules["numpy"]
-        path = os.path.join(self._made_folder(), f"{uuid.uuid4().hex}.array")
+        self._count += 1
+        path = os.path.join(self._made_folder(), f"{self._count}.array")
         fortran = array.flags.f_contiguous and not array.flags.c_contiguous
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             plain = numpy.ascontiguousarray(array.T if fortran else array)
@@ -111,6 +115,9 @@ class FileArrays:
 
     def _made_folder(self) -> str:
         if self._folder is None:
+            import shutil  # with `tempfile` 10 ms, needed by few calls
+            import tempfile
+
             parent = self._parent or os.environ.get("JOBLIB_TEMP_FOLDER") or _usual_parent()
             parent = os.path.abspath(os.path.expanduser(parent))
             os.makedirs(parent, exist_ok=True)
@@ -189,6 +196,8 @@ def _usual_parent() -> str:
         facts = os.statvfs("/dev/shm")
         if facts.f_bsize * facts.f_bavail > _ROOMY and os.access("/dev/shm", os.W_OK):
             return "/dev/shm"
+    import tempfile
+
     return tempfile.gettempdir()
 
 

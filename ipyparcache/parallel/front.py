@@ -10,10 +10,10 @@ import contextlib
 import dis
 import functools
 import gc
-import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from types import CodeType, GeneratorType, ModuleType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ipyparcache.engine.backends.base import (
     BACKENDS,
@@ -35,7 +35,6 @@ from ipyparcache.engine.backends.base import (
     register_parallel_backend,
     to_count,
 )
-from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.filebacked import FileArrays, active, parse_limit
 from ipyparcache.engine.outcome import Error
@@ -59,8 +58,10 @@ from ipyparcache.parallel.expressions import parse_ahead
 from ipyparcache.parallel.protocol import ProtocolRun, Triple
 from ipyparcache.parallel.seeding import Seeded
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
-from ipyparcache.progress.tracker import Tracker
-from ipyparcache.progress.widget import Bar, show
+
+if TYPE_CHECKING:
+    from ipyparcache.progress.tracker import Tracker
+    from ipyparcache.progress.widget import Bar
 
 __all__ = [
     "BACKENDS",
@@ -505,13 +506,21 @@ class Parallel(Logger):
         self._length = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
         if self.verbose and not isinstance(self._backend, SequentialBackend):
             self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
-        wanted = self.progress is True or (
-            self.progress == "auto" and nesting_level() == 0 and not self.verbose
-        )
-        if wanted and threading.current_thread() is threading.main_thread():
+        if self._wants_bar():
+            from ipyparcache.progress.tracker import Tracker
+            from ipyparcache.progress.widget import show
+
             tracker = Tracker(self._length, "Parallel")
             tracker.start(self._length)
             self._bar = tracker, show(tracker, None, "auto", "shown" if self.progress == "auto" else "always")
+
+    def _wants_bar(self) -> bool:
+        if threading.current_thread() is not threading.main_thread() or self.progress is False:
+            return False
+        if self.progress is True:
+            return True
+        can_be_seen = "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+        return can_be_seen and nesting_level() == 0 and not self.verbose
 
     def _note_done(self, count: int, seconds: float = 0.0, worker: int | None = None) -> None:
         self.n_completed_tasks += count
@@ -632,7 +641,7 @@ class Parallel(Logger):
             self.n_dispatched_tasks += size
             self.n_dispatched_batches += 1
 
-        files = self._made_files() if isinstance(backend, MultiprocessingBackend) else None
+        files = self._made_files() if backend.takes_files else None
         run = ProtocolRun(
             backend,
             iterable,
@@ -724,7 +733,9 @@ class Parallel(Logger):
             return value
         error = value.exception
         if isinstance(error, TaskTimeout):
-            raise multiprocessing.TimeoutError(str(error)) from error
+            from multiprocessing import TimeoutError as LateError  # 20 ms, and few calls fail so
+
+            raise LateError(str(error)) from error
         if isinstance(error, KeyboardInterrupt):
             raise error  # as joblib does; a SystemExit of a task ends the task alone
         return value.unwrap()
@@ -849,6 +860,9 @@ def _run_batch(batch: Callable[[], Any], inner_threads: int) -> Any:
 
 
 def _begin_bar() -> tuple[Callable[[int], None], Callable[[], None]]:
+    from ipyparcache.progress.tracker import Tracker
+    from ipyparcache.progress.widget import show
+
     tracker = Tracker(None, "joblib")
     tracker.start()
     bar = show(tracker, None, "auto", "shown")

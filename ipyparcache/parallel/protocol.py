@@ -8,7 +8,6 @@ and draw the next batch under a lock.
 from __future__ import annotations
 
 import collections
-import multiprocessing
 import queue
 import threading
 import time
@@ -218,7 +217,9 @@ class ProtocolRun:
         try:
             news = self._news.get(timeout=self._timeout)
         except queue.Empty:
-            raise multiprocessing.TimeoutError(f"a batch took longer than {self._timeout} s") from None
+            from multiprocessing import TimeoutError as LateError
+
+            raise LateError(f"a batch took longer than {self._timeout} s") from None
         if isinstance(news, BaseException):
             raise news
         return news

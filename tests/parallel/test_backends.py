@@ -436,7 +436,7 @@ def test_verbose_tells_of_the_beginning_and_the_end(capsys):
 def test_a_bar_is_shown_if_asked_for(monkeypatch, capsys):
     shown = []
     monkeypatch.setattr(
-        "ipyparcache.parallel.front.show", lambda tracker, *rest: shown.append(tracker) or _Bar()
+        "ipyparcache.progress.widget.show", lambda tracker, *rest: shown.append(tracker) or _Bar()
     )
     Parallel(n_jobs=2, backend="threading", progress=True)(delayed(abs)(n) for n in range(20))
     Parallel(n_jobs=2, backend="threading", progress=False)(delayed(abs)(n) for n in range(20))

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import multiprocessing
 import sys
 import threading
 import warnings
@@ -141,6 +139,9 @@ class ParallelBackendBase:
     supports_retrieve_callback: bool = False
     supports_sharedmem: bool = False
     uses_threads: bool = False
+    takes_files: bool = False
+    """Whether its tasks are pickled in a thread that puts large arrays into files, if files are asked for."""
+
     nesting_level: int | None = None
     inner_max_num_threads: int | None = None
     parallel: Any = None
@@ -314,7 +315,7 @@ class LokyBackend(EngineBackend):
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many workers a value of `n_jobs` stands for; 1 inside of a daemonic process."""
         count = to_count(1 if n_jobs is None else n_jobs)
-        if count > 1 and multiprocessing.current_process().daemon:
+        if count > 1 and is_daemonic():
             culprit = "distributed.worker.daemon" if inside_dask_worker() else "a daemonic process"
             warnings.warn(
                 f"Loky-backed parallel loops cannot be called from inside of {culprit}, setting n_jobs=1",
@@ -354,6 +355,12 @@ class SequentialBackend(EngineBackend):
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
         """A serial loop changes nothing for what runs inside of it."""
         return self, None
+
+
+def is_daemonic() -> bool:
+    """Whether this process is one of `multiprocessing` that may have no children of that kind."""
+    multiprocessing = sys.modules.get("multiprocessing")  # who was started by it has it loaded
+    return multiprocessing is not None and bool(multiprocessing.current_process().daemon)
 
 
 def inside_dask_worker() -> bool:
@@ -451,6 +458,8 @@ def make_backend(name: str, level: int, **arguments: Any) -> ParallelBackendBase
 @functools.lru_cache(maxsize=64)  # each call of `Parallel` asks
 def takes_argument(function: Callable[..., object], name: str) -> bool:
     """Whether a callable can be given an argument of this name."""
+    import inspect  # 10 ms, and only backends of others are looked at
+
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

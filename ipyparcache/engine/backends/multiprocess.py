@@ -14,7 +14,7 @@ from typing import Any
 
 from ipyparcache import pickling
 from ipyparcache.engine import filebacked, worker
-from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, to_count
+from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, is_daemonic, to_count
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
@@ -56,6 +56,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
     """
 
     supports_retrieve_callback = True
+    takes_files = True
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if count == 1:
             return 1
         reason = None
-        if multiprocessing.current_process().daemon:
+        if is_daemonic():
             reason = "inside of a daemonic process"
         elif worker.is_worker():
             reason = "inside of a worker process"
