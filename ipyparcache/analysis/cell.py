@@ -278,16 +278,14 @@ def _is_quiet_definition(statement: ast.FunctionDef | ast.AsyncFunctionDef | ast
             elif isinstance(inner, ast.Assign | ast.AnnAssign):
                 if inner.value is not None and not _is_plain_value(inner.value):
                     return False
+                if isinstance(inner, ast.AnnAssign) and not _is_plain_value(inner.annotation):
+                    return False
             elif not isinstance(inner, ast.Pass) and not (
                 isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant)
             ):
                 return False
         return all(_is_plain_decorator(decorator) for decorator in statement.decorator_list)
-    defaults = [
-        *statement.args.defaults,
-        *[default for default in statement.args.kw_defaults if default is not None],
-    ]
-    return all(_is_plain_value(default) for default in defaults) and all(
+    return all(map(_is_plain_value, _evaluated_at_definition(statement))) and all(
         _is_plain_decorator(decorator) for decorator in statement.decorator_list
     )
 

@@ -259,6 +259,7 @@ def _definitions_to_repeat(
         and not definition.reads & mutated
         and not any(_runs_user_code_when_made(bound[name]) for name in definition.names)
         and not any(_is_user_made(namespace.get(name)) for name in definition.reads & QUIET_NAMES)
+        and not any(is_ours(type(namespace.get(name))) for name in definition.reads)
     ]
 
 

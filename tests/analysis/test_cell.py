@@ -185,6 +185,9 @@ def test_imports_functions_and_classes_are_executed_again():
         "class C:\n  print('made')",
         "def f(): pass\nf = wrap(f)",
         "class C(make_base()): pass",
+        "def f(x: note('x')): pass",
+        "def f() -> note('r'): pass",
+        "class C:\n  a: note('a') = 1",
     ],
 )
 def test_definitions_with_effects_or_rebound_inputs_are_not(source):
