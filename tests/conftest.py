@@ -76,7 +76,7 @@ def shared_blocks() -> set[str]:
 
 
 def used_by_others(block: str) -> bool:
-    """Whether a process that is none of ours has mapped something of the block: another run of these tests."""
+    """Whether another process, of another run of these tests, has mapped something of the block."""
     ours = {os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
