@@ -1,0 +1,85 @@
+import os
+import types
+
+import pytest
+
+from ipyparcache.errors import StoreUnavailable
+from ipyparcache.storage.adapter import BackendStore
+from ipyparcache.storage.locks import Locks
+from ipyparcache.storage.store import StoreBackendBase
+from tests.contracts.store import NAME, StoreContract
+
+
+class FolderBackend(StoreBackendBase):
+    """A backend as somebody would write it."""
+
+    def configure(self, location, verbose=0, backend_options=None):
+        self.location = location
+
+    def _open_item(self, f, mode):
+        return open(f, mode)
+
+    def _item_exists(self, location):
+        return os.path.exists(location)
+
+    def _move_item(self, src, dst):
+        os.replace(src, dst)
+
+    def create_location(self, location):
+        os.makedirs(location, exist_ok=True)
+
+    def clear_location(self, location):
+        os.remove(location)
+
+    def get_items(self):
+        for folder, _, files in os.walk(self.location):
+            for file in files:
+                path = os.path.join(folder, file)
+                yield types.SimpleNamespace(
+                    path=path, size=os.path.getsize(path), last_access=os.path.getatime(path)
+                )
+
+
+@pytest.fixture
+def again(tmp_path):
+    """Opens the place of the test anew, as another process would."""
+    opened = []
+
+    def open_again():
+        backend = FolderBackend()
+        backend.configure(str(tmp_path / "place"))
+        opened.append(BackendStore(backend, backend.location, Locks(tmp_path / "locks")))
+        return opened[-1]
+
+    yield open_again
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(again):
+    return again()
+
+
+class TestBackendStore(StoreContract):
+    pass
+
+
+def test_a_backend_that_fails_is_a_store_that_cannot_be_used(store, monkeypatch):
+    def refuse(self, f, mode):
+        raise RuntimeError("no such bucket")
+
+    monkeypatch.setattr(FolderBackend, "_open_item", refuse)
+
+    assert store.open(NAME) is None
+    with pytest.raises(StoreUnavailable, match="RuntimeError: no such bucket"):
+        store.put(NAME, [b"x"])
+
+
+def test_a_backend_lacks_nothing_of_the_interface():
+    class Half(StoreBackendBase):
+        def _open_item(self, f, mode):
+            return None
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()
