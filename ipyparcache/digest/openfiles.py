@@ -475,7 +475,7 @@ def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1)
 
 def _on_remove_tree(seen: Seen, frame: FrameType, path: Any, folder: Any = None) -> None:
     spelled = _path_of(path, folder)
-    if spelled is None:
+    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
         return
     full = _absolute(spelled)
     if not seen.made(full):

@@ -391,3 +391,16 @@ def test_no_wrapper_stays_after_the_last_watch() -> None:
     with FileWatch():
         assert (os.stat, os.open, os.getcwd, builtins.input) != plain
     assert (os.stat, os.open, os.getcwd, builtins.input) == plain
+
+
+def test_the_folders_of_other_pools_are_no_business_of_the_run(folder: Path) -> None:
+    pool = folder / "joblib_memmapping_folder_1_2_3"
+
+    def action() -> None:
+        pool.mkdir()
+        write(str(pool / "a"))
+        shutil.rmtree(pool)
+
+    pool.mkdir()
+    assert seen_in(lambda: shutil.rmtree(pool)).removed == []
+    assert seen_in(action).files == {}
