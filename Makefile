@@ -51,8 +51,12 @@ test-all: $(INSTALLED) browser
 	$(RUN) -m pytest -q -m "not browser" || status=$$?; \
 	exit $$status
 
+# The headline first: what a user feels. Each part can be run alone, with words that choose its contests.
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks.engine
+	$(RUN) -m benchmarks.storage
+	$(RUN) -m benchmarks.digest
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
