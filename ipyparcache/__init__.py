@@ -7,8 +7,8 @@ Each worker process imports `ipyparcache.engine.worker` and so runs this file fi
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` costs 5 ms
 if TYPE_CHECKING:  # the same names for type checkers, which resolve nothing at run time
     from IPython.core.interactiveshell import InteractiveShell
 
