@@ -156,6 +156,7 @@ class WorkerHandle:
         self.call = 0  # number of the call it has the function of
         self.state_version = -1  # of the surroundings it has
         self.spawned = False
+        self.used = False  # it was sent a batch since it was lent
         self.dirty = False  # it may still run something of a call that is over
         self.kill_at = 0.0
 
@@ -389,8 +390,9 @@ class Pool:
                     continue
                 if worker.outstanding or worker.dirty:
                     self.stop_running(worker)
-                elif worker.block.held() > KEPT_MEMORY:
+                elif worker.used and worker.block.held() > KEPT_MEMORY:
                     worker.block.trim()
+                worker.used = False
                 worker.leased_to = None
             lease.workers = []
             if any(worker.dirty for worker in self._workers.values()):

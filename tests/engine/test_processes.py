@@ -981,3 +981,56 @@ def test_one_shared_copy_serves_all_workers_and_the_next_call():
     del array
 
     assert _the_larges().held() == 0
+
+
+def test_a_result_for_which_there_is_no_room_is_an_error_of_its_task(backend):
+    def make(number):
+        import resource
+
+        if number == 1:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 22, hard))
+        return np.full(2_000_000, number)
+
+    found = outcomes(make, [(n,) for n in range(2)], backend, batch=1, on_error="collect")
+    shutdown_workers()
+
+    assert int(found[0].unwrap()[0]) == 0
+    assert isinstance(found[1].exception, OSError)
+    assert "could not be sent back" in found[1].exception.__notes__[0]
+
+
+def test_a_callback_may_make_a_call_of_its_own():
+    found = []
+
+    def progress(count, seconds, worker):
+        found.extend(values(abs, [(-count,)], "processes"))
+
+    list(run_tasks(abs, [(-n,) for n in range(5)], Options(n_jobs=2), progress=progress))
+
+    assert sum(found) == 5
+
+
+def test_a_call_collected_in_another_thread_is_over():
+    run = run_tasks(time.sleep, [(0,), (60,), (60,)], Options(n_jobs=2, batch=1))
+    next(run)
+    holder = [run]
+    del run
+    thread = threading.Thread(target=holder.clear)
+    thread.start()
+    thread.join()
+
+    assert values(abs, [(-1,)] * 4, "processes") == [1] * 4
+
+
+def test_a_call_at_the_end_of_the_interpreter_works():
+    script = (
+        "import atexit\n"
+        "@atexit.register\n"
+        "def last():\n"
+        "    from ipyparcache.parallel.dispatch import Options, run_tasks\n"
+        "    print([o.unwrap() for _, o in run_tasks(abs, [(-1,), (-2,)], Options(n_jobs=2, batch=2))])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+    assert (found.stdout, found.stderr) == ("[1, 2]\n", "")

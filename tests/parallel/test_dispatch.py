@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ipyparcache.engine.backends.base import crew_factory
-from ipyparcache.parallel.dispatch import LARGEST, TARGET, Options, Pace, Source, run_tasks
+from ipyparcache.parallel.dispatch import LARGEST, TARGET, Options, Pace, Source, run_tasks, usual_seconds
 
 
 def test_the_first_batch_of_unknown_tasks_is_one_task():
@@ -43,7 +43,7 @@ def test_batches_shrink_towards_the_end_but_not_below_what_sending_costs():
         pace.note(1000, 1e-6 * 1000)
         pace.size(left=None)
 
-    assert [pace.size(left=left) for left in (12_000, 3_000, 600, 12)] == [2000, 1000, 1000, 1000]
+    assert [pace.size(left=left) for left in (12_000, 3_000, 600, 12)] == [3000, 2000, 2000, 2000]
 
 
 def test_a_time_that_is_unknown_changes_nothing():
@@ -124,3 +124,12 @@ def test_a_batch_larger_than_a_slot_is_cut():
     found = dict(run_tasks(abs, [(-n,) for n in range(50_000)], Options(n_jobs=2, batch=50_000)))
 
     assert [found[n].unwrap() for n in range(50_000)] == list(range(50_000))
+
+
+def test_a_batch_that_was_interrupted_by_other_processes_is_measured_without_them():
+    times = [0.0]
+    for number in range(100):
+        times.append(times[-1] + (5.0 if number == 70 else 0.01))
+
+    assert usual_seconds(times) == pytest.approx(1.0)
+    assert usual_seconds([0.0, 1.0, 5.0]) == 5.0

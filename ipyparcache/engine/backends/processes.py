@@ -208,6 +208,7 @@ class ProcessCrew(Crew):
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = 0.0
         self._stopped = False
+        self._used: set[int] = set()  # lanes that were sent a batch
         self._decoders: dict[str, Any] = {}
         try:
             # The surroundings first: they find the modules that must travel by value.
@@ -341,6 +342,8 @@ class ProcessCrew(Crew):
         head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
         worker.next_batch += 1
         worker.outstanding.append(batch)
+        worker.used = True
+        self._used.add(lane)
         message = (*head, packed.form, constants, data, places, packed.order, batch.offset)
         beginning = self._beginning.pop(lane, None)
         self._tell(worker, message if beginning is None else ("both", beginning, message))
@@ -824,7 +827,8 @@ class ProcessCrew(Crew):
         """Give the workers back."""
         self._stopped = True
         for lane, worker in enumerate(self.lanes):
-            if worker.gone:
+            told = lane in self._used or self._sent[lane] or self._function_shared is not None
+            if worker.gone or not told:
                 continue
             if not self.options.capture:
                 self._forward(worker)
