@@ -174,6 +174,8 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
 
 
 def _refuse(seen: Seen, trust_shell: bool) -> None:
+    if seen.unseen:
+        raise Unrepeatable(f"not all that it asked for could be noted ({seen.unseen})")
     if seen.reads_stdin:
         raise Unrepeatable("it reads from the console")
     if seen.commands and not trust_shell:
@@ -245,7 +247,7 @@ def _noting_import(name: str) -> Iterator[None]:
     openfiles.note_loading(name)
     with openfiles.FileWatch() as seen:
         yield
-    with openfiles.unwatched():
+    with openfiles.bookkeeping():
         answers = {f"{question} {path}": _hexed(answer) for (question, path), answer in seen.answers.items()}
         for full, use in seen.files.items():
             if use.is_read:
@@ -782,8 +784,9 @@ def _noting_seed(plain: Callable[..., Any], name: str, generator: GlobalGenerato
         before = generator.state()
         result = plain(*arguments, **options)
         _seeded.add(name)
-        for noted in list(_noted_states):
-            noted.setdefault(name, _hexed_value(before))
+        with openfiles.bookkeeping():
+            for noted in list(_noted_states):
+                noted.setdefault(name, _hexed_value(before))
         return result
 
     return seed
@@ -794,12 +797,14 @@ def _noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
     def set_filter(*arguments: Any, **options: Any) -> Any:
         before = list(warnings.filters)
         result = plain(*arguments, **options)
-        who, _ = openfiles._asker(sys._getframe(1))
-        if who == "user":
-            _user_filters.extend(
-                one for one in warnings.filters if not any(one is earlier for earlier in before)
-            )
-            del _user_filters[:-1000]
+        with openfiles.bookkeeping():
+            frame = sys._getframe(1)
+            who, _ = openfiles.asker_of(frame)
+            if who == "user":
+                _user_filters.extend(
+                    one for one in warnings.filters if not any(one is earlier for earlier in before)
+                )
+                del _user_filters[:-1000]
         return result
 
     return set_filter

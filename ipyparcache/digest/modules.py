@@ -170,9 +170,12 @@ def watch_imports() -> None:
             with observers.while_loading(module.__name__):
                 plain(self, module)
         finally:
-            after = _source_in(path, module)
-            same = before is not None and after is not None and before.digest == after.digest
-            _note_loaded(module, before if same else None)
+            try:
+                after = _source_in(path, module)
+                same = before is not None and after is not None and before.digest == after.digest
+                _note_loaded(module, before if same else None)
+            except Exception:  # the user's import goes on; `source_of` will look at the module again
+                _loaded.pop(module.__name__, None)
 
     exec_module.ipyparcache_watches = True  # type: ignore[attr-defined]
     machinery.SourceFileLoader.exec_module = exec_module  # type: ignore[method-assign,assignment]

@@ -89,6 +89,7 @@ class Seen:
     )  # of the answers, those no library wanted
     asks_folder: bool = False
     reads_stdin: bool = False
+    unseen: str = ""  # why something was not noted
     names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
     modules: set[str] = field(default_factory=set)  # local ones, loaded or asked for by name
     start: object = None  # what `AT_START` noted of the process
@@ -174,6 +175,23 @@ def unwatched() -> Iterator[None]:
         _mine.quiet = before
 
 
+@contextmanager
+def bookkeeping() -> Iterator[None]:
+    """Our own work inside a call of the user's: unwatched, and never raising.
+
+    What fails here was not seen, so that the run cannot be stored: the rows of its trace would be incomplete.
+    """
+    before = getattr(_mine, "quiet", False)
+    _mine.quiet = True
+    try:
+        yield
+    except Exception as error:
+        for watching in list(_watches):
+            watching.seen.unseen = f"{type(error).__name__}: {error}"
+    finally:
+        _mine.quiet = before
+
+
 AT_START: list[Callable[[Seen], None]] = []
 """What else is noted when a watch begins."""
 
@@ -218,7 +236,7 @@ def _concerned() -> list[Seen]:
 _WRAPPING = frozenset({__name__, f"{__package__}.environment"})
 
 
-def _asker(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
+def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     """Who is behind a request (`user`, `library`, `import`, `ours`), and the name of a library.
 
     The nearest frame that is not of the standard library asks. A distribution that is being imported asks for
@@ -301,14 +319,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     handler = _HANDLERS.get(event)
     if handler is None or getattr(_mine, "quiet", False):
         return
-    _mine.quiet = True
-    try:
+    with bookkeeping():  # asking for a frame raises an event, too
         for seen in _concerned():
             handler(seen, sys._getframe(1), *arguments)
-    except Exception:  # an exception here would become one of the user's call
-        pass
-    finally:
-        _mine.quiet = False
 
 
 def _prepare() -> None:
@@ -371,7 +384,7 @@ def _on_open(
     if spelled is None:
         return
     full = _absolute(spelled)
-    if _is_ignored(full, _asker(frame)):
+    if _is_ignored(full, asker_of(frame)):
         return
     flags = flags if isinstance(flags, int) else 0
     writes = flags & (os.O_WRONLY | os.O_RDWR)
@@ -419,7 +432,7 @@ def file_content(path: str) -> bytes | None:
 
 def _on_listing(seen: Seen, frame: FrameType, path: Any) -> None:
     spelled = "." if path is None else _path_of(path, -2 if isinstance(path, int) else None)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)) or seen.made(_absolute(spelled)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)) or seen.made(_absolute(spelled)):
         return
     seen.listings.setdefault(seen.spelled(spelled), listing_of(_absolute(spelled)))
 
@@ -443,7 +456,7 @@ def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
         if ":memory:" in spelled or "mode=memory" in spelled:
             return
         spelled = spelled[len("file:") :].partition("?")[0]
-    if not _is_ignored(_absolute(spelled), _asker(frame)):
+    if not _is_ignored(_absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=True)
         for log in (f"{spelled}-wal", f"{spelled}-journal"):  # what was committed may still lie there
             if os.path.exists(_absolute(log)):
@@ -452,7 +465,7 @@ def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
 
 def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
     spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
         return
     full = _absolute(spelled)
     use = seen.files.get(full)
@@ -464,7 +477,7 @@ def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> Non
 
 def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
     spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
         return
     full = _absolute(spelled)
     if full in seen.folders_made:
@@ -475,7 +488,7 @@ def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1)
 
 def _on_remove_tree(seen: Seen, frame: FrameType, path: Any, folder: Any = None) -> None:
     spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
         return
     full = _absolute(spelled)
     if not seen.made(full):
@@ -490,7 +503,7 @@ def _on_rename(
     seen: Seen, frame: FrameType, source: Any, target: Any, from_folder: int = -1, to_folder: int = -1
 ) -> None:
     old, new = _path_of(source, from_folder), _path_of(target, to_folder)
-    if old is None or new is None or _is_ignored(_absolute(old), _asker(frame)):
+    if old is None or new is None or _is_ignored(_absolute(old), asker_of(frame)):
         return
     full, there = _absolute(old), _absolute(new)
     use = seen.files.get(full)
@@ -511,7 +524,7 @@ def _on_rename(
 
 def _on_make_folder(seen: Seen, frame: FrameType, path: Any, mode: int = 0, folder: int = -1) -> None:
     spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
         return
     full = _absolute(spelled)
     if not os.path.lexists(full):
@@ -520,14 +533,14 @@ def _on_make_folder(seen: Seen, frame: FrameType, path: Any, mode: int = 0, fold
 
 def _on_link(seen: Seen, frame: FrameType, source: Any, target: Any, *folders: int) -> None:
     spelled = _path_of(target, folders[-1] if folders else None)
-    if spelled is not None and not _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=False)
 
 
 def _on_mark(seen: Seen, frame: FrameType, path: Any, *_rest: Any) -> None:
     """Mode, owner or times of a file are set: of one that was there before, no hit brings that back."""
     spelled = _path_of(path)
-    if spelled is None or _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
         return
     if not seen.made(_absolute(spelled)) and os.path.lexists(_absolute(spelled)):
         seen.removed.append(spelled)
@@ -535,7 +548,7 @@ def _on_mark(seen: Seen, frame: FrameType, path: Any, *_rest: Any) -> None:
 
 def _on_truncate(seen: Seen, frame: FrameType, path: Any, length: int = 0) -> None:
     spelled = _path_of(path)
-    if spelled is not None and not _is_ignored(_absolute(spelled), _asker(frame)):
+    if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=length > 0)
 
 
@@ -545,7 +558,7 @@ _ENGINES = frozenset({"joblib", "loky", "ipyparcache", "multiprocessing", "distr
 
 
 def _on_command(seen: Seen, frame: FrameType, *arguments: Any) -> None:
-    who, name = _asker(frame)
+    who, name = asker_of(frame)
     program = _program_in(arguments)
     if who in ("ours", "import") or (who == "library" and (name in _ENGINES or program in _MACHINE_PROGRAMS)):
         return
@@ -636,7 +649,7 @@ def _on_unpickle(seen: Seen, frame: FrameType, module: Any, name: Any) -> None:
     """A class is looked up for an object in a pickle: its code is an input."""
     if not isinstance(module, str) or not isinstance(name, str) or not modules.is_user_code(module):
         return
-    if _asker(frame)[0] == "ours":
+    if asker_of(frame)[0] == "ours":
         return
     if module in modules.NOTEBOOK_MODULES:
         namespace = vars(sys.modules[module])
@@ -777,8 +790,7 @@ def _ask(question: str, path: Any, frame: FrameType | None) -> None:
     """Note a question about a path, with what is true now."""
     if getattr(_mine, "quiet", False):
         return
-    _mine.quiet = True
-    try:
+    with bookkeeping():
         caller = frame
         while caller is not None and caller.f_code in _PASSED_THROUGH:
             caller = caller.f_back
@@ -791,7 +803,7 @@ def _ask(question: str, path: Any, frame: FrameType | None) -> None:
         if not spelled:  # the empty path names nothing, always
             return
         full = _absolute(spelled)
-        asker = _asker(frame)
+        asker = asker_of(frame)
         if _is_ignored(full, asker):
             return
         for seen in _concerned():
@@ -800,10 +812,6 @@ def _ask(question: str, path: Any, frame: FrameType | None) -> None:
                 if asker[0] == "user":
                     seen.asked_by_user.add(asked)
                 seen.answers.setdefault(asked, answer_to(question, full))
-    except Exception:  # never to be seen by the user's call
-        pass
-    finally:
-        _mine.quiet = False
 
 
 def _wrap_stat(plain: Callable[..., Any], question: str) -> Callable[..., Any]:
@@ -823,9 +831,11 @@ def _wrap_open(plain: Callable[..., Any]) -> Callable[..., Any]:
         folder = options.get("dir_fd")
         if folder is None or getattr(_mine, "quiet", False):
             return plain(path, flags, *arguments, **options)
-        with unwatched():
+        with bookkeeping():
+            frame = sys._getframe(1)
             for seen in _concerned():
-                _on_open(seen, sys._getframe(1), path, None, flags, folder)
+                _on_open(seen, frame, path, None, flags, folder)
+        with unwatched():  # its own event lacks the folder
             return plain(path, flags, *arguments, **options)
 
     return opened
@@ -835,13 +845,11 @@ def _wrap_getcwd(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def asked() -> Any:
         if not getattr(_mine, "quiet", False):
-            _mine.quiet = True
-            try:
-                if _asker(sys._getframe(1)) == ("user", ""):
+            with bookkeeping():
+                frame = sys._getframe(1)
+                if asker_of(frame) == ("user", ""):
                     for seen in _concerned():
                         seen.asks_folder = True
-            finally:
-                _mine.quiet = False
         return plain()
 
     return asked
@@ -852,9 +860,10 @@ def _wrap_access(plain: Callable[..., Any]) -> Callable[..., Any]:
     def asked(path: Any, mode: int, **options: Any) -> Any:
         answer = plain(path, mode, **options)
         if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
-            with unwatched():
+            with bookkeeping():
+                frame = sys._getframe(1)
                 spelled = _path_of(path)
-                if spelled is not None and not _is_ignored(_absolute(spelled), _asker(sys._getframe(1))):
+                if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
                     for seen in _concerned():
                         if not seen.made(_absolute(spelled)):
                             seen.answers.setdefault((f"access {mode}", seen.spelled(spelled)), answer)
@@ -868,11 +877,11 @@ def _wrap_readlink(plain: Callable[..., Any]) -> Callable[..., Any]:
     def asked(path: Any, **options: Any) -> Any:
         answer = plain(path, **options)
         if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
-            with unwatched():
+            with bookkeeping():
                 frame = sys._getframe(1)
                 spelled = _path_of(path)
                 own = frame.f_globals.get("__name__") in _OWN_BUSINESS
-                if spelled is not None and not own and not _is_ignored(_absolute(spelled), _asker(frame)):
+                if spelled is not None and not own and not _is_ignored(_absolute(spelled), asker_of(frame)):
                     for seen in _concerned():
                         seen.answers.setdefault(("readlink", seen.spelled(spelled)), os.fsdecode(answer))
         return answer
@@ -885,8 +894,9 @@ def _wrap_import(plain: Callable[..., Any]) -> Callable[..., Any]:
     def imported(name: Any, package: Any = None) -> Any:
         result = plain(name, package)
         if not getattr(_mine, "quiet", False) and modules.origin_of(result.__name__) == "local":
-            with unwatched():
-                if _asker(sys._getframe(1))[0] in ("user", "library"):
+            with bookkeeping():
+                frame = sys._getframe(1)
+                if asker_of(frame)[0] in ("user", "library"):
                     note_loading(result.__name__)
         return result
 
@@ -1004,17 +1014,15 @@ class WatchedEnvironment(dict[bytes, bytes]):
         name = os.fsdecode(key)
         if name.startswith("JPY_"):
             return
-        _mine.quiet = True
-        try:
-            who, _ = _asker(sys._getframe(2))
+        with bookkeeping():
+            frame = sys._getframe(2)
+            who, _ = asker_of(frame)
             if who in ("ours", "import"):
                 return
             value = super().get(key)
             for seen in _concerned():
                 if name not in seen._set_here:
                     seen.environment.setdefault(name, None if value is None else os.fsdecode(value))
-        finally:
-            _mine.quiet = False
 
 
 _plain_entries: list[dict[bytes, bytes]] = []  # what os.environ holds while nobody watches

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipyparcache.digest import environment
+from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.environment import (
     FileDigests,
     described,
@@ -199,6 +199,20 @@ def test_a_run_that_cannot_be_repeated_is_refused_with_the_reason(what: str) -> 
 
     with pytest.raises(Unrepeatable, match=reason):
         rows_of(action)
+
+
+def test_a_failure_of_ours_stays_out_of_the_users_call_and_prevents_storing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*arguments: object) -> bool:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(openfiles, "_is_ignored", broken)
+    for ask in (lambda: os.path.exists("x"), lambda: os.listdir("in"), lambda: Path("data.txt").read_text()):
+        with FileWatch() as seen:
+            ask()
+        with pytest.raises(Unrepeatable, match="RuntimeError: ours"):
+            observed_rows(seen)
 
 
 def test_an_output_that_is_gone_again_prevents_storing() -> None:
