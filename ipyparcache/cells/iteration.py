@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import marshal
+import os
 import pickle
 import sys
 import threading
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
-from ipyparcache.cells import travel, watching
+from ipyparcache.cells import holding, travel, watching
+from ipyparcache.cells.holding import Held
 from ipyparcache.cells.travel import ATOMS, MAIN
 from ipyparcache.engine.surroundings import Surroundings
 
@@ -50,6 +52,8 @@ class Body:
         Entropy of the loop's random streams, or None.
     watch_random
         Libraries whose global generator was seeded, so that drawing from it without a seed would be lost.
+    token
+        Name of the run under which large temporaries are held on the worker; empty where they are sent.
     secret
         With `--cached`: keys the digests of environment variables that the iteration reads.
     own_rows
@@ -68,6 +72,7 @@ class Body:
     yields: bool
     watch_random: tuple[str, ...]
     retries: int
+    token: str
     secret: bytes | None
     by_names: bool
     own_rows: tuple[tuple[str, int, bool], ...]
@@ -125,7 +130,12 @@ PLAIN = b"plain"
 Plain = tuple[Any, ...]
 
 Left = tuple[
-    list[tuple[Any, ...]], dict[str, object], list[str], list[tuple[int, str, Any]], object, dict[str, str]
+    list[tuple[Any, ...]],
+    dict[str, object],
+    list[str],
+    list[tuple[int, str, Any]],
+    object,
+    dict[str, str | Held],
 ]
 """What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a
 comprehension,
@@ -223,6 +233,8 @@ class _Run:
         self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
         self.random = RandomStreams(body.seed) if body.seed is not None else None
         self.patches = [patch for patch in self.arrived.patches if _differs(*patch)]
+        if body.token:
+            holding.begin(body.token)
         self._hide()
         self._before = {
             number: state
@@ -289,8 +301,6 @@ class _Run:
 
     def chunk(self, first: int, items: object, emit_records: bool) -> ChunkResult:
         """Run the iterations of a chunk, numbered from `first`."""
-        import os
-
         result = ChunkResult(started=time.monotonic(), pid=os.getpid())
         elements = items.elements if isinstance(items, Packed) else items
         assert isinstance(elements, Sequence | range)
@@ -478,10 +488,14 @@ class _Run:
                 known = known | {id(obj): ("i", key) for key, obj in objects.items()}
 
             try:
-                record = (number, *self._pickled([left], known, bool(objects)))
+                record = self._without_large(number, left, known, bool(objects)) if failure is None else None
+                if record is None:
+                    record = (number, *self._pickled([left], known, bool(objects)))
             except Exception as error:
                 kept = {n: v for n, v in bindings.items() if self._travels(v, known, bool(objects))}
-                dropped = {n: type(v).__name__ for n, v in bindings.items() if n not in kept}
+                dropped: dict[str, str | Held] = {
+                    n: type(v).__name__ for n, v in bindings.items() if n not in kept
+                }
                 safe: Left = (list(log), kept, unbound, changes, value, dropped)
                 try:
                     record = (number, *self._pickled([safe], known, bool(objects)))
@@ -518,12 +532,36 @@ class _Run:
             return False
         return True
 
-    def _pickled(self, value: object, known: dict[int, travel.Key], objects: bool) -> tuple[bytes, list[Any]]:
+    def _without_large(
+        self, number: int, left: Left, known: dict[int, travel.Key], objects: bool
+    ) -> tuple[int, bytes, list[Any]] | None:
+        """The record of an iteration whose large temporaries stay here; None if there are none that can."""
+        entries, bindings, unbound, changes, value, _ = left
+        if not self.body.token or not any(map(holding.is_large, bindings.values())):
+            return None
+        large = {name: v for name, v in bindings.items() if holding.is_large(v)}
+        small = {name: v for name, v in bindings.items() if name not in large}
+        kept = {name: Held(os.getpid(), number, type(v).__name__) for name, v in large.items()}
+        pickler, file, buffers = self._pickler(known, objects)
+        pickler.dump([(entries, small, unbound, changes, value, kept)])
+        if not holding.stand_alone(large, pickler.memo.copy().keys() | known.keys()):
+            return None
+        for name, v in large.items():
+            holding.hold(self.body.token, name, number, v)
+        return number, file.getvalue(), list(buffers)
+
+    def _pickler(
+        self, known: dict[int, travel.Key], objects: bool
+    ) -> tuple[travel.Returner, io.BytesIO, list[pickle.PickleBuffer]]:
         file = io.BytesIO()
         buffers: list[pickle.PickleBuffer] = []
         kind = travel.ReturnerOfObjects if objects or self.with_objects else travel.Returner
         pickler = kind(file, self.arrived, known, self.is_local, buffers)
         pickler.by_names = self.body.by_names
+        return pickler, file, buffers
+
+    def _pickled(self, value: object, known: dict[int, travel.Key], objects: bool) -> tuple[bytes, list[Any]]:
+        pickler, file, buffers = self._pickler(known, objects)
         pickler.dump(value)
         self._refers = self._refers or pickler.refers
         return file.getvalue(), list(buffers)

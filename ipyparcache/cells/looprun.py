@@ -12,6 +12,7 @@ import operator
 import pickle
 import sys
 import time
+import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
 from ipyparcache.cells.launch import Launch, LocalModules, keeps_references, reaches, seeded_libraries
@@ -31,6 +33,7 @@ from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
 from ipyparcache.progress.tracker import Tracker
@@ -38,6 +41,8 @@ from ipyparcache.progress.widget import show
 
 TARGET = 0.025  # seconds that a chunk should take: long against sending it, short at the end of the loop
 LARGEST = 4096  # iterations of a chunk
+FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
+ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
 
@@ -114,6 +119,7 @@ class LoopRun:
         self.jobs = jobs_of(self.options.jobs)
         self.chunks: dict[int, _Chunk] = {}
         self.sent = 0
+        self.token = uuid.uuid4().hex
         self.holding = False
         self.front = 0
         self.by_task: dict[int, _Chunk] = {}
@@ -139,6 +145,15 @@ class LoopRun:
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
+
+    @property
+    def _may_hold(self) -> bool:
+        """Whether large temporaries may stay with the workers.
+
+        Those of our own pool, until this run is over.
+        """
+        is_ours = BACKENDS.get(self.options.backend, self.options.backend) == "processes"
+        return is_ours and self.cache is None and not self.holding
 
     @property
     def expected(self) -> int | None:
@@ -264,6 +279,7 @@ class LoopRun:
                 parfor.yields,
                 seeded_libraries() if self.options.seed is None else (),
                 self.options.retries,
+                self.token if self._may_hold else "",
                 self.cache.entries.secret if self.cache is not None else self.host.secret,
                 self.cache is not None,
                 tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
@@ -564,7 +580,16 @@ class LoopRun:
         Bound to nothing, or to None where the cell gives them up itself.
         """
         assert self.replayer is not None
-        for name, kind in self.replayer.dropped.items():
+        dropped = self.replayer.dropped
+        held = {
+            n: found for n, found in dropped.items() if isinstance(found, Held) and n not in self.given_up
+        }
+        fetched = self._fetched(held) if held else {}
+        self.namespace.update(fetched)
+        for name, found in dropped.items():
+            kind = found.kind if isinstance(found, Held) else found
+            if name in fetched:
+                continue
             if name in self.given_up:
                 self.namespace[name] = None
                 continue
@@ -573,6 +598,27 @@ class LoopRun:
                 f"unbound; warning: a later cell that reads it fails"
             )
             self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
+
+    def _fetched(self, held: Mapping[str, Held]) -> dict[str, object]:
+        """Large temporaries from the workers that hold them."""
+        found: dict[str, object] = {}
+        until = time.monotonic() + FETCHING
+        there = _idle_workers({where.worker for where in held.values()})
+        waiting = {name for name, where in held.items() if where.worker in there}
+
+        def questions() -> Iterator[tuple[object, ...]]:
+            while waiting - found.keys() and time.monotonic() < until:
+                yield ()
+
+        if not waiting:
+            return found
+        task = Fetch(self.token, tuple(held.items()))
+        count = len(the_pool().pids())
+        tasks = run_tasks(task, questions(), Options(n_jobs=count, batch=1, on_error="collect"))
+        for _, outcome in tasks:
+            if isinstance(outcome, Value):
+                found.update(outcome.value)  # type: ignore[call-overload]
+        return found
 
     def _take_event(self, number: int, event: object) -> None:
         chunk = self.by_task[number]
@@ -735,7 +781,7 @@ class LoopRun:
             lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
             try:
                 if plain:
-                    for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - tells where it failed
+                    for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - where it failed
                         apply_plain(entries, values)
                 else:
                     for number, left in enumerate(lefts, first):  # noqa: B007 - the same
@@ -906,6 +952,21 @@ class LoopRun:
             self.report.notes.append(
                 f"the iterator was read {ahead} elements ahead of the iteration that ended the loop"
             )
+
+
+def _idle_workers(wanted: set[int]) -> set[int]:
+    """Those of the wanted workers that wait for work.
+
+    Now or when they have ended what a dropped call left them.
+    """
+    pool = the_pool()
+    until = time.monotonic() + ENDING
+    while True:
+        there = wanted & set(pool.pids())
+        busy = {worker.pid for worker in list(pool._workers.values()) if worker.dirty}
+        if not there & busy or time.monotonic() > until:
+            return there - busy
+        time.sleep(0.01)
 
 
 def jobs_of(jobs: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from ipyparcache.analysis.body import HOLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
+from ipyparcache.cells.holding import Held
 from ipyparcache.cells.iteration import Left, Plain, Traceback
 
 
@@ -28,7 +29,7 @@ class Replayer:
         self.parfor = parfor
         self.namespace = namespace
         self.sites = _compiled(parfor, namespace, file_name)
-        self.dropped: dict[str, str] = {}
+        self.dropped: dict[str, str | Held] = {}
 
     def apply(self, left: Left, objects: Mapping[int, object]) -> None:
         """Do to the namespace what one iteration did.

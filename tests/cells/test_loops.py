@@ -261,3 +261,36 @@ def test_figures_of_iterations_are_shown_here():
     assert error is None
     assert [objects[0].axes[0].get_title() for objects in host.shown] == ["1", "0", "2"]
     assert namespace["plt"].get_fignums() == []
+
+
+LARGE = {
+    "the last one": "for i in range(6):\n    X = np.full(200_000, float(i))\n    out.append(X.sum())",
+    "shared with a result": "for i in range(6):\n    X = np.full(200_000, float(i))\n    out.append(X)",
+    "with a view of it": "for i in range(6):\n    X = np.full(200_000, float(i))\n    Y = X[::2]",
+    "of a broadcast array": "for i in range(6):\n    X = base\n    Y = base[1:]",
+    "before an error": (
+        "for i in range(6):\n    X = np.full(200_000, float(i))\n    if i == 3:\n        1 / 0\n    Y = X + 1"
+    ),
+    "assigned now and then": "for i in range(6):\n    if i % 4 == 0:\n        X = np.full(200_000, float(i))",
+    "given up": "for i in range(6):\n    X = np.full(200_000, float(i))\ndel X",
+}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_temporary_keeps_its_last_value(name, jobs):
+    setup = "import numpy as np\nout, base = [], np.zeros(200_000)"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    _, error = serial(plain, LARGE[name])
+
+    host, raised, _ = parallel(tested, LARGE[name], jobs=jobs)
+
+    assert type(raised) is type(error)
+    assert host.notes == []
+    for key in ("X", "Y"):
+        assert (key in tested) is (key in plain)
+        if key in plain:
+            assert np.array_equal(tested[key], plain[key])
+            assert tested[key].flags.writeable
+    assert [o is tested.get("X") for o in tested["out"]] == [o is plain.get("X") for o in plain["out"]]
+    assert (tested.get("X") is tested["base"]) is (plain.get("X") is plain["base"])
