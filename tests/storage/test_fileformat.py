@@ -57,8 +57,7 @@ def test_anything_comes_back(tmp_path):
     assert (back[0], back[2:]) == (value[0], value[2:])
 
 
-@pytest.mark.parametrize("protocol", [None, 0, 2, 3, 4, 5])
-@pytest.mark.parametrize("compress", [0, 3, "lz4", ("zstd", 1)])
+@pytest.mark.parametrize(("protocol", "compress"), [(None, 0), (0, 3), (2, "lz4"), (5, 0), (5, ("zstd", 1))])
 def test_arrays_of_all_kinds_come_back(array, tmp_path, protocol, compress):
     dump([array, "between", array], tmp_path / "file", compress=compress, protocol=protocol)
     back = load(tmp_path / "file")
@@ -288,8 +287,9 @@ def test_without_arrays_it_is_a_plain_pickle(tmp_path):
         assert pickle.load(file) == {"a": 1}
 
 
-@pytest.mark.parametrize("compress", [0, 3, "gzip", "lzma"])
-@pytest.mark.parametrize("mode", [None, "r"])
+@pytest.mark.parametrize(
+    ("compress", "mode"), [(0, None), (0, "r"), (3, None), ("gzip", "r"), ("lzma", None)]
+)
 @pytest.mark.filterwarnings("ignore:mmap_mode")
 def test_what_joblib_wrote_is_read(array, tmp_path, compress, mode):
     value = ["before", array, {"k": [array, 1]}, decimal.Decimal(1), np.arange(3, dtype=">i4")]
