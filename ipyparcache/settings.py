@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import platformdirs
@@ -43,7 +43,6 @@ class Settings:
     key_file: str
     max_size: int | None
     check_store: bool
-    transport: str
     quiet: bool
     warm: str
 
@@ -150,9 +149,6 @@ ROWS: Mapping[str, Row] = {
     "check_store": Row(
         _parse_bool, lambda: False, "restore and compare each entry once it is stored", "on or off"
     ),
-    "transport": Row(
-        _one_of("auto", "portable"), lambda: "auto", "how arrays travel to workers", "auto or portable"
-    ),
     "quiet": Row(_parse_bool, lambda: False, "no status lines below cells; warnings stay", "on or off"),
     "warm": Row(
         _one_of("auto", "on", "off"),
@@ -249,11 +245,6 @@ def described() -> list[tuple[str, str, str]]:
     """Name as typed, present value and meaning of every setting."""
     now = current()
     return [(name.replace("_", "-"), _as_text(getattr(now, name)), row.meaning) for name, row in ROWS.items()]
-
-
-def with_values(**values: object) -> Settings:
-    """The present settings with some values replaced, for one use (`%%cached --dir`)."""
-    return replace(current(), **values)  # type: ignore[arg-type]  # as in `replace` itself
 
 
 def _known(name: str) -> str:
