@@ -234,7 +234,7 @@ class Parallel(Logger):
         self,
         n_jobs: Any = UNSET,
         backend: Any = UNSET,
-        return_as: str = "list",
+        return_as: str | bool = "list",
         verbose: Any = UNSET,
         timeout: float | None = None,
         pre_dispatch: Any = "2 * n_jobs",
@@ -254,6 +254,8 @@ class Parallel(Logger):
         **backend_kwargs: Any,
     ):
         super().__init__()
+        if isinstance(return_as, bool):  # where the older `return_generator` stood
+            return_generator, return_as = return_as, "list"
         if return_generator is not None:
             if return_as != "list" and return_generator is not (return_as != "list"):
                 raise ValueError("return_generator contradicts return_as")

@@ -201,6 +201,14 @@ def test_shared_memory_beats_the_process_backend_of_a_context():
         assert Parallel(n_jobs=3, require="sharedmem").n_jobs == 3
 
 
+def test_older_spellings_of_a_generator_are_read():
+    for parallel in (Parallel(2, "threading", True), Parallel(2, "threading", return_generator=True)):
+        assert next(parallel([delayed(abs)(-1)])) == 1
+    assert Parallel(2, "threading", return_generator=False)([delayed(abs)(-1)]) == [1]
+    with pytest.raises(ValueError, match="contradicts"):
+        Parallel(return_as="generator", return_generator=False)
+
+
 def test_prefer_is_a_hint():
     assert type(Parallel(prefer="threads")._backend) is ThreadingBackend
     with parallel_config("loky", n_jobs=2):
