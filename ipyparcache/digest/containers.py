@@ -329,6 +329,32 @@ def _plain_attribute(obj: Any, name: str) -> object:
     return None
 
 
+class IteratorKind(Kind):
+    """Iterators over builtin sequences: the sequence, and how far they are."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        state = self.state(obj)
+        walk.token(b"iterator", type(obj).__name__, state["at"])
+        walk.stack.append(state["over"])
+        walk.keep(state)
+
+    def state(self, obj: Any) -> dict[str, Any]:
+        _, (over, *_rest), *at = obj.__reduce__()
+        if type(over) is range:  # made for the occasion
+            over = (over.start, over.stop, over.step)
+        return {"over": over, "at": at[0] if at else None}  # without a position: it came to its end
+
+    def put(self, obj: Any, state: Any) -> None:
+        now = self.state(obj)
+        if state["at"] is None:
+            for _ in obj:
+                pass
+        elif now["at"] is None or not same(now["over"], state["over"]):
+            raise Unrestorable(type_name(obj), "it is over something else, or came to its end")
+        else:
+            obj.__setstate__(state["at"])
+
+
 class RandomKind(Kind):
     """`random.Random`: its state, kept in C."""
 
@@ -378,6 +404,11 @@ KINDS.update(
         random.Random: RandomKind(),
     }
 )
+_ITERATORS: tuple[object, ...] = (
+    *map(iter, ([], (), "a", "\xff", b"", range(0))),
+    reversed([]),
+)
+KINDS.update(dict.fromkeys(map(type, _ITERATORS), IteratorKind()))
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 for _view in _VIEWS:
     KINDS[_view] = PartsKind(_view.__name__.encode(), lambda obj: (obj.mapping,))

@@ -1110,7 +1110,34 @@ def test_a_variable_shared_by_closures_is_found_changed(notebook: Any) -> None:
 
 def test_what_cannot_be_put_back_says_so() -> None:
     with pytest.raises(Unrestorable):
-        put_state(iter([1]), None)
+        put_state(zip([1], [2], strict=True), None)
+
+
+@pytest.mark.parametrize("taken", [1, 3, 4])
+@pytest.mark.parametrize("over", [[1, 2, 3], (1, 2, 3), "abc", "äöü", b"abc", range(1, 4)], ids=repr)
+def test_an_iterator_can_be_put_where_another_is(over: Any, taken: int) -> None:
+    one, other = iter(over), iter(over)
+    traversal = Traversal({})
+    traversal.add("it", one)
+    assert digest_of(one) == digest_of(other)
+    assert traversal.changed() == []
+
+    for _ in range(taken):
+        next(one, None)
+    assert ("it", 0) in traversal.changed()
+    put_state(other, state_of(one))
+
+    assert digest_of(other) == digest_of(one)
+    assert list(other) == list(over)[taken:]
+
+
+def test_an_iterator_that_came_to_its_end_cannot_be_put_back() -> None:
+    one, other = iter([1, 2]), iter([1, 2])
+    next(one)
+    list(other)
+
+    with pytest.raises(Unrestorable):
+        put_state(other, state_of(one))
 
 
 def test_a_plain_object_is_told_by_its_number_only() -> None:
