@@ -355,6 +355,22 @@ class IteratorKind(Kind):
             obj.__setstate__(state["at"])
 
 
+class LazyKind(Kind):
+    """`zip`, `map`, `filter`: what they draw from moves on, they themselves hold nothing that does."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        parts = self.state(obj)
+        walk.token(b"lazy", type(obj).__name__, len(parts))
+        walk.push(parts)
+
+    def state(self, obj: Any) -> list[Any]:
+        return [part for more in obj.__reduce__()[1:] for part in (more if type(more) is tuple else (more,))]
+
+    def put(self, obj: Any, state: Any) -> None:
+        if not same(self.state(obj), state):
+            raise Unrestorable(type_name(obj), "it draws from something else")
+
+
 class RandomKind(Kind):
     """`random.Random`: its state, kept in C."""
 
@@ -409,6 +425,7 @@ _ITERATORS: tuple[object, ...] = (
     reversed([]),
 )
 KINDS.update(dict.fromkeys(map(type, _ITERATORS), IteratorKind()))
+KINDS.update(dict.fromkeys((zip, map, filter), LazyKind()))
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 for _view in _VIEWS:
     KINDS[_view] = PartsKind(_view.__name__.encode(), lambda obj: (obj.mapping,))

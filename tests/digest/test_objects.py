@@ -1110,7 +1110,23 @@ def test_a_variable_shared_by_closures_is_found_changed(notebook: Any) -> None:
 
 def test_what_cannot_be_put_back_says_so() -> None:
     with pytest.raises(Unrestorable):
-        put_state(zip([1], [2], strict=True), None)
+        put_state(enumerate([1]), None)
+
+
+def test_zip_moves_what_it_draws_from() -> None:
+    first, second = iter([1, 2, 3]), iter("abc")
+    pairs = zip(first, second, strict=True)
+    traversal = Traversal({})
+    before = traversal.add("pairs", pairs)
+
+    next(pairs)
+
+    places = traversal.changed()
+    assert [traversal.object_at(*place) for place in places] == [first, second]
+    assert digest_of(pairs) != before
+    assert digest_of(zip(iter([1]), iter("a"), strict=True)) != digest_of(
+        zip(iter([1]), iter("a"), strict=False)
+    )
 
 
 @pytest.mark.parametrize("taken", [1, 3, 4])
