@@ -14,7 +14,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -389,7 +389,7 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
 async def _run(cell: _Cell) -> Run:
     """Run the cell once, with its output live, and store what it left."""
     record = Record()
-    before = _Before.now(cell.shell)
+    before = _Before.now(cell.shell, cell.inputs.names.touched if cell.inputs else ())
     with (
         _bar(cell),
         openfiles.watch() as seen,
@@ -429,8 +429,8 @@ class _Before:
     modules: set[str]  # loaded
 
     @classmethod
-    def now(cls, shell: Any) -> _Before:
-        bindings = user_bindings(shell.user_ns, shell.user_ns_hidden)
+    def now(cls, shell: Any, touched: Collection[str]) -> _Before:
+        bindings = user_bindings(shell.user_ns, shell.user_ns_hidden, touched)
         return cls(bindings, environment.process_state(), outputs.open_figures(), set(sys.modules))
 
 
@@ -461,7 +461,7 @@ def _store(
     )
     if attribute is not None:
         raise NotStorable(f"it changes {attribute}, which belongs to a library")
-    after = user_bindings(cell.namespace, cell.shell.user_ns_hidden)
+    after = user_bindings(cell.namespace, cell.shell.user_ns_hidden, cell.inputs.names.touched)
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)
     process = environment.process_changes(before.process)

@@ -279,7 +279,7 @@ def rows_of_imports(before: set[str], traversal: Traversal) -> list[list[str]]:
     """Rows for local modules that were loaded while the cell ran and that no import statement had
     announced."""
     new = [name for name in list(sys.modules) if name not in before and name not in traversal.modules]
-    return [["module", name, _module_digest(name)] for name in sorted(new) if origin_of(name) == "local"]
+    return [["loaded", name, _module_digest(name)] for name in sorted(new) if origin_of(name) == "local"]
 
 
 def _module_digest(name: str) -> str:
@@ -393,7 +393,7 @@ def still_holds(
         if row[0] == "binding":
             if not _binding_holds(row[1], row[2], namespace):
                 return f"`{row[1]}` stands for something else"
-        elif row[0] == "module":
+        elif row[0] == "loaded":
             if _module_digest(row[1]) != row[2]:
                 return f"the module {row[1]} changed"
         elif not environment.still_holds(row):

@@ -182,6 +182,7 @@ def keep(
     repeated = [definition.index for definition in definitions]
     known = source.known(defined)
     original = _digested(source, payload, known)
+    _refuse_nan_keys(original)
     arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
     contents = [
         part for _, _, state in payload["states"] if isinstance(state, dict) for part in state.values()
@@ -348,6 +349,13 @@ def _sharing(traversal: Traversal, drawn: set[str]) -> list[Any]:
 
 def _compared(traversal: Traversal, drawn: set[str]) -> list[tuple[str, int, object]]:
     return [found for found in traversal.numbered() if found[0] not in drawn]
+
+
+def _refuse_nan_keys(traversal: Traversal) -> None:
+    """A NaN is found in a dict or set only by its identity, which no pickle keeps."""
+    for root, _, thing in traversal.numbered():
+        if isinstance(thing, dict | set) and any(type(key) is float and key != key for key in thing):
+            raise NotStorable(f"`{root}` holds a NaN as a key, which is found by identity alone")
 
 
 def _drawn_roots(traversal: Traversal) -> set[str]:

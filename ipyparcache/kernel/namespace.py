@@ -6,7 +6,7 @@ import _thread
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,18 @@ def is_user_name(name: str, value: object, hidden: Mapping[str, object]) -> bool
     return _OF_THE_SHELL.fullmatch(name) is None or name == "open"
 
 
-def user_bindings(namespace: Mapping[str, object], hidden: Mapping[str, object]) -> dict[str, object]:
-    """The user's names and what they stand for now."""
-    return {name: value for name, value in list(namespace.items()) if is_user_name(name, value, hidden)}
+def user_bindings(
+    namespace: Mapping[str, object], hidden: Mapping[str, object], also: Collection[str] = ()
+) -> dict[str, object]:
+    """The user's names and what they stand for now.
+
+    `also` names of the shell that the user's code binds itself.
+    """
+    return {
+        name: value
+        for name, value in list(namespace.items())
+        if name in also or is_user_name(name, value, hidden)
+    }
 
 
 @dataclass(frozen=True)
