@@ -249,8 +249,8 @@ class ChangeLost(ParcacheError):
         one = self.first == self.last
         where = f"iteration {self.first}" if one else f"iterations {self.first} to {self.last}"
         return (
-            f"line {self.line}: the loop changed {self.what} in {where}; the change was made to a worker's copy "
-            f"and is lost. The variables are as before iteration {self.first}.\n{self.advice}"
+            f"line {self.line}: the loop changed {self.what} in {where}; the change was made to a worker's "
+            f"copy and is lost. The variables are as before iteration {self.first}.\n{self.advice}"
         )
 
     def _render_traceback_(self) -> list[str]:

@@ -185,6 +185,17 @@ def has_top_level_await(tree: ast.Module) -> bool:
     )
 
 
+def attributes_read(tree: ast.AST, name: str) -> frozenset[str] | None:
+    """Attributes that the cell takes from what a name stands for; None if it is used in other ways, too."""
+    taken = {
+        id(node.value): node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    }
+    uses = [id(node) for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    return frozenset(taken[use] for use in uses) if all(use in taken for use in uses) else None
+
+
 def first_line_of(tree: ast.AST, name: str) -> int | None:
     """The first line where the name occurs, for a message that points at it."""
     lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]

@@ -28,6 +28,7 @@ from ipyparcache.analysis.cell import (
     DYNAMIC_ATTRIBUTES,
     DYNAMIC_CALLS,
     Names,
+    attributes_read,
     identifiers,
     identity_text,
     names_of,
@@ -118,7 +119,9 @@ def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, id
             traversal.add_absent(name)
             continue
         try:
-            traversal.add(name, namespace[name])
+            value = namespace[name]
+            taken = attributes_read(tree, name) if isinstance(value, types.ModuleType) else None
+            traversal.add(name, value, taken)
         except Undigestible as error:
             raise NoKey(
                 f"the input `{name}` has no digest: {error}; --ignore {name} leaves it out"

@@ -382,19 +382,35 @@ def _digested(source: Source, payload: Mapping[str, Any], known: Sequence[object
 
 
 def _add_output(source: Source, traversal: Traversal, name: str, value: object) -> None:
+    if _is_drawing(value):
+        return
     try:
         traversal.add(name, value)
     except Undigestible as error:
-        if not _comes_back_untried(value):
-            reason = (
-                f"`{name}` ({type(value).__name__}) cannot be stored, {_where(source, name)}: {error.reason}"
-            )
-            raise NotStorable(f"{reason}{_hint(source, name)}") from error
+        reason = f"`{name}` ({type(value).__name__}) cannot be stored, {_where(source, name)}: {error.reason}"
+        raise NotStorable(f"{reason}{_hint(source, name)}") from error
 
 
-def _comes_back_untried(value: object) -> bool:
-    """Figures and axes have no digest; matplotlib pickles them."""
-    return type(value).__module__.partition(".")[0] == "matplotlib"
+def _is_drawing(value: object, depth: int = 3) -> bool:
+    """Whether a value is a figure, axes or a part of them, or a container of such.
+
+    They hold caches and callbacks that no two copies share, and walking one takes seconds; matplotlib
+    pickles them,
+    and they come back untried.
+    """
+    artist = getattr(sys.modules.get("matplotlib.artist"), "Artist", None)
+    if artist is None or depth == 0:
+        return False
+    if isinstance(value, artist):
+        return True
+    parts: Iterable[object] = ()
+    if isinstance(value, list | tuple | set):
+        parts = value
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif _is_array(value) and value.dtype.hasobject:  # type: ignore[attr-defined]  # an array by its type
+        parts = value.flat  # type: ignore[attr-defined]
+    return any(_is_drawing(part, depth - 1) for part in itertools.islice(parts, 100))
 
 
 def _digest_or_none(value: object, source: Source) -> bytes | None:

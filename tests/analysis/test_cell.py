@@ -3,6 +3,7 @@ import ast
 import pytest
 
 from ipyparcache.analysis.cell import (
+    attributes_read,
     dynamic_uses,
     first_line_of,
     has_top_level_await,
@@ -163,6 +164,13 @@ def test_awaiting_inside_a_function_is_not_top_level():
 
 def test_identifiers_in_strings_are_found():
     assert {"limit", "größe"} <= names_in_strings(ast.parse("df.query('a > @limit and größe < 3')"))
+
+
+def test_attributes_taken_from_a_name_are_known_unless_it_is_used_otherwise():
+    tree = ast.parse("a = sys.argv[0], sys.path\nb = f(os)\nos.getcwd()")
+
+    assert attributes_read(tree, "sys") == {"argv", "path"}
+    assert attributes_read(tree, "os") is None
 
 
 def test_a_message_points_at_the_first_line_of_a_name():
