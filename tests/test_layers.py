@@ -204,3 +204,11 @@ def test_type_checkers_are_told_the_same_homes():
     }
 
     assert told == ipyparcache._HOMES
+
+
+def test_every_module_has_its_line_in_the_picture_of_the_house():
+    picture = (ROOT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = {path.name for path in FILES.values() if f"`{path.name}`" in picture}
+    missing = [path.name for path in FILES.values() if path.name not in {*named, "__init__.py"}]
+
+    assert missing == ["__main__.py"]
