@@ -176,18 +176,6 @@ class TaskExit(EngineError):
         return f"a task raised {self.name}({self.text}); only its own work was ended"
 
 
-class NotSendable(EngineError):
-    """A result that does not pickle, or an argument that does not unpickle on the worker."""
-
-    def __init__(self, what: str, reason: str):
-        super().__init__(what, reason)
-        self.what = what
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.what} cannot travel between processes: {self.reason}"
-
-
 class CodecMissing(ParcacheError, ValueError):
     """A codec that needs a package which is not installed, or that this process does not know."""
 
