@@ -1,6 +1,7 @@
 """Sessions such as people have, played plain and in automatic mode: cold, warm, and after edits."""
 
 import gc
+import shutil
 import sys
 import textwrap
 
@@ -193,9 +194,8 @@ def play(shell, tmp_path, monkeypatch, capsys):
 
     def played(cells, mode):
         shell.reset(new_session=True)
-        for path in tmp_path.glob("*"):
-            if path.suffix == ".json":
-                path.unlink()
+        (tmp_path / "summary.json").unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
         shell.run_cell(f"%parcache auto {mode}")
         capsys.readouterr()
         record = []
