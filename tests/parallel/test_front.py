@@ -58,7 +58,8 @@ def wait_for(path):
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
 def test_a_generator_gives_results_before_later_tasks_end(backend, return_as, tmp_path):
     gate = tmp_path / "gate"
-    found = Parallel(n_jobs=2, backend=backend, return_as=return_as)(
+    # members of one batch come out together, as documented
+    found = Parallel(n_jobs=2, backend=backend, return_as=return_as, batch_size=1)(
         delayed(wait_for)(path) for path in (None, gate)
     )
     assert next(found) is None  # the second task cannot have ended
