@@ -6,7 +6,7 @@ import pytest
 from notebooks import demo
 
 sync_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # the whole tour in a page: minutes
 
 SHORTER = {
     "trees=1000": "trees=20",
