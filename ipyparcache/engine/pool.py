@@ -78,9 +78,10 @@ def _launch(command: list[str], passed: dict[int, int]) -> int:
     """Start a program in a process group of its own; `passed` maps descriptors here to their numbers
     there.
     """
-    # Two steps, since a target may be the number of another source: up first, then down to the target.
+    # Two steps, since a target may be the number of another source: up first, then down to the target. No
+    # higher than needed, for the process may be near its limit of descriptors.
     actions: list[Any] = []
-    high = max([*passed, *passed.values(), 64]) + 1
+    high = max([*passed, *passed.values()]) + 1
     for at, source in enumerate(passed):
         actions.append((os.POSIX_SPAWN_DUP2, source, high + at))
     for at, target in enumerate(passed.values()):
