@@ -371,7 +371,7 @@ def _drawn_roots(traversal: Traversal) -> set[str]:
 
 def _digested(source: Source, payload: Mapping[str, Any], known: Sequence[object]) -> Traversal:
     """Digests of what a cell left, a root for each name, state and result; inputs are told by their place."""
-    traversal = Traversal(source.namespace, known)
+    traversal = Traversal(source.namespace, known, marking=False)
     for name, value in sorted(payload["names"].items()):
         _add_output(source, traversal, name, value)
     for root, number, state in payload["states"]:

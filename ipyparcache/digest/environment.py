@@ -143,8 +143,17 @@ def save_digests() -> None:
 # ---- rows
 
 
-def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
+def observed_rows(seen: Seen, *, trust_shell: bool = False, logs: bool = True) -> list[Row]:
     """What a run asked for, as rows that hold as long as the answers are the same.
+
+    Parameters
+    ----------
+    seen : Seen
+        What was noted while it ran.
+    trust_shell : bool
+        Whether it may have started programs.
+    logs : bool
+        Whether files count that it only appended to: what they hold cannot change its results.
 
     Raises
     ------
@@ -154,7 +163,7 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False) -> list[Row]:
     """
     with openfiles.unwatched():
         _refuse(seen, trust_shell)
-        rows = [*_file_rows(seen)]
+        rows = [*_file_rows(seen, logs)]
         for (question, path), answer in sorted(seen.answers.items()):
             use = seen.files.get(os.path.abspath(path))
             made_new = use is not None and use.is_written and not use.is_read
@@ -188,8 +197,10 @@ def _refuse(seen: Seen, trust_shell: bool) -> None:
         raise Unrepeatable(f"it removes, renames or marks {seen.removed[0]}, which it did not make")
 
 
-def _file_rows(seen: Seen) -> Iterable[Row]:
+def _file_rows(seen: Seen, logs: bool) -> Iterable[Row]:
     for full, use in sorted(seen.files.items()):
+        if use.is_log and not logs:
+            continue
         if use.is_read:
             if use.is_written:
                 yield Row("file", use.spelled, "absent" if use.content is None else use.content.hex())
@@ -795,16 +806,18 @@ def _noting_seed(plain: Callable[..., Any], name: str, generator: GlobalGenerato
 def _noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def set_filter(*arguments: Any, **options: Any) -> Any:
+        users = False
+        with openfiles.bookkeeping():
+            users = openfiles.is_asked_by_user(sys._getframe(1))
+        if not users:  # libraries do this thousands of times, and take it back
+            return plain(*arguments, **options)
         before = list(warnings.filters)
         result = plain(*arguments, **options)
         with openfiles.bookkeeping():
-            frame = sys._getframe(1)
-            who, _ = openfiles.asker_of(frame)
-            if who == "user":
-                _user_filters.extend(
-                    one for one in warnings.filters if not any(one is earlier for earlier in before)
-                )
-                del _user_filters[:-1000]
+            _user_filters.extend(
+                one for one in warnings.filters if not any(one is earlier for earlier in before)
+            )
+            del _user_filters[:-1000]
         return result
 
     return set_filter

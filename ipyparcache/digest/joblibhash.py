@@ -124,7 +124,9 @@ class _Hashing:
             if numeric is not None:
                 return numeric
         elif family in _WALKED:
-            return self._joined(f"{cls.__module__}.{cls.__qualname__}", [Traversal().add("obj", obj)])
+            return self._joined(
+                f"{cls.__module__}.{cls.__qualname__}", [Traversal(marking=False).add("obj", obj)]
+            )
         elif "numpy" in sys.modules and isinstance(obj, sys.modules["numpy"].ndarray):
             return self._joined("array of", [self._code(cls), self._array(obj), self.content(vars(obj))])
         return self._reduced(obj, cls)

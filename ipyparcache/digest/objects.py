@@ -105,6 +105,9 @@ class Traversal:
         Mutable objects that exist on both sides of a comparison: written by their place in this sequence, and
         neither entered nor numbered.
 
+    marking : bool
+        Whether to keep what `changed` asks for.
+
     Attributes
     ----------
     digests : dict of str to bytes
@@ -122,7 +125,13 @@ class Traversal:
         Modules reached: name to origin (`local`, `library`).
     """
 
-    def __init__(self, main: Mapping[str, object] | None = None, known: Sequence[object] = ()):
+    def __init__(
+        self,
+        main: Mapping[str, object] | None = None,
+        known: Sequence[object] = (),
+        marking: bool = True,
+    ):
+        self.marking = marking
         self.main = main if main is not None else _notebook_namespace()
         self.known = {id(obj): place for place, obj in enumerate(known)}
         self._outside = known
@@ -133,6 +142,7 @@ class Traversal:
         self.kept: list[object] = []  # temporaries of pickle hooks: their ids must stay taken
         self.frozen: dict[int, bytes] = {}  # digests of immutable containers and large payloads met before
         self.arrays: list[tuple[str, int, int, int]] = []  # (root, number, start, end) of arrays in memory
+        self.named: dict[type, bytes] = {}  # how classes of distributions that were met before are written
         self.columns: dict[int, list[Any]] = {}  # of frames, by id: digests of their columns
         self._first: dict[int, tuple[str, int]] = {}
         self._roots: dict[str, Numbered] = {}
@@ -399,7 +409,8 @@ class Traversal:
         here = (walk.root, number)
         there = self._first.setdefault(id(obj), here)
         if there is here:
-            walk.numbered.marks.append((number, kind, kind.mark(walk.apart(), obj)))
+            if self.marking:
+                walk.numbered.marks.append((number, kind, kind.mark(walk.apart(), obj)))
         elif there != here:
             self.shared.append((there, here))
 
@@ -408,7 +419,8 @@ class Traversal:
         places = [(walk.root, place) for place in range(number, number + len(items))]
         if self._first.keys().isdisjoint(map(id, items)):
             self._first.update(zip(map(id, items), places, strict=True))
-            walk.numbered.many.append((number, list(map(copy.copy, items))))
+            if self.marking:
+                walk.numbered.many.append((number, list(map(copy.copy, items))))
             return
         kind = KINDS[type(items[0])]
         for place, item in zip(places, items, strict=True):
@@ -618,7 +630,7 @@ def digest_of(value: object, main: Mapping[str, object] | None = None) -> bytes:
     Undigestible
         If part of it has no stable content.
     """
-    traversal = Traversal(main)
+    traversal = Traversal(main, marking=False)
     traversal.add("value", value)
     traversal.follow()
     return traversal.combined()

@@ -48,6 +48,7 @@ class FileUse:
     is_read: bool = False  # its content from before the run is an input
     is_written: bool = False
     is_made: bool = False  # what it holds now was made by the run
+    is_log: bool = False  # it was only ever opened to append
     existed: bool = False
     before: Signature | None = None  # when it was first read; None: there was none
     content: bytes | None = None  # digest of what it held before the run changed it
@@ -280,6 +281,22 @@ def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     return found or ("library", "import" if importing else "")
 
 
+def is_asked_by_user(frame: FrameType | None) -> bool:
+    """Whether the nearest frame that is not of the standard library is the user's own: `asker_of` for what
+    libraries do thousands of times, as it looks no further than that frame.
+    """
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        if not isinstance(name, str):
+            return True
+        if name not in _WRAPPING:
+            origin = modules.origin_of(name)
+            if origin != "standard":
+                return origin != "library"
+        frame = frame.f_back
+    return False
+
+
 _METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
 _ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
 _SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
@@ -388,6 +405,10 @@ def _on_open(
         return
     flags = flags if isinstance(flags, int) else 0
     writes = flags & (os.O_WRONLY | os.O_RDWR)
+    known = seen.files.get(full)
+    appends = writes == os.O_WRONLY and bool(flags & os.O_APPEND)
+    if known is not None:
+        known.is_log = known.is_log and appends
     if not writes:
         try:
             if stat_module.S_ISDIR(_stat(full).st_mode):
@@ -399,6 +420,8 @@ def _on_open(
             use.is_read = True
         return
     _on_write(seen, spelled, keeps=not flags & (os.O_TRUNC | os.O_EXCL))
+    if known is None:
+        seen.files[full].is_log = appends
     if flags & os.O_EXCL:
         seen.answers.setdefault(("exists", seen.spelled(spelled)), False)
         seen.asked_by_user.add(("exists", seen.spelled(spelled)))

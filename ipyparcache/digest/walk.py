@@ -302,11 +302,17 @@ class Walk:
     def definition(self, cls: type) -> None:
         """Write a class by name; one of the notebook or of a local module becomes a root of its own."""
         traversal = self.traversal
-        if is_by_reference(cls):
+        known = traversal.named.get(cls)
+        if known is not None:
+            self.out += known
+        elif is_by_reference(cls):
+            start = len(self.out)
             self.token(b"C", module_of(cls), cls.__qualname__)
-            if module_of(cls) != "builtins" and not self.isolated:
-                traversal.note_module(module_of(cls))
-                traversal.reach_class(cls)
+            if not self.isolated:
+                if module_of(cls) != "builtins":
+                    traversal.note_module(module_of(cls))
+                    traversal.reach_class(cls)
+                traversal.named[cls] = bytes(self.out[start:])
         else:
             self.token(b"D", traversal.definition(cls))
 
