@@ -412,9 +412,8 @@ class MemorizedFunc(Logger):
         manifest: dict[str, Any] = {"func": self.func_id, **metadata}
         try:
             if seen is not None:
-                rows = [
-                    row for row in environment.observed_rows(seen, trust_shell=True) if row[0] != "random"
-                ]
+                observed = environment.observed_rows(seen, trust_shell=True, logs=False)
+                rows = [row for row in observed if row[0] != "random"]
                 if rows:
                     manifest["rows"] = [list(row) for row in rows]
             own_file = self.mmap_mode is not None

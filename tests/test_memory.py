@@ -223,6 +223,28 @@ def test_a_changed_file_is_a_miss(memory, tmp_path):
     assert len(runs) == 2
 
 
+def test_a_log_that_a_function_appends_to_is_no_input(memory, tmp_path):
+    source = "def f(path):\n    with open(path, 'a') as log:\n        log.write('ran ')\n    return 5"
+    log = tmp_path / "log"
+    found = [memory.cache(made(source))(str(log)) for _ in range(3)]
+
+    assert (found, log.read_text()) == ([5, 5, 5], "ran ")
+
+
+def test_a_file_that_a_function_appends_to_and_reads_is_an_input(memory, tmp_path):
+    source = """
+        def f(path):
+            with open(path, 'a') as log:
+                log.write('x')
+            with open(path) as log:
+                return log.read()
+    """
+    log = tmp_path / "log"
+    found = [memory.cache(made(source))(str(log)) for _ in range(3)]
+
+    assert found == ["x", "xx", "xxx"]
+
+
 def test_a_file_read_by_a_cached_helper_is_an_input_of_the_caller(memory, tmp_path):
     path = tmp_path / "data.txt"
     path.write_text("one")
