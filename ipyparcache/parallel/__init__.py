@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
-_NAMES = frozenset(
-    {
-        "BACKENDS",
-        "EXTERNAL_BACKENDS",
-        "Parallel",
-        "ParallelBackendBase",
-        "cpu_count",
-        "delayed",
-        "effective_n_jobs",
-        "parallel_backend",
-        "parallel_config",
-        "register_parallel_backend",
-    }
-)
+_HOMES = {
+    "AutoBatchingMixin": "ipyparcache.engine.backends.base",
+    "BACKENDS": "ipyparcache.engine.backends.base",
+    "BatchedCalls": "ipyparcache.parallel.protocol",
+    "EXTERNAL_BACKENDS": "ipyparcache.engine.backends.base",
+    "Parallel": "ipyparcache.parallel.front",
+    "ParallelBackendBase": "ipyparcache.engine.backends.base",
+    "cpu_count": "ipyparcache.engine.cpus",
+    "delayed": "ipyparcache.parallel.front",
+    "effective_n_jobs": "ipyparcache.parallel.config",
+    "get_active_backend": "ipyparcache.parallel.config",
+    "parallel_backend": "ipyparcache.parallel.config",
+    "parallel_config": "ipyparcache.parallel.config",
+    "register_parallel_backend": "ipyparcache.engine.backends.base",
+}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("ipyparcache.parallel.front"), name)
+class _Front(ModuleType):
+    """This module: its names are looked up where they live, and the default backend is set there."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+    @property
+    def DEFAULT_BACKEND(self) -> str:
+        """Name of the backend that is used where nothing names one."""
+        from ipyparcache.engine.backends import base
+
+        return base.default_backend
+
+    @DEFAULT_BACKEND.setter
+    def DEFAULT_BACKEND(self, name: str) -> None:
+        from ipyparcache.engine.backends import base
+
+        base.default_backend = name
+
+
+sys.modules[__name__].__class__ = _Front

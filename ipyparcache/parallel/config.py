@@ -96,6 +96,42 @@ def active_count(backend: ParallelBackendBase) -> Any:
     return backend.default_n_jobs if count is None else count
 
 
+def check_wishes(prefer: object, require: object) -> None:
+    """ValueError if `prefer` or `require` is unknown, or both contradict each other."""
+    for name, value, known in (
+        ("prefer", prefer, ("processes", "threads", None)),
+        ("require", require, ("sharedmem", None)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value} is not a valid choice, expected one of {known}")
+    if prefer == "processes" and require == "sharedmem":
+        raise ValueError("prefer='processes' and require='sharedmem' are inconsistent settings")
+
+
+def get_active_backend(
+    prefer: Any = UNSET, require: Any = UNSET, verbose: Any = UNSET
+) -> tuple[ParallelBackendBase, Any]:
+    """The backend and `n_jobs` of a `Parallel` that names neither; None where nothing around it sets a number."""
+    prefer, require = configured("prefer", prefer), configured("require", require)
+    check_wishes(prefer, require)
+    level = nesting_level()
+    chosen = active_backend()
+    if configured("backend") is not None:
+        if require == "sharedmem" and not chosen.supports_sharedmem:
+            refused, chosen = chosen, ThreadingBackend(nesting_level=level)
+            if configured("verbose", verbose) >= 10:
+                print(
+                    f"Using {type(chosen).__name__} as joblib backend instead of {type(refused).__name__} "
+                    "as the latter does not provide shared memory semantics."
+                )
+            return chosen, 1  # the number of the context was meant for its own backend
+    elif require == "sharedmem" or prefer == "threads":
+        chosen = ThreadingBackend(nesting_level=level) if level < 2 else SequentialBackend(level)
+    elif prefer == "processes" and level == 0:
+        chosen = make_backend("loky", level)
+    return chosen, configured("n_jobs")
+
+
 def effective_n_jobs(n_jobs: int | None = -1) -> int:
     """How many workers a `Parallel` with this `n_jobs` would use here.
 

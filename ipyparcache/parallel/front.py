@@ -43,10 +43,11 @@ from ipyparcache.errors import TaskTimeout
 from ipyparcache.logger import Logger
 from ipyparcache.parallel.config import (
     UNSET,
-    active_backend,
     active_count,
+    check_wishes,
     configured,
     effective_n_jobs,
+    get_active_backend,
     is_set,
     nested,
     nesting_level,
@@ -335,38 +336,17 @@ class Parallel(Logger):
 
     def _chosen_backend(self, backend: Any, n_jobs: Any) -> tuple[ParallelBackendBase, Any]:
         """The backend and `n_jobs` by the rules of precedence."""
-        for name, value, known in (
-            ("prefer", self.prefer, ("processes", "threads", None)),
-            ("require", self.require, ("sharedmem", None)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value} is not a valid choice, expected one of {known}")
-        if self.prefer == "processes" and self.require == "sharedmem":
-            raise ValueError("prefer='processes' and require='sharedmem' are inconsistent settings")
-        shared = self.require == "sharedmem"
+        check_wishes(self.prefer, self.require)
         given = None if n_jobs is UNSET else n_jobs
         level = nesting_level()
         if backend is not UNSET and backend is not None:
             chosen = self._named_backend(backend, level)
-            if shared and not chosen.supports_sharedmem:
+            if self.require == "sharedmem" and not chosen.supports_sharedmem:
                 raise ValueError(f"Backend {chosen} does not support shared memory")
-        elif configured("backend") is not None:
-            chosen = active_backend()
-            if shared and not chosen.supports_sharedmem:
-                # The context's number of workers was meant for its backend.
-                refused, chosen = chosen, ThreadingBackend(nesting_level=level)
-                given = 1 if given is None else given
-                if self.verbose >= 10:
-                    print(f"{type(chosen).__name__} in place of {type(refused).__name__}, to share memory")
-        elif shared or self.prefer == "threads":
-            chosen = ThreadingBackend(nesting_level=level) if level < 2 else SequentialBackend(level)
-        elif self.prefer == "processes" and level == 0:
-            chosen = make_backend("loky", level)
         else:
-            chosen = active_backend()
-        if given is None:
-            given = active_count(chosen)
-        return self._possible(chosen, level), given
+            chosen, count = get_active_backend(self.prefer, self.require, self.verbose)
+            given = count if given is None else given
+        return self._possible(chosen, level), active_count(chosen) if given is None else given
 
     def _named_backend(self, backend: Any, level: int) -> ParallelBackendBase:
         if isinstance(backend, ParallelBackendBase):

@@ -281,3 +281,33 @@ def test_memory(tmp_path):
 )
 def test_errors(tmp_path, call):
     same(lambda m: call(m, tmp_path))
+
+
+def test_the_active_backend_is_told():
+    import joblib.parallel
+
+    import ipyparcache.parallel
+
+    def found(m):
+        told = [m.get_active_backend()]
+        with m.parallel_config(backend="threading", n_jobs=3):
+            told += [m.get_active_backend(), m.get_active_backend(require="sharedmem")]
+        with m.parallel_config(backend="loky", n_jobs=3):
+            told += [m.get_active_backend(require="sharedmem")]
+        return [(type(backend).__name__, n_jobs) for backend, n_jobs in told]
+
+    assert found(ipyparcache.parallel) == found(joblib.parallel)
+
+
+def test_the_default_backend_is_an_attribute():
+    import ipyparcache.parallel as front
+
+    before = front.DEFAULT_BACKEND
+    try:
+        front.register_parallel_backend("threading", front.BACKENDS["threading"], make_default=True)
+        during = front.DEFAULT_BACKEND, type(front.Parallel()._backend).__name__
+    finally:
+        front.DEFAULT_BACKEND = before
+
+    assert (before, during) == ("loky", ("threading", "ThreadingBackend"))
+    assert type(front.Parallel()._backend).__name__ == "LokyBackend"
