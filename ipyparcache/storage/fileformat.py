@@ -305,11 +305,11 @@ def _write_array(array: np.ndarray[Any, Any], file: Any) -> None:
 
 def _load_from(file: IO[bytes], name: str, mmap_mode: str | None, native: bool) -> Any:
     front = _peek(file, max(longest_prefix(), len(_MAGIC)))
-    if front.startswith(OLD_PREFIX):
-        return load_old(file, name)
     codec = codec_of_prefix(front)
     mmap_mode = _usable_mode(file, name, codec, mmap_mode)
     try:
+        if front.startswith(OLD_PREFIX):
+            return load_old(file, name)
         if codec is None:
             return _read(file, front, name, mmap_mode, native)
         decompressing = codec.decompressor_file(file)

@@ -341,3 +341,10 @@ def test_random_values_come_back(tmp_path):
         value = made(4)
         dump(value, tmp_path / "file", compress=rnd.choice([0, 1, "zstd"]))
         np.testing.assert_equal(load(tmp_path / "file"), value, err_msg=str(n))
+
+
+def test_an_old_file_of_python_2_is_told(tmp_path):
+    raw = b"\x80\x02U\x02\xf0\x3fq\x01."  # a string of bytes, as Python 2 pickled it
+    (tmp_path / "old").write_bytes(b"ZF" + (b"%#x" % len(raw)).ljust(19) + zlib.compress(raw))
+    with pytest.raises(ValueError, match="generated with python 2"):
+        load(tmp_path / "old")
