@@ -523,3 +523,9 @@ def test_a_thread_does_not_see_the_contexts_of_another():
         thread.join()
 
     assert seen == [1]
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_a_backend_that_is_in_use_stands_in_the_registry_as_its_class(name):
+    with parallel_config(name):
+        assert type(active_backend()) is BACKENDS[name]

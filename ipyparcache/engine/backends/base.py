@@ -395,6 +395,9 @@ def to_count(n_jobs: Any) -> int:
 def _multiprocessing_backend(**kwargs: Any) -> ParallelBackendBase:
     from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
 
+    for name, factory in BACKENDS.items():
+        if factory is _multiprocessing_backend:
+            BACKENDS[name] = MultiprocessingBackend  # who looks now finds the class itself
     return MultiprocessingBackend(**kwargs)
 
 
