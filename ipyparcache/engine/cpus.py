@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 
 
 def cpu_count(only_physical_cores: bool = False) -> int:
@@ -22,12 +23,23 @@ def cpu_count(only_physical_cores: bool = False) -> int:
     quota = _cgroup_quota()
     if quota:
         logical = min(logical, quota)
-    limit = os.environ.get("LOKY_MAX_CPU_COUNT", "")
+    limit = environment_value(_LIMIT)
     if limit.isdigit() and int(limit) > 0:
         logical = min(logical, int(limit))
-    if os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0":
+    if environment_value(_ALONE).strip() == "0":
         return 1
     return max(logical, 1)
+
+
+def _key(name: str) -> object:
+    encode: Callable[[str], object] = getattr(os.environ, "encodekey", str)
+    return encode(name)
+
+
+def environment_value(key: object) -> str:
+    """A variable by its encoded name, empty if it is not set: each call asks for some that nobody sets."""
+    value = os.environ._data.get(key)  # type: ignore[attr-defined]
+    return "" if value is None else str(os.environ.decodevalue(value))
 
 
 def _affinity() -> int:
@@ -80,3 +92,6 @@ def inner_threads(workers: int) -> int:
     processors.
     """
     return max(1, cpu_count() // max(workers, 1))
+
+
+_LIMIT, _ALONE = _key("LOKY_MAX_CPU_COUNT"), _key("JOBLIB_MULTIPROCESSING")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -157,7 +158,7 @@ class WorkerHandle:
         self.call = 0  # number of the call it has the function of
         self.state_version = -1  # of the surroundings it has
         self.spawned = False
-        self.used = False  # it was sent a batch since it was lent
+        self.used_areas = False  # large arguments or results went through its block since it was trimmed
         self.dirty = False  # it may still run something of a call that is over
         self.kill_at = 0.0
 
@@ -190,6 +191,7 @@ class Pool:
         self._lock = threading.RLock()
         self._server: Server | None = None
         self._workers: dict[int, WorkerHandle] = {}
+        self._news = select.poll()  # the fork server's socket and the bells of all workers
         self._numbers = 0
         self._calls = 0
         self._reaper: threading.Timer | None = None
@@ -215,6 +217,13 @@ class Pool:
         with self._lock:
             if self._server is None and start_method() == "forkserver":
                 self._server = Server()
+                self._news.register(self._server.channel, select.POLLIN)
+
+    def _end_server(self, wait: float) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            self._news.unregister(server.channel)
+            server.close(wait)
 
     def next_call(self) -> int:
         """A number for a call, unique in this process."""
@@ -230,6 +239,7 @@ class Pool:
             self.start_server()
         worker = self._start_by_memfd(number) if can_memfd() else self._start_by_name(number)
         self._workers[number] = worker
+        self._news.register(worker.bell, select.POLLIN)
         return worker
 
     def _fork(self, message: Message, fds: list[int]) -> None:
@@ -238,8 +248,8 @@ class Pool:
             self._server.channel.send(message, fds)
         except (OSError, ConnectionError):
             # The server was killed: its workers are gone with it, and a new one is started, once.
-            self._server.close(0)
-            self._server = Server()
+            self._end_server(0)
+            self.start_server()
             self._server.channel.send(message, fds)
 
     def _start_by_memfd(self, number: int) -> WorkerHandle:
@@ -322,7 +332,9 @@ class Pool:
         lease = Lease()
         mark = weakref.ref(lease)
         with self._lock:
-            self._pump_server()
+            news = {fd for fd, _ in self._news.poll(0)}
+            if news:
+                self._pump_server()
             for worker in list(self._workers.values()):
                 if len(lease.workers) == count:
                     break
@@ -331,7 +343,8 @@ class Pool:
                         continue
                     # Its call vanished without giving it back (an interrupt in the wrong place).
                     self.stop_running(worker)
-                if not self._is_ready(worker):
+                quiet = worker.said_hello and not worker.dirty and worker.bell.fileno() not in news
+                if not quiet and not self._is_ready(worker):
                     continue
                 worker.leased_to = mark
                 lease.workers.append(worker)
@@ -391,9 +404,9 @@ class Pool:
                     continue
                 if worker.outstanding or worker.dirty:
                     self.stop_running(worker)
-                elif worker.used and worker.block.held() > KEPT_MEMORY:
+                elif worker.used_areas and worker.block.held() > KEPT_MEMORY:
                     worker.block.trim()
-                worker.used = False
+                    worker.used_areas = False
                 worker.leased_to = None
             lease.workers = []
             if any(worker.dirty for worker in self._workers.values()):
@@ -514,6 +527,7 @@ class Pool:
                 self.failed_starts += 1
             self._workers.pop(worker.number, None)
             if not worker.gone:
+                self._news.unregister(worker.bell)
                 worker.close()
 
     def check_starts(self, worker: WorkerHandle) -> None:
@@ -538,8 +552,7 @@ class Pool:
                 elif message[0] == "ended":
                     worker.ended = (message[2], message[3])
         except EOFError:
-            self._server.close(0)
-            self._server = None
+            self._end_server(0)
 
     def shutdown(self, wait: float = 2.0) -> None:
         """End all workers and the fork server. Calls that run see their workers die; the next call
@@ -549,9 +562,7 @@ class Pool:
             if self._reaper is not None:
                 self._reaper.cancel()
                 self._reaper = None
-            server, self._server = self._server, None
-            workers = list(self._workers.values())
-            for worker in workers:
+            for worker in list(self._workers.values()):
                 idle = worker.leased_to is None or worker.leased_to() is None
                 if idle or self.ending:
                     if worker.spawned and not worker.gone:
@@ -559,8 +570,7 @@ class Pool:
                             worker.tasks.send(("exit",), wait=False)
                         self._wait_or_kill(worker)
                     self.forget(worker)
-            if server is not None:
-                server.close(wait)
+            self._end_server(wait)
 
     def _wait_or_kill(self, worker: WorkerHandle) -> None:
         if self.how_it_ended(worker, wait=0.2)[0] is None:
@@ -589,6 +599,7 @@ class Pool:
         workers, self._workers = list(self._workers.values()), {}
         server, self._server = self._server, None
         self._lock = threading.RLock()
+        self._news = select.poll()
         self._reaper = None
         for worker in workers:
             worker.block.folder = None  # the files are the parent's

@@ -203,19 +203,19 @@ class Surroundings:
         state: dict[str, Any] = {
             "environ": dict(os.environ._data),  # type: ignore[attr-defined]
             "path": list(sys.path),
-            "argv": list(getattr(sys, "argv", [])),
+            "argv": list(getattr(sys, "argv", ())),
             "dont_write_bytecode": sys.dont_write_bytecode,
             "recursion": sys.getrecursionlimit(),
         }
-        with self._lock:
-            state["modules"] = self._modules.take()
         with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
             state["cwd"] = os.getcwd()
-        for name, (take, _) in _LIBRARIES.items():
-            if name in sys.modules:
-                with contextlib.suppress(AttributeError, ImportError):  # half loaded, or another version
-                    state[name] = take()
+        loaded = sys.modules
         with self._lock:
+            state["modules"] = self._modules.take()
+            for name, (take, _) in _LIBRARIES.items():
+                if name in loaded:
+                    with contextlib.suppress(AttributeError, ImportError):  # half loaded, or another version
+                        state[name] = take()
             if state != self._last:
                 self._last = state
                 self._pickled = _pickled_rows(state)
@@ -241,7 +241,31 @@ def _pickled_rows(state: dict[str, Any]) -> bytes:
 
 
 _modules: dict[str, int] = {}  # generation of each local module of the caller
-_restored: list[tuple[str, bytes, Any]] = []  # name, pickle, value (for libraries only where it is loaded)
+
+
+class _Row:
+    """One part of a state that was restored; what a library gets is unpickled when it is loaded here."""
+
+    def __init__(self, name: str, data: bytes):
+        self.name = name
+        self.data = data
+        self._value: Any = _NOT_YET
+
+    def value(self) -> Any:
+        """The value, to compare with: whoever puts it in place takes a `copy`."""
+        if self._value is _NOT_YET:
+            self._value = pickle.loads(self.data)
+        return self._value
+
+    def copy(self) -> Any:
+        """A value that nobody else has."""
+        return pickle.loads(self.data)
+
+
+_NOT_YET = object()
+_restored: list[_Row] = []
+_folder = ""
+_environment: tuple[Any, int | None, bool, dict[Any, Any]] = (None, None, False, {})
 
 
 class _ApplyWhenLoaded:
@@ -249,7 +273,7 @@ class _ApplyWhenLoaded:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """The spec that the other finders give, its loader extended by the step that applies the settings."""
-        if name not in _LIBRARIES or not any(row[0] == name for row in _restored):
+        if name not in _LIBRARIES or not any(row.name == name for row in _restored):
             return None
         for finder in sys.meta_path:
             if isinstance(finder, _ApplyWhenLoaded) or not hasattr(finder, "find_spec"):
@@ -274,31 +298,36 @@ def _and_apply(run: Callable[[Any], Any], name: str) -> Callable[[Any], None]:
 def _apply_library(name: str) -> None:
     """Put the settings of a loaded library in place, if they are not."""
     for row in _restored:
-        if row[0] == name:
+        if row.name == name:
             # A setting that cannot be had here (another version) cannot matter to what runs here.
             with contextlib.suppress(Exception):
-                value = pickle.loads(row[1])
                 take, put = _LIBRARIES[name]
-                if take() != value:
-                    put(value)
+                if take() != row.value():
+                    put(row.copy())
 
 
-def restore(pickled: bytes | None) -> None:
+def restore(pickled: bytes | None, threads: int | None = None, forced: bool = False) -> None:
     """Put a state in place on a worker; None is the one that was put in place last.
 
-    Libraries that are not loaded here get their settings when they are.
+    Libraries that are not loaded here get their settings when they are. BLAS and OpenMP may use `threads`
+    threads: those that are still to be loaded read it from the environment. A variable that the caller has
+    set itself wins, unless the limit was asked for by name (`forced`).
     """
-    global _modules, _restored
+    global _folder, _modules, _restored
     if pickled is not None:
-        _restored = [
-            (name, data, None if name in _LIBRARIES else pickle.loads(data))
-            for name, data in pickle.loads(pickled)
-        ]
+        _restored = [_Row(name, data) for name, data in pickle.loads(pickled)]
         if not any(isinstance(finder, _ApplyWhenLoaded) for finder in sys.meta_path):
             sys.meta_path.insert(0, _ApplyWhenLoaded())
-    for name, _, value in _restored:
+    loaded = sys.modules
+    for row in _restored:
+        name = row.name
+        if name in _LIBRARIES:
+            if name in loaded:
+                _apply_library(name)
+            continue
+        value = row.value()
         if name == "environ":
-            _put_environment(value)
+            _put_environment(_with_limit(value, threads, forced))
         elif name == "path":
             if sys.path != value:
                 import importlib
@@ -306,20 +335,42 @@ def restore(pickled: bytes | None) -> None:
                 sys.path[:] = value
                 importlib.invalidate_caches()
         elif name == "argv":
-            sys.argv[:] = value
+            if sys.argv != value:
+                sys.argv[:] = value
         elif name == "dont_write_bytecode":
             sys.dont_write_bytecode = value
         elif name == "recursion":
             if sys.getrecursionlimit() != value:
                 sys.setrecursionlimit(value)
         elif name == "cwd":
-            with contextlib.suppress(OSError):
-                os.chdir(value)
+            _folder = value
+            enter_folder()
         elif name == "modules":
             drop_outdated(_modules, value)
             _modules = value
-        elif name in sys.modules:
-            _apply_library(name)
+    if threads is not None:
+        _limit_loaded(threads, forced)
+
+
+def enter_folder() -> None:
+    """Go to the caller's folder, even if there is another one by that name now."""
+    if _folder:
+        with contextlib.suppress(OSError):
+            os.chdir(_folder)
+
+
+def _with_limit(environment: dict[Any, Any], threads: int | None, forced: bool) -> dict[Any, Any]:
+    """The caller's environment and the variables that limit threads."""
+    global _environment
+    if threads is None:
+        return environment
+    known, count, by_name, wanted = _environment
+    if known is not environment or count != threads or by_name != forced:
+        limit = os.environ.encodevalue(str(threads))
+        limits = {os.environ.encodekey(name): limit for name in THREAD_VARIABLES}
+        wanted = {**environment, **limits} if forced else {**limits, **environment}
+        _environment = environment, threads, forced, wanted
+    return wanted
 
 
 def _put_environment(wanted: dict[Any, Any]) -> None:
@@ -334,29 +385,18 @@ def _put_environment(wanted: dict[Any, Any]) -> None:
             os.environ[os.environ.decodekey(key)] = decode(value)
 
 
-_limited: tuple[int | None, int] = (None, 0)
+_limited: tuple[int, bool, int] = (0, False, 0)
 
 
-def limit_inner_threads(limit: int | None, forced: bool = False) -> None:
-    """Let BLAS and OpenMP use `limit` threads here: by the environment for libraries that are still to be
-    loaded.
-
-    A variable that the caller has set itself wins, unless the limit was asked for by name (`forced`).
-    """
+def _limit_loaded(limit: int, forced: bool) -> None:
+    """Let the libraries that are loaded use `limit` threads."""
     global _limited
-    if limit is None:
-        return
-    for name in THREAD_VARIABLES:
-        if forced or name not in os.environ:
-            os.environ[name] = str(limit)
     # Numba refuses a change after its threads have started, other libraries take it at run time.
-    state = (limit, len(sys.modules))
+    state = (limit, forced, len(sys.modules))
     if _limited == state or "numpy" not in sys.modules:
         return
-    if not forced and any(os.environ.get(name) != str(limit) for name in THREAD_VARIABLES[:3]):
-        _limited = state
-        return
-    import threadpoolctl
+    if forced or all(os.environ.get(name) == str(limit) for name in THREAD_VARIABLES[:3]):
+        import threadpoolctl
 
-    threadpoolctl.threadpool_limits(limit)
-    _limited = (limit, len(sys.modules))
+        threadpoolctl.threadpool_limits(limit)
+    _limited = (limit, forced, len(sys.modules))

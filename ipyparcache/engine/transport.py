@@ -239,6 +239,10 @@ class PacketChannel:
         """Descriptor to poll."""
         return self.socket.fileno()
 
+    def pending(self) -> bool:
+        """Whether something was received that polling does not show."""
+        return False
+
     def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
         """Send one message; False if there is no room and `wait` is not set."""
         data = marshal.dumps(message)
@@ -285,6 +289,11 @@ class StreamChannel:
     def fileno(self) -> int:
         """Descriptor to poll."""
         return self.socket.fileno()
+
+    def pending(self) -> bool:
+        """Whether something was received that polling does not show."""
+        pending = self._pending
+        return len(pending) >= 4 and len(pending) >= int.from_bytes(pending[:4], "little") + 4
 
     def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
         """Send one message; False if there is no room and `wait` is not set."""

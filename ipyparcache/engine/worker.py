@@ -21,6 +21,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
 from time import monotonic
+from types import FunctionType
 from typing import Any
 
 from ipyparcache.engine import surroundings
@@ -66,6 +67,23 @@ def apply(
     return function(*arguments, **keywords)
 
 
+# What cloudpickle puts into the globals of each function that it makes.
+_NO_GLOBALS = frozenset({"__builtins__", "__name__", "__file__", "__package__", "__path__"})
+
+
+def _holds_nothing(function: Any) -> bool:
+    """Whether a function is its code alone: no call of it can leave anything in it for the next."""
+    return (
+        type(function) is FunctionType
+        and not function.__closure__
+        and not function.__dict__
+        and not function.__defaults__
+        and not function.__kwdefaults__
+        and not function.__annotations__
+        and function.__globals__.keys() <= _NO_GLOBALS
+    )
+
+
 class _RawStream(io.FileIO):
     """Standard output or error of a worker; notes when writing changes from one to the other."""
 
@@ -92,9 +110,12 @@ class Worker:
         self.call = 0  # number of the call whose function is loaded
         self.function: Callable[..., object] | None = None
         self.broken: bytes | None = None  # why the function did not load
+        self.last_function: tuple[bytes, Any, int] = (b"", None, 0)  # pickle, function, size of its globals
         self.options: dict[str, Any] = {}
         self.state: bytes | None = None  # surroundings that came before their call, being large
         self.capture = False
+        self.in_place: tuple[int | None, bool] | None = None  # thread limits, if no task has run since
+        self.form = ""  # of the arguments of the last batch
         self.last_written = 1
         self.larges: dict[int, memoryview] = {}  # shared buffers of this call, by number
         self.definitions: dict[int, tuple[Any, list[int]]] = {}  # shared objects not loaded yet
@@ -166,6 +187,19 @@ class Worker:
             columns[at] = repeat(self._shared_object(number))
         return tuple(columns)
 
+    def _load_function(self, packet: Any, fds: list[int]) -> Any:
+        """Unpickle the function of a call, or use the last one again if nothing could tell the difference."""
+        payload = packet[0]
+        kept, known, size = self.last_function
+        if known is not None and payload == kept and len(known.__globals__) == size and not known.__dict__:
+            return known
+        function: Any = self._load_packet(packet, fds)
+        if not callable(function):
+            raise TypeError(f"{type(function).__name__} is not callable on the worker")
+        if payload is not None and _holds_nothing(function):
+            self.last_function = (payload, function, len(function.__globals__))
+        return function
+
     def begin_call(self, message: Message, fds: list[int]) -> None:
         """Make the surroundings those of the caller, and load the function."""
         _, number, packet, options, state = message
@@ -175,14 +209,15 @@ class Worker:
         self.capture = bool(options.get("capture"))
         self.last_written = 1
         try:
-            surroundings.restore(state if state is not None else self.state)
+            state = state if state is not None else self.state
+            limits = (options.get("inner"), bool(options.get("forced")))
+            # What a thread that a task left behind does may come after everything was put in place.
+            if state is not None or self.in_place != limits or threading.active_count() > 1:
+                self._put_in_place(state, limits)
+            else:
+                surroundings.enter_folder()
             self.state = None
-            surroundings.limit_inner_threads(options.get("inner"), bool(options.get("forced")))
-            self._own_streams()
-            function = self._load_packet(packet, fds)
-            if not callable(function):
-                raise TypeError(f"{type(function).__name__} is not callable on the worker")
-            self.function = function
+            self.function = self._load_function(packet, fds)
         except BaseException as error:
             self.broken = self._dump_error(error)
 
@@ -198,12 +233,26 @@ class Worker:
         self.objects.clear()
         self.larges.clear()
 
+    def _put_in_place(self, state: bytes | None, limits: tuple[int | None, bool]) -> None:
+        """Give tasks the surroundings of the caller, whatever an earlier task did to them."""
+        surroundings.restore(state, *limits)
+        self._own_streams()
+        self.in_place = limits
+
+    def tidy(self) -> None:
+        """Put in place again, while there is nothing to do, what the next call will want to find so."""
+        # Functions that come with their arguments may be initialisers, whose effects are to last.
+        if self.in_place is None and self.broken is None and self.form != "t":
+            os.sched_yield()  # the caller first, if it waits for this processor
+            with contextlib.suppress(Exception):  # will be raised again when it matters
+                self._put_in_place(None, (self.options.get("inner"), bool(self.options.get("forced"))))
+
     def _own_streams(self) -> None:
         """Give tasks a working stdout and stderr again, whatever an earlier task did to them."""
         for fd, name in ((1, "stdout"), (2, "stderr")):
-            saved = self.saved[name]
+            saved, inode = self.saved[name]
             try:
-                alike = os.fstat(fd).st_ino == os.fstat(saved).st_ino
+                alike = os.fstat(fd).st_ino == inode
             except OSError:
                 alike = False
             if not alike:
@@ -277,6 +326,8 @@ class Worker:
     def run_batch(self, message: Message) -> None:
         """Run the tasks of a batch, committing each outcome before the next task."""
         _, batch, call, first, count, slot = message[:6]
+        self.in_place = None
+        self.form = message[6]
         words = self.block.words
         memory = self.block.memory
         self.slot = slot
@@ -369,11 +420,14 @@ class Worker:
 
         waiting = select.poll()
         waiting.register(self.tasks, select.POLLIN)
+        idle = idle_seconds * 1000
         while True:
+            if not self.tasks.pending() and not waiting.poll(0):
+                self.tidy()
+                if not waiting.poll(idle):
+                    return
             received = self.tasks.receive(wait=False)
             if received is None:
-                if not waiting.poll(idle_seconds * 1000):
-                    return
                 continue
             message, fds = received
             kind = message[0]
@@ -416,7 +470,7 @@ class Worker:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
-    saved: dict[str, int]
+    saved: dict[str, tuple[int, int]]  # descriptor and inode
     streams: dict[str, io.TextIOWrapper]
 
 
@@ -478,7 +532,7 @@ def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, 
     if not faulthandler.is_enabled():
         faulthandler.enable(2)  # where a task crashed is told on its stderr
     worker = Worker(tasks, bell, block)
-    worker.saved = {"stdout": out, "stderr": err}
+    worker.saved = {"stdout": (out, os.fstat(out).st_ino), "stderr": (err, os.fstat(err).st_ino)}
     worker.streams = {}
     worker._own_streams()
     _worker = worker

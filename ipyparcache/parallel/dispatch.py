@@ -47,7 +47,7 @@ SILENCE = 0.005  # seconds without news after which the times measured so far ar
 Progress: TypeAlias = Callable[[int, float, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes it four times as slow to build, which each call does
 class Options:
     """How the tasks of a call are to be run.
 
@@ -173,6 +173,11 @@ class Pace:
     def mean(self) -> float | None:
         """Seconds of a task; None if nothing was measured."""
         return self._seconds / self._tasks if self._tasks else self._guess
+
+    def longest(self) -> float:
+        """Seconds of the largest batch so far, as far as one knows."""
+        mean = self.mean()
+        return math.inf if mean is None else mean * self._largest
 
     def remember(self) -> None:
         """Keep the measurement for the next call of the function."""
@@ -310,8 +315,9 @@ class Run:
     def fill(self) -> bool:
         """Send batches to lanes that want some; False if there is nothing left to send."""
         crew = self.crew
+        lanes = range(crew.size)
         for depth in range(1, self._depth() + 1):
-            for lane in range(crew.size):
+            for lane in lanes:
                 while crew.outstanding(lane) < depth and crew.is_open(lane):
                     if self.ahead is not None and self._under_way() >= self.ahead:
                         return True
@@ -327,11 +333,16 @@ class Run:
     def rebalance(self) -> None:
         """Give idle lanes what waits behind a running batch, or the rest of one."""
         crew = self.crew
-        idle = [lane for lane in range(crew.size) if crew.outstanding(lane) == 0 and crew.is_open(lane)]
-        if not idle or self._ending is not None:
+        held = [crew.outstanding(lane) for lane in range(crew.size)]
+        if 0 not in held or self._ending is not None or not (any(held) or self.backlog):
+            return
+        idle = [lane for lane, count in enumerate(held) if count == 0 and crew.is_open(lane)]
+        if not idle:
             return
         self.idle = True
         mean = self.pace.mean() or 0.0
+        if max(held) < 2 and not self.silent and self.pace.longest() < SPLIT:
+            return  # nothing is worth fetching
         for lane in range(crew.size):
             taken: list[Batch] = []
             if crew.outstanding(lane) >= 2:
@@ -485,6 +496,7 @@ class Run:
 
     def __iter__(self) -> Iterator[Done]:
         crew = self.crew
+        limited = self.options.timeout is not None or self.cancelled is not None
         try:
             while True:
                 self.stealing = self.idle = False
@@ -498,7 +510,8 @@ class Run:
                     yield from self.take(report)
                 if self.failed_at is not None:
                     self._drop_later(self.failed_at)
-                yield from self._enforce_limits()
+                if limited:
+                    yield from self._enforce_limits()
         finally:
             self.pace.remember()
             crew.close()

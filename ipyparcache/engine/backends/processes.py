@@ -205,17 +205,15 @@ class ProcessCrew(Crew):
         self._by_fd: dict[int, int] = {}
         self._ready: list[Report] = []
         self._limits: dict[int, tuple[int, float]] = {}  # by lane: the LIMIT word, and when it was written
+        self._begun: set[int] = set()  # lanes that know of the call, or will with their first batch
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
-        self._next_look = 0.0
+        self._next_look = time.monotonic() + OUTPUT_EVERY
         self._stopped = False
-        self._used: set[int] = set()  # lanes that were sent a batch
         self._decoders: dict[str, Any] = {}
         try:
             # The surroundings first: they find the modules that must travel by value.
             self._state_version, self._state = _surroundings.take()
             self._function, self._function_shared, self._function_larges = self._pack_function(function)
-            for lane in range(self.size):
-                self._begin(lane)
         except BaseException:
             self.pool.release(self._lease)
             raise
@@ -258,6 +256,7 @@ class ProcessCrew(Crew):
     def _begin(self, lane: int) -> None:
         """Send a worker the state of this process and the function."""
         worker = self.lanes[lane]
+        self._begun.add(lane)
         self._sent[lane] = set()
         self._ring_read[lane] = self._count_read[lane] = 0
         fd = worker.bell.fileno()
@@ -290,6 +289,8 @@ class ProcessCrew(Crew):
             self._beginning[lane] = message  # with the first batch: one message wakes the worker once
         worker.call = self._call
         worker.written_to = 0
+        if self.options.capture:
+            worker.read_to = [os.fstat(fd).st_size for fd in worker.streams]
 
     def _tell(self, worker: WorkerHandle, message: Message, fds: Sequence[int] = ()) -> None:
         # A worker that is gone is noticed, and answered, when its bell is read.
@@ -320,16 +321,21 @@ class ProcessCrew(Crew):
             self._drop_oldest_container()
         fresh = batch.packed is None
         packed: _Packed = self._packed(batch) if fresh else batch.packed
+        if lane not in self._begun:
+            self._begin(lane)
         batch.number = worker.next_batch
         # The lowest free slot: its memory is the warmest.
-        batch.slot = min(set(range(SLOTS)) - {other.slot for other in worker.outstanding})
+        taken = {other.slot for other in worker.outstanding}
+        batch.slot = next(slot for slot in range(SLOTS) if slot not in taken)
         for _, container in packed.constants:
             self._send_container(lane, container)
-        self._send_larges(lane, packed.larges)
+        if packed.larges:
+            self._send_larges(lane, packed.larges)
         places: tuple[tuple[int, int], ...] = ()
         data = packed.data
         if packed.buffers or len(data) > INLINE:
             parts, found = layout(data, packed.buffers)
+            worker.used_areas = True
             worker.block.write(DOWN + batch.slot, 0, parts)
             places, data = tuple(found), None
             if fresh and not self.options.keep_arguments:
@@ -342,8 +348,6 @@ class ProcessCrew(Crew):
         head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
         worker.next_batch += 1
         worker.outstanding.append(batch)
-        worker.used = True
-        self._used.add(lane)
         message = (*head, packed.form, constants, data, places, packed.order, batch.offset)
         beginning = self._beginning.pop(lane, None)
         self._tell(worker, message if beginning is None else ("both", beginning, message))
@@ -496,6 +500,8 @@ class ProcessCrew(Crew):
             kind = message[0]
             if kind == "ring":
                 reports += self._rung(lane, message)
+                if not worker.outstanding:
+                    return reports  # it has nothing more to say
             elif kind == "unread":
                 batch = self._take_outstanding(worker, message[1])
                 if batch is not None:
@@ -575,6 +581,7 @@ class ProcessCrew(Crew):
             if form == ERROR:
                 return self._error(data, worker)
             pieces = []
+            worker.used_areas = True
             for start, size in places:
                 memory = new_memory(size)
                 large = size >= MAPPED_FROM
@@ -640,7 +647,7 @@ class ProcessCrew(Crew):
         if not self._stopped:
             self.lanes[lane] = self.pool.another(self._lease)
             self._log_read[lane] = [0] * SLOTS
-            self._begin(lane)
+            self._begun.discard(lane)
         return reports
 
     # -- output -------------------------------------------------------------------------------------------
@@ -827,19 +834,18 @@ class ProcessCrew(Crew):
         """Give the workers back."""
         self._stopped = True
         for lane, worker in enumerate(self.lanes):
-            told = lane in self._used or self._sent[lane] or self._function_shared is not None
-            if worker.gone or not told:
+            if worker.gone or lane not in self._begun:
                 continue
-            if not self.options.capture:
-                self._forward(worker)
-            if not worker.outstanding:
-                size = max(os.fstat(fd).st_size for fd in worker.streams)
-                if size > KEPT_OUTPUT:
+            if worker.outstanding:
+                if not self.options.capture:
+                    self._forward(worker)
+            else:
+                # What it printed was passed on with its last batch; what a thread of a task prints later is
+                # passed on with the next one.
+                if max(worker.read_to) > KEPT_OUTPUT:
                     for fd in worker.streams:
                         os.ftruncate(fd, 0)
                     worker.read_to = [0, 0]
-                else:
-                    worker.read_to = [os.fstat(fd).st_size for fd in worker.streams]
                 if self._sent[lane] or self._function_shared is not None:
                     # What it holds of the call is large; else the next call replaces it.
                     with contextlib.suppress(BrokenPipeError, ConnectionError, BlockingIOError):
