@@ -25,6 +25,13 @@ HASHED = "__ipyparcache_hashed__"
 UNBIND = "__ipyparcache_unbind__"
 
 
+NOW = "__ipyparcache_now__"
+
+
+#: Stands in a log entry for a name that is not bound.
+UNBOUND = "\0unbound"
+
+
 ITEM = "__ipyparcache_item__"
 
 
@@ -65,6 +72,9 @@ class Site:
         For a statement that every iteration reaches and that gives each one place in its root: for every
         hole the target whose value it is, None for the value itself. A failed iteration's place can be
         filled.
+    unstable
+        Names that are assigned before this statement and again behind it: their values here follow the
+        operands.
     """
 
     statement: ast.stmt
@@ -75,6 +85,7 @@ class Site:
     guarded: bool
     line: int
     slot: tuple[str | None, ...] | None = None
+    unstable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ class Builder:
     found: Mapping[int, Found]
     targets: tuple[str, ...] = ()
     always: frozenset[int] = frozenset()
+    unstable: Callable[[ast.stmt], tuple[str, ...]] = lambda _statement: ()
     sites: list[Site] = field(default_factory=list)
 
     def _slot_of(self, found: Found) -> tuple[str | None, ...] | None:
@@ -206,7 +218,7 @@ class Builder:
             operands.append(operand)
         template = replaced(found.statement, places)
         assert isinstance(template, ast.stmt)
-        root_lines = found.statement.lineno
+        unstable = self.unstable(found.statement)
         self.sites.append(
             Site(
                 ast.fix_missing_locations(template),
@@ -215,11 +227,16 @@ class Builder:
                 frozenset(found.assigns),
                 found.method,
                 guarded,
-                root_lines,
+                found.statement.lineno,
                 self._slot_of(found),
+                unstable,
             )
         )
-        return _call_statement(LOG, [ast.Tuple([number, *operands], ast.Load())], found.statement)
+        entry: list[ast.expr] = [number, *operands]
+        if unstable:
+            now = _call(NOW, [number, *map(ast.Constant, unstable)], found.statement)
+            entry.append(ast.Starred(now, ast.Load()))
+        return _call_statement(LOG, [ast.Tuple(entry, ast.Load())], found.statement)
 
 
 def _call(function: str, args: list[ast.expr], at: ast.AST) -> ast.expr:

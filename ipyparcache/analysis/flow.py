@@ -113,6 +113,8 @@ class Flow:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 for part in [*node.decorator_list, *_defaults(node.args)]:
                     state = self._expr(part, state)
+                # Its body runs when it has its name, unless a decorator calls it.
+                state = self._name(node.name, node, state) if not node.decorator_list else state
                 self._read_free(node, state)
                 return self._name(node.name, node, state)
             case ast.ClassDef():
@@ -346,6 +348,52 @@ class Flow:
                 self.bound.setdefault(name, place)
         self.inner_globals.update(inside.inner_globals)
         return state
+
+
+class Unstable:
+    """Which names a body assigns both before and behind a statement, as it is written or by going round."""
+
+    def __init__(self, body: Sequence[ast.stmt], targets: Iterable[str]) -> None:
+        self.places: dict[str, list[tuple[int, int]]] = {name: [(0, 0)] for name in targets}
+        self.rounds: list[tuple[tuple[int, int], tuple[int, int], set[str]]] = []
+        for statement in body:
+            self._note(statement)
+
+    def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.stmt):
+            inner = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.stmt)]
+            heads = [part for part in ast.iter_child_nodes(node) if not isinstance(part, ast.stmt)]
+            is_scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            names = bound_names(node) if is_scope or not inner else set().union(*map(bound_names, heads))
+            for name in names:
+                self.places.setdefault(name, []).append(_begin(node))
+            if isinstance(node, ast.For | ast.AsyncFor | ast.While):
+                self.rounds.append((_begin(node), _end(node), bound_names(node)))
+            if is_scope:
+                return
+        for part in ast.iter_child_nodes(node):
+            self._note(part)
+
+    def at(self, statement: ast.stmt) -> tuple[str, ...]:
+        """The names, for one statement of the body."""
+        here = _begin(statement)
+        found = {
+            name
+            for name, places in self.places.items()
+            if any(place <= here for place in places) and any(place > here for place in places)
+        }
+        for begin, end, names in self.rounds:
+            if begin <= here < end:
+                found |= names
+        return tuple(sorted(found))
+
+
+def _begin(node: ast.stmt) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def _end(node: ast.stmt) -> tuple[int, int]:
+    return node.end_lineno or node.lineno, node.end_col_offset or 0
 
 
 def _join(one: State, other: State) -> State:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from ipyparcache.analysis.walk import leaves_of, statements_of
 
+TEXT = "__ipyparcache_text__"
+
+
 #: Methods that change their object and whose result says what was in it.
 TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
 
@@ -207,6 +210,28 @@ def _collected_function(statement: ast.stmt, bound: set[str], carried: set[str])
     return None
 
 
+def _printed(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`print(x, file=f)`: the text is made on the worker and written here."""
+    match statement:
+        case ast.Expr(
+            value=ast.Call(func=ast.Name(id="print") as func, args=args, keywords=keywords) as call
+        ):
+            given = {k.arg: k.value for k in keywords}
+            path = path_of(given["file"]) if "file" in given else None
+            if path is None or path.root in bound or None in given:
+                return None
+            shaped = [k for k in keywords if k.arg in ("sep", "end")]
+            text = ast.Call(ast.Name(TEXT, ast.Load()), args, shaped)
+            others = [k for k in keywords if k.arg not in ("sep", "end")]
+            printed = ast.Call(func, [text], [*others, ast.keyword("end", ast.Constant(""))])
+            made = ast.copy_location(ast.Expr(printed), statement)
+            for node in (text, printed):
+                ast.copy_location(node, call)
+            ast.fix_missing_locations(made)
+            return Found(made, [text, *path.holes], {path.root: path.attribute}, set(), "call")
+    return None
+
+
 def _item_write(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
     """`out[k] = e`, `df.loc[i, 'c'] = e`, `state.best = e`, and the augmented forms."""
     match statement:
@@ -327,6 +352,7 @@ RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] =
     _conditional,
     _collected_call,
     _collected_function,
+    _printed,
     _item_write,
     _several_targets,
     _item_delete,

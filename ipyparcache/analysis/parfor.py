@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, plainer, replaced
-from ipyparcache.analysis.flow import Flow, Read, bound_names, free_names, parameters_of
+from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names, parameters_of
 from ipyparcache.analysis.forms import RECOGNISED, Found, changed_roots, path_of, template_nodes
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
@@ -157,6 +157,8 @@ class Parfor:
         For every temporary that is no target: the line that assigns it first.
     own_rows
         Containers of which each iteration has its own item.
+    touched_until
+        The last line that may change, in place, what belongs to an iteration: its element above all.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -175,6 +177,7 @@ class Parfor:
     assigned_at: Mapping[str, int]
     yields: bool
     own_rows: tuple[OwnRows, ...] = ()
+    touched_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -727,7 +730,8 @@ class _Classifier:
     # the worker's body
 
     def _build(self, flow: Flow) -> Parfor:
-        builder = Builder(self.found, self.targets, frozenset(map(id, self.body)))
+        unstable = Unstable(self.body, self.targets).at
+        builder = Builder(self.found, self.targets, frozenset(map(id, self.body)), unstable)
         statements = builder.block(self.body, guarded=False)
         own_rows = [replace(rows, site=builder.row(rows)) for rows in self.own_rows.values()]
         if self.target is not None:
@@ -745,7 +749,7 @@ class _Classifier:
         reads = {
             name
             for name, places in flow.reads.items()
-            if name not in hidden and (name not in flow.bound and name not in self.targets) and places
+            if not name.startswith(OURS) and (name not in flow.bound and name not in self.targets) and places
         }
         # An attribute of a changed root is read elsewhere: the root travels; a root that is only changed
         # does not.
@@ -776,7 +780,20 @@ class _Classifier:
             assigned_at=early,
             yields=self.target is None,
             own_rows=tuple(own_rows),
+            touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
         )
+
+    def _touched_until(self, private: set[str]) -> int:
+        last = 0
+        for node in own_nodes(self.body):
+            if isinstance(node, ast.Call):
+                parts = [node.func, *node.args, *(k.value for k in node.keywords)]
+                paths = [path_of(part) for part in parts if not isinstance(part, ast.Starred)]
+                touches = any(path is not None and path.root in private for path in paths)
+            else:
+                touches = any(root in private for root, _ in changed_roots(node))
+            last = max(last, line_of(node, 0)) if touches else last
+        return last
 
     changed: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
 

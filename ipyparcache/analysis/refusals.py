@@ -321,6 +321,35 @@ class SharedWithResult(Refusal):
 
 
 @dataclass(frozen=True)
+class SharedWithElement(Refusal):
+    """What the loop changes is reached through what it iterates over."""
+
+    number: int = 0
+    changed_at: int = 0
+
+    SAYS = "element {number} leads to the same object as `{variable}`, which line {changed_at} changes"
+    INSTEAD = "Iterate over a copy: `for … in copy.deepcopy(…):`, or drop %%parallel from the cell."
+
+
+@dataclass(frozen=True)
+class CarriedAttribute(Refusal):
+    """An attribute that is computed is read while the loop changes another one of the same object."""
+
+    read: str = ""
+    attribute: str = ""
+    changed_at: int = 0
+
+    SAYS = (
+        "`{variable}.{read}` may depend on `{variable}.{attribute}`, which line {changed_at} changes in "
+        "every iteration"
+    )
+    INSTEAD = (
+        "Compute from the iteration's own values here and collect them, and call `{variable}.{read}` behind "
+        "the loop, or drop %%parallel from the cell."
+    )
+
+
+@dataclass(frozen=True)
 class ModuleEdited(Refusal):
     """A local module whose file was edited after it was imported."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import marshal
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, OURS, UNBIND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, OURS, UNBIND, UNBOUND, VALUE
+from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.travel import ATOMS, MAIN
@@ -62,6 +64,8 @@ class Body:
         first part of the element.
     exempt
         Numbers of the objects that may change for that reason.
+    safe
+        Numbers of the sites whose replay cannot raise.
     """
 
     code: types.CodeType
@@ -77,6 +81,7 @@ class Body:
     by_names: bool
     own_rows: tuple[tuple[str, int, bool], ...]
     exempt: frozenset[int]
+    safe: frozenset[int]
     parcel: bytes
     buffers: tuple[Any, ...]
 
@@ -247,6 +252,8 @@ class _Run:
             CONTENT,
             HASHED,
             UNBIND,
+            NOW,
+            TEXT_OF,
             ITEM,
             VALUE,
             "__builtins__",
@@ -284,6 +291,8 @@ class _Run:
         self.namespace[CONTENT] = self._content
         self.namespace[HASHED] = hashed
         self.namespace[UNBIND] = self.unbound.append
+        self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
+        self.namespace[TEXT_OF] = text_of
 
     def _content(self, site: int, value: Any) -> Any:
         """The operand as it is now, where the target copies it; else the operand itself."""
@@ -436,6 +445,7 @@ class _Run:
             if packed:
                 data, buffers = element
                 element, objects = travel.unpack_element(data, buffers, self.arrived)
+                self._note_late()
                 states = {n: s for n, o in objects.items() if (s := self._state(o)) != ("constant",)}
             if self.random is not None:
                 self.random.begin(number)
@@ -445,6 +455,12 @@ class _Run:
         except BaseException as error:
             failure = error
         return self._keep(number, failure, objects, states, rows, result, emit)
+
+    def _note_late(self) -> None:
+        """What an element brought along for its functions was not set by an iteration."""
+        for where, values in self.arrived.late.items():
+            (self._fixed if where == MAIN else self._modules_before.setdefault(where, {})).update(values)
+        self.arrived.late.clear()
 
     def _keep(
         self,
@@ -509,7 +525,7 @@ class _Run:
             self._flush(result, emit=True)
         if failure is not None:
             self._flush(result, emit=False)
-            result.failure = self._failure(number, failure, objects)
+            result.failure = self._failure(number, unmasked(failure, self.body.assigned), objects)
             return True
         return False
 
@@ -856,6 +872,18 @@ def _new_streams() -> None:
         torch.seed()
 
 
+def now(namespace: dict[str, Any], safe: frozenset[int], site: int, *names: str) -> Sequence[Any]:
+    """The values of names where a statement stands that may raise when it is replayed."""
+    return () if site in safe else [namespace.get(name, UNBOUND) for name in names]
+
+
+def text_of(*values: object, sep: str | None = " ", end: str | None = "\n") -> str:
+    """What `print` would write."""
+    heard = io.StringIO()
+    print(*values, sep=sep, end=end, file=heard)
+    return heard.getvalue()
+
+
 def hashed(key: Any) -> Any:
     """The key, which can be hashed: what a dict or set would say otherwise is said where it is evaluated."""
     hash(key)
@@ -900,6 +928,21 @@ def _unsendable(error: Exception, left: Left) -> BaseException:
         except Exception:
             return TypeError(f"{what} of this iteration cannot come back from its worker: {error}")
     return TypeError(f"what this iteration leaves cannot come back from its worker: {error}")
+
+
+def unmasked(error: BaseException, assigned: Sequence[str]) -> BaseException:
+    """The exception that ended an iteration, where a `finally` on its way read what no worker has.
+
+    It is a name that this iteration had not assigned yet: the serial loop has its value of an earlier one.
+    """
+    first = error.__context__
+    if type(error) is not NameError or error.name not in assigned or first is None:
+        return error
+    first.add_note(
+        f"`finally` read `{error.name}` as an earlier iteration left it, which a worker does not have, and "
+        "ended there"
+    )
+    return first
 
 
 def traceback_rows(error: BaseException) -> Traceback:

@@ -6,7 +6,7 @@ import ast
 import gc
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import Site
 from ipyparcache.analysis.parfor import Facts, Parfor
 from ipyparcache.cells import iteration, travel
+from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.plans import refused
 
@@ -40,6 +41,14 @@ class Launch:
         for site in self.parfor.sites:
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def safe_sites(self) -> frozenset[int]:
+        """Numbers of the sites whose replay certainly succeeds."""
+        return frozenset(
+            number
+            for number, site in enumerate(self.parfor.sites)
+            if all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots)
+        )
 
     def check_readers(self, parcel: travel.Parcel) -> None:
         """Functions that travel along must not read what the loop assigns, but as analysis saw it."""
@@ -132,28 +141,38 @@ class Launch:
             if name in readers:
                 raise refused(refusals.ReadByHelper(self.parfor.line, name, readers[name], self.parfor.line))
 
-    def check_aliases(self, roots: Mapping[str, object], parcel: travel.Parcel) -> None:
-        """What the loop changes must not be reached by another name that it reads."""
-        identities = {id(obj) for obj in parcel.objects.values()}
-        for name, value in roots.items():
-            line, attribute = self.parfor.changed[name]
-            if attribute is not None or type(value) in travel.ATOMS:
+    def check_aliases(self, parcel: travel.Parcel, is_user_code: Callable[[object], bool]) -> Changes:
+        """What the loop changes must not be reached by another way by what it reads; all that it changes."""
+        parfor, namespace = self.parfor, self.namespace
+        self._check_attributes(is_user_code)
+        own = {rows.root for rows in parfor.own_rows}
+        changes = changes_of(parfor.sites, {n: v for n, v in namespace.items() if n not in own}, is_user_code)
+        if not changes.roots:
+            return changes
+        objects = [obj for obj in parcel.objects.values() if not isinstance(obj, travel.DEFINITIONS)]
+        if changes.met_in(objects) is None and parcel.data:
+            return changes
+        # A root may itself be read, by attributes that the loop does not change.
+        for name in sorted({*parfor.reads, *parcel.readers} & namespace.keys()):
+            if name in parfor.changed:
+                attributes = [a for root, a in parfor.attributes if root == name]
+                values = [getattr(namespace[name], a) for a in attributes if hasattr(namespace[name], a)]
+            else:
+                values = [namespace[name]]
+            root = changes.met_in(reached(values, namespace))
+            if root is not None:
+                line = parfor.changed[root][0]
+                raise refused(refusals.SharedWithResult(parfor.line, root, name, line))
+        return changes
+
+    def _check_attributes(self, is_user_code: Callable[[object], bool]) -> None:
+        """Where one attribute of an object is changed and another read, both must be plain data."""
+        for name, read in sorted(self.parfor.attributes):
+            changed = self.parfor.changed.get(name)
+            if changed is None or changed[1] is None or name not in self.namespace:
                 continue
-            parts = [value]
-            if isinstance(value, dict):
-                parts += [v for v in value.values() if isinstance(v, list | dict | set)]
-            elif isinstance(value, list | tuple):
-                parts += [v for v in value if isinstance(v, list | dict | set)]
-            owner = getattr(value, "base", None)
-            if owner is not None:
-                parts.append(owner)
-            for part in parts:
-                if id(part) in identities:
-                    other = next(
-                        (n for n in sorted(self.parfor.reads) if self.namespace.get(n) is part),
-                        "another name",
-                    )
-                    raise refused(refusals.SharedWithResult(self.parfor.line, name, other, line))
+            if not is_apart(self.namespace[name], changed[1], read, is_user_code):
+                raise refused(refusals.CarriedAttribute(self.parfor.line, name, read, changed[1], changed[0]))
 
     def attributes_asked(self) -> Iterator[tuple[types.ModuleType, str]]:
         """Attributes of modules that the body reads by name."""

@@ -23,6 +23,7 @@ from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
@@ -173,41 +174,40 @@ class LoopRun:
         parfor, namespace = self.parfor, self.namespace
         self.launch.check_guards()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
-        roots = {name: namespace[name] for name in parfor.changed if name in namespace}
+        self.local = LocalModules()
+        self._pack(())
+        # A number or text has no place of its own: elements are looked up only where something could be met
+        # again.
+        self.replayer = Replayer(parfor, namespace, self.host.file_name)
+
+    def _pack(self, more: Sequence[object]) -> None:
+        """Pack what the body reads, and the code in `more` with what that reads; check what they lead to."""
+        parfor, namespace = self.parfor, self.namespace
         names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
         names |= {rows.root for rows in parfor.own_rows}
         left_out = (set(parfor.changed) | set(parfor.temporaries)) - names
-        self.local = LocalModules()
         try:
             self.parcel = travel.pack(
                 namespace,
                 sorted(names - left_out),
                 self.local,
-                (),
+                more,
                 self.launch.stand_ins(),
                 left_out,
                 self.launch.attributes_asked(),
             )
         except travel.NotTravelling as error:
-            if self._is_threaded:
-                self.parcel = travel.Parcel(b"", [], {}, {}, {})
-                self.launch.check_threads(self.parcel)
-                self.known = {}
-                self.replayer = Replayer(parfor, namespace, self.host.file_name)
-                return
-            raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+            if not self._is_threaded:
+                raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+            self.parcel = travel.Parcel(b"", [], {}, {}, {})
         if self._is_threaded:
             self.launch.check_threads(self.parcel)
             if parfor.own_rows:
                 rows = parfor.own_rows[0]
                 raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
         self.launch.check_readers(self.parcel)
-        self.launch.check_aliases(roots, self.parcel)
+        self.changes = self.launch.check_aliases(self.parcel, self._is_user_code)
         self.exempt = self.launch.own_numbers(self.parcel)
-        self.known = self.parcel.number_of()
-        # A number or text has no place of its own: elements are looked up only where something could be met
-        # again.
-        self.replayer = Replayer(parfor, namespace, self.host.file_name)
 
     @contextmanager
     def iterable_at_hand(self) -> Iterator[ast.expr | None]:
@@ -233,6 +233,9 @@ class LoopRun:
                 if not self.launch.writes_items_only(name):
                     raise refused(refusals.IterableChanged(self.parfor.line, name, line))
         self.launch.check_own_keys(iterable)
+        code_of_elements = code_in(iterable, self._is_user_code)
+        if code_of_elements:
+            self._pack(code_of_elements)
         self.source = iter(iterable)
         self._draws_user_code = self.launch.check_source(self.source)
         left = operator.length_hint(iterable, -1)
@@ -265,6 +268,7 @@ class LoopRun:
                 self.namespace,
                 parfor.temporaries,
                 by_content,
+                self.launch.safe_sites(),
                 yields=parfor.yields,
                 retries=self.options.retries,
                 seed=seed,
@@ -284,6 +288,7 @@ class LoopRun:
                 self.cache is not None,
                 tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
                 self.exempt,
+                self.launch.safe_sites(),
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )
@@ -364,14 +369,19 @@ class LoopRun:
         first = self._iterations_sent
         objects: list[dict[int, object]] = []
         sent: object = items
-        if not self._is_threaded and not is_plain_sequence(items):
+        if self._is_threaded:
+            for number, item in enumerate(items, first):
+                self._check_element(number, reached([item], self.namespace) if self.changes.roots else ())
+        elif not is_plain_sequence(items):
+            assert self.parcel is not None
             parts = []
             for number, item in enumerate(items, first):
                 try:
-                    data, buffers, found = travel.pack_element(item, self.known, self.namespace, self.local)
+                    data, buffers, found = travel.pack_element(item, self.parcel, self.namespace, self.local)
                 except Exception as error:
                     why = f"element {number} of the loop is a {type(item).__name__}: {error}"
                     raise refused(refusals.CannotTravel(self.parfor.line, "the element", why)) from None
+                self._check_element(number, found.values())
                 parts.append((data, buffers))
                 objects.append(found)
             sent = Packed(tuple(parts))
@@ -381,6 +391,14 @@ class LoopRun:
         self.by_task[self._tasks_sent] = chunk
         self._tasks_sent += 1
         return first, sent, self.cache is None
+
+    def _check_element(self, number: int, objects: Iterable[object]) -> None:
+        """What an element leads to must not be changed by the loop's statements: it was sent before that."""
+        root = self.changes.met_in(objects)
+        if root is not None:
+            raise refused(
+                refusals.SharedWithElement(self.parfor.line, root, number, self.parfor.changed[root][0])
+            )
 
     def _enlist(self, chunk: _Chunk) -> None:
         self.chunks[chunk.number] = chunk
@@ -556,10 +574,11 @@ class LoopRun:
         found = {n: self._state(obj) for n, obj in self.parcel.objects.items()}
         return {n: state for n, state in found.items() if state != ("constant",)}
 
+    def _is_user_code(self, name: object) -> bool:
+        return name == travel.MAIN or (isinstance(name, str) and name in self.local.names)
+
     def _state(self, obj: object) -> watching.State:
-        return watching.state_of(
-            obj, lambda name: name == travel.MAIN or (isinstance(name, str) and name in self.local.names)
-        )
+        return watching.state_of(obj, self._is_user_code)
 
     def _check_states(self, before: Mapping[int, watching.State]) -> None:
         assert self.parcel is not None

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.analysis.body import HOLE
+from ipyparcache.analysis.body import HOLE, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
@@ -43,17 +43,29 @@ class Replayer:
             for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
         except Exception:
-            line = self.parfor.sites[entries[done][0]].line
-            before = self.parfor.assigned_at
-            bindings = {n: v for n, v in bindings.items() if before.get(n, 0) <= line}
-            self._bind(bindings, unbound)
+            site = self.parfor.sites[entries[done][0]]
+            self._bind_until(site, entries[done], bindings, unbound)
+            if site.line > self.parfor.touched_until:
+                self._change(changes, objects)
             raise
         self._bind(bindings, unbound)
         for name in dropped:
             self.namespace.pop(name, None)
         self.dropped.update(dropped)
+        self._change(changes, objects)
+
+    def _change(self, changes: Sequence[tuple[int, str, Any]], objects: Mapping[int, object]) -> None:
         for number, how, content in changes:
             watching.put_content(objects[number], how, content)
+
+    def _bind_until(
+        self, site: Site, entry: Plain, bindings: Mapping[str, object], unbound: Sequence[str]
+    ) -> None:
+        """Bind what the iteration had assigned when it reached a statement that raised here."""
+        before = self.parfor.assigned_at
+        there = dict(zip(site.unstable, entry[1 + site.holes :], strict=False))
+        found = {n: v for n, v in bindings.items() if n not in there and before.get(n, 0) <= site.line}
+        self._bind(found | {n: v for n, v in there.items() if not (type(v) is str and v == UNBOUND)}, unbound)
 
     def apply_plain(self, entries: Plain, bindings: Plain | dict[str, object]) -> None:
         """The same for an iteration that left plain values only."""
@@ -63,9 +75,8 @@ class Replayer:
             for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
         except Exception:
-            line = self.parfor.sites[entries[done][0]].line
-            before = self.parfor.assigned_at
-            self._bind({n: v for n, v in self.by_name(bindings).items() if before.get(n, 0) <= line}, ())
+            site = self.parfor.sites[entries[done][0]]
+            self._bind_until(site, entries[done], self.by_name(bindings), ())
             raise
         if type(bindings) is tuple:
             self.namespace.update(zip(self.parfor.temporaries, bindings, strict=True))
@@ -91,7 +102,8 @@ def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list
     """Each site as a function of its operands over the live namespace."""
     definitions: list[ast.stmt] = []
     for number, site in enumerate(parfor.sites):
-        arguments = ast.arguments([], [ast.arg(HOLE % n) for n in range(site.holes)], None, [], [], None, [])
+        rest = ast.arg(HOLE % site.holes) if site.unstable else None
+        arguments = ast.arguments([], [ast.arg(HOLE % n) for n in range(site.holes)], rest, [], [], None, [])
         body: list[ast.stmt] = [site.statement]
         if site.assigns:
             body.insert(0, ast.Global(sorted(site.assigns)))

@@ -5,6 +5,7 @@ Iterations on threads of the kernel, over its own objects, with the same log and
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -15,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, UNBIND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, VALUE
+from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells.iteration import (
     AGAIN,
     SHOWN,
@@ -26,8 +28,11 @@ from ipyparcache.cells.iteration import (
     Left,
     RandomStreams,
     hashed,
+    now,
     snapshot,
+    text_of,
     traceback_rows,
+    unmasked,
 )
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task, emit
@@ -52,6 +57,7 @@ class ThreadTask:
         namespace: dict[str, Any],
         assigned: tuple[str, ...],
         by_content: frozenset[int],
+        safe: frozenset[int],
         *,
         yields: bool,
         retries: int,
@@ -61,6 +67,7 @@ class ThreadTask:
         self.live = namespace
         self.assigned = assigned
         self.by_content = by_content
+        self.safe = safe
         self.yields = yields
         self.retries = retries
         self.seed = seed
@@ -86,6 +93,7 @@ class ThreadTask:
             done.append((entries, bindings, [n for n in unbound if n not in bindings], [], value, {}))
             result.seconds.append(time.monotonic() - begun)
             if error is not None:
+                error = unmasked(error, self.assigned)
                 text = f"{type(error).__name__}: {error}"
                 result.failure = Failure(number, error, text, traceback_rows(error))
                 break
@@ -125,6 +133,8 @@ class ThreadTask:
             unbound: list[str] = []
             namespace.update({LOG: log.append, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
             namespace[CONTENT] = self._content
+            namespace[NOW] = functools.partial(now, namespace, self.safe)
+            namespace[TEXT_OF] = text_of
             if getattr(namespace.get("display"), "__module__", "IPython").startswith("IPython"):
                 namespace["display"] = self._display
             found = self._own.space = namespace, log, unbound

@@ -438,6 +438,10 @@ class Parcel:
         Live objects by number: those that a result may refer to.
     readers
         For every name of the notebook that a travelling function reads: the functions that do.
+    sent
+        Namespaces and names that are in it.
+    left_out
+        Names of the notebook that the loop changes.
     """
 
     data: bytes
@@ -445,8 +449,11 @@ class Parcel:
     objects: dict[int, object]
     readers: dict[str, set[str]]
     written: dict[str, set[str]]
+    sent: frozenset[tuple[str, str]] = frozenset()
+    left_out: frozenset[str] = frozenset()
 
-    def number_of(self) -> dict[int, int]:
+    @functools.cached_property
+    def numbers(self) -> dict[int, int]:
         """Numbers by the id of the live object."""
         return {id(obj): number for number, obj in self.objects.items()}
 
@@ -543,7 +550,8 @@ def _pack(
         if type(obj) is types.FunctionType and obj.__globals__ is namespace:
             for each in globals_written_by(obj.__code__):
                 written.setdefault(each, set()).add(obj.__qualname__)
-    return Parcel(file.getvalue(), buffers, objects, readers, written)
+    left_out = frozenset(name for where, name in skipped if where == MAIN)
+    return Parcel(file.getvalue(), buffers, objects, readers, written, frozenset(sent), left_out)
 
 
 def is_numbered(obj: object) -> bool:
@@ -561,6 +569,8 @@ class Arrived:
         The one namespace that stands for `__main__`.
     objects
         The objects by number.
+    late
+        Globals by namespace that elements brought along for their functions.
     """
 
     namespace: dict[str, Any]
@@ -568,6 +578,7 @@ class Arrived:
     objects: dict[int, object]
     spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     patches: list[tuple[str, str, Any]] = field(default_factory=list)
+    late: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
@@ -614,14 +625,24 @@ class _Element(Traveller):
 
 
 def pack_element(
-    item: object, known: dict[int, int], namespace: dict[str, Any], is_local: Callable[[str], bool]
+    item: object, parcel: Parcel, namespace: dict[str, Any], is_local: Callable[[str], bool]
 ) -> tuple[bytes, list[pickle.PickleBuffer], dict[int, object]]:
-    """Pickle one element; its own numbered objects are handed back with it."""
+    """Pickle one element, with the globals of its functions; its own numbered objects come with it."""
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler = _Element(file, {MAIN: namespace}, is_local, buffers)
-    pickler.known = known
+    pickler.known = parcel.numbers
     pickler.dump(item)
+    sent: set[tuple[str, str]] = set()
+    while pickler.wanted:
+        where, name, reader = pickler.wanted.pop()
+        values = pickler.by_name[where]
+        if (where, name) in sent or (where, name) in parcel.sent or name not in values:
+            continue
+        if where == MAIN and name in parcel.left_out:
+            raise NotTravelling(name, f"`{reader}` reads `{name}`, which the loop changes")
+        sent.add((where, name))
+        pickler.dump((where, name, values[name]))
     objects = {number: obj for number, obj in pickler.memo.copy().values() if is_numbered(obj)}
     return file.getvalue(), buffers, objects
 
@@ -635,10 +656,15 @@ class _Loader(pickle.Unpickler):
 
 def unpack_element(data: bytes, buffers: Iterable[Any], arrived: Arrived) -> tuple[object, dict[int, object]]:
     """Load one element on a worker, with its numbered objects."""
-    loader = _Loader(io.BytesIO(data), buffers=buffers)
+    file = io.BytesIO(data)
+    loader = _Loader(file, buffers=buffers)
     loader.resolve = lambda key: arrived.objects[key[1]]
     _arrival.spaces = arrived.spaces
     item = loader.load()
+    while file.tell() < len(data):
+        where, name, value = loader.load()
+        space(where)[name] = value
+        arrived.late.setdefault(where, {})[name] = value
     spaces = {id(values) for values in arrived.spaces.values()}
     objects: dict[int, object] = {
         number: obj

@@ -6,6 +6,7 @@ Whether an iteration changed them, and how a change is made to the live object.
 from __future__ import annotations
 
 import functools
+import io
 import operator
 import random
 import sys
@@ -95,6 +96,8 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
         if not is_user_code(obj.__name__):
             return ("constant",)
         return "module", {name: value for name, value in vars(obj).items() if name not in _MODULE_NAMES}
+    if kind in (io.StringIO, io.BytesIO):
+        return ("equal", None) if obj.closed else ("equal", (obj.tell(), obj.getvalue()))
     if kind is random.Random:
         return "equal", random.Random.getstate(obj)
     numpy = sys.modules.get("numpy")

@@ -18,7 +18,8 @@ _became: Counter[str] = Counter()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CORPUS)
-def test_a_loop_of_the_corpus_leaves_what_the_serial_loop_leaves(name):
+def test_a_loop_of_the_corpus_leaves_what_the_serial_loop_leaves(name, monkeypatch):
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the test
     for library in ("pandas", "sklearn", "matplotlib", "scipy"):
         if library in CORPUS[name][0]:
             pytest.importorskip(library)
