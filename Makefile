@@ -54,6 +54,7 @@ test-all: $(INSTALLED) browser
 # The headline first: what a user feels. Each part can be run alone, with words that choose its contests.
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks.cells
 	$(RUN) -m benchmarks.engine
 	$(RUN) -m benchmarks.storage
 	$(RUN) -m benchmarks.digest

@@ -174,10 +174,28 @@ async def _run(shell: Any, stack: Stack) -> None:
         if raised is not None:
             raise raised
         return
+    if stack.cached.auto and auto.is_too_short(body.source, body.tree, shell.user_ns):
+        await _just_run(shell, body, execute)
+        return
     # how the loop is spread over workers changes nothing of what it leaves; these options do
     loop = stack.parallel
     variant = "" if loop is None else repr((loop.seed, loop.on_error, loop.inner_threads))
     await cached.run_cached(shell, body, stack.cached, execute, variant, asked)
+
+
+async def _just_run(
+    shell: Any, body: Body, execute: Callable[[Body], Awaitable[BaseException | None]]
+) -> None:
+    """Run a cell that automatic mode finds too short to look up."""
+    began = time.perf_counter()
+    raised = await execute(body)
+    seconds = time.perf_counter() - began
+    auto.note_seconds(body.source, seconds)
+    reason = "automatic mode finds it too short to look up"
+    number = shell.execution_count - 1
+    runs.note_run(Run("not stored", reason, seconds, seconds, execution_count=number, cell=body.source))
+    if raised is not None:
+        raise raised
 
 
 def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:

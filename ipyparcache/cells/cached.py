@@ -390,14 +390,22 @@ async def _run(cell: _Cell) -> Run:
     """Run the cell once, with its output live, and store what it left."""
     record = Record()
     before = _Before.now(cell.shell, cell.inputs.names.touched if cell.inputs else ())
+    error: BaseException | None = None
+    body_seconds = 0.0
+
+    def is_to_be_stored() -> bool:
+        return error is None and cell.no_key is None and not _is_too_short(cell, body_seconds)
+
     with (
         _bar(cell),
         openfiles.watch() as seen,
-        recording(cell.shell, record, silenced=cell.body.silenced),
+        recording(cell.shell, record, silenced=cell.body.silenced, is_wanted=is_to_be_stored),
     ):
         began = time.perf_counter()
         error = await cell.execute(cell.body)
         body_seconds = time.perf_counter() - began
+    if cell.options.auto:
+        auto.note_seconds(cell.body.source, body_seconds)
     environment.unwrap(cell.namespace)
     run = Run(
         "not stored",
@@ -417,6 +425,11 @@ async def _run(cell: _Cell) -> Run:
         stored = _guarded(cell, lambda: _store(cell, record, before, seen, body_seconds))
         run = stored or replace(run, reason=cell.no_key or "")
     return replace(run, seconds=time.perf_counter() - cell.started, changes=cell.changes)
+
+
+def _is_too_short(cell: _Cell, body_seconds: float) -> bool:
+    """Whether automatic mode does not store a run of this length."""
+    return cell.options.auto and body_seconds < auto.min_seconds()
 
 
 @dataclass(frozen=True)
@@ -440,7 +453,7 @@ def _store(
     """Store what the cell left; NotStorable says why not."""
     assert cell.inputs is not None
     assert cell.entries is not None
-    if cell.options.auto and auto.min_seconds() and body_seconds < auto.min_seconds():
+    if _is_too_short(cell, body_seconds):
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, NoneType
 from typing import Any, NamedTuple
 
 from blake3 import blake3
@@ -34,6 +34,7 @@ from ipyparcache.digest import modules, openfiles
 from ipyparcache.digest.instances import logger_facts
 from ipyparcache.digest.objects import Traversal, digest_of
 from ipyparcache.digest.openfiles import Seen, Signature, answer_to, file_content, listing_of, signature_of
+from ipyparcache.digest.walk import dumps
 from ipyparcache.errors import Undigestible, Unrepeatable
 
 __all__ = [
@@ -336,7 +337,7 @@ def _now(kind: str, name: str) -> str:
         return _hexed(os.getcwd())
     if kind == "random":
         state = _GENERATORS[name].state() if name in _GENERATORS else None
-        return _hexed_value(state) if state is not None and _is_seeded(name) else "unseeded"
+        return _generator_digest(state) if state is not None and _is_seeded(name) else "unseeded"
     if kind == "readlink":
         try:
             return _hexed(os.readlink(name))
@@ -681,6 +682,28 @@ class GlobalGenerator:
         """Its state; None if the library is not loaded."""
         return self.read() if self.library in sys.modules else None
 
+    def digest(self) -> str:
+        """Digest of its state, empty if the library is not loaded."""
+        state = self.state()
+        return "" if state is None else _generator_digest(state)
+
+
+def _generator_digest(state: object) -> str:
+    """Digest of a generator's state, which is asked for at every cell."""
+    return blake3(dumps(_primitive(state), 2)).hexdigest(16)
+
+
+def _primitive(state: Any) -> object:
+    """A state as primitives: generators keep numbers, in tuples, dicts, arrays and tensors."""
+    if isinstance(state, dict):
+        return [(name, _primitive(part)) for name, part in sorted(state.items())]
+    if isinstance(state, tuple):
+        return state if len(state) > 100 else [_primitive(part) for part in state]
+    if isinstance(state, bool | int | float | str | bytes | NoneType):
+        return state
+    array = state if hasattr(state, "tobytes") else state.numpy()
+    return (array.dtype.str, array.tobytes())
+
 
 def _read_numpy() -> object:
     return sys.modules["numpy.random"].get_state(legacy=False)
@@ -797,7 +820,7 @@ def _noting_seed(plain: Callable[..., Any], name: str, generator: GlobalGenerato
         _seeded.add(name)
         with openfiles.bookkeeping():
             for noted in list(_noted_states):
-                noted.setdefault(name, _hexed_value(before))
+                noted.setdefault(name, _generator_digest(before))
         return result
 
     return seed
@@ -842,9 +865,9 @@ def _note_generators(seen: Seen) -> None:
         _is_seeded(name)
     start = _RandomStart(
         {
-            name: _hexed_value(state)
+            name: generator.digest()
             for name, generator in _GENERATORS.items()
-            if (state := generator.state()) is not None
+            if generator.library in sys.modules
         },
         frozenset(_seeded),
     )
@@ -884,15 +907,10 @@ def _random_rows(seen: Seen) -> list[Row]:
         if name not in start.seeded:
             continue
         first_set = start.first_set.get(name)
-        drew = first_set != before if first_set is not None else _state_digest(name) != before
+        drew = first_set != before if first_set is not None else _GENERATORS[name].digest() != before
         if drew:
             rows.append(Row("random", name, before))
     return rows
-
-
-def _state_digest(name: str) -> str:
-    state = _GENERATORS[name].state()
-    return _hexed_value(state) if state is not None else ""
 
 
 # ---- the process before and after
@@ -926,7 +944,7 @@ def process_state() -> ProcessState:
                 for setting in SETTINGS
                 if setting.library in sys.modules
             },
-            {name: _state_digest(name) for name in _GENERATORS},
+            {name: generator.digest() for name, generator in _GENERATORS.items()},
             {name: dict(vars(module)) for name, module in _local_modules()},
             frozenset(thread.ident or 0 for thread in threading.enumerate()),
             frozenset(_children()),
@@ -954,12 +972,17 @@ def _fixtures() -> dict[str, object]:
 
 
 _looked_at: set[str] = set()
+_loaded: list[str] = []  # as it was when it was looked at last
 _local_names: set[str] = set()
 
 
 def _local_modules() -> list[tuple[str, ModuleType]]:
     """The local modules that are loaded; each name in `sys.modules` is looked at once."""
-    for name in sys.modules.keys() - _looked_at:
+    global _loaded
+    loaded = list(sys.modules)
+    new = set(loaded) - _looked_at if loaded != _loaded else set()
+    _loaded = loaded
+    for name in new:
         _looked_at.add(name)
         module = sys.modules.get(name)
         is_module = type(module) is ModuleType and name not in modules.NOTEBOOK_MODULES
@@ -1009,7 +1032,11 @@ def process_changes(before: ProcessState) -> dict[str, Any]:
         generators = {}
         for name, generator in _GENERATORS.items():
             state = generator.state()
-            if state is not None and _is_seeded(name) and _hexed_value(state) != before.generators.get(name):
+            if (
+                state is not None
+                and _is_seeded(name)
+                and _generator_digest(state) != before.generators.get(name)
+            ):
                 generators[name] = state
         if generators:
             changes["generators"] = generators

@@ -197,7 +197,9 @@ class _Tee:
 
 
 @contextmanager
-def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
+def recording(
+    shell: Any, record: Record, *, silenced: bool, is_wanted: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Record everything that the block prints and shows, live.
 
     Parameters
@@ -206,6 +208,9 @@ def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
     record : Record
     silenced : bool
         Whether the cell ends with `;`, so that its last value is not shown.
+    is_wanted : callable
+        Asked at the end: whether the record will be used, so that what C code and child processes wrote has
+        to be waited for.
     """
     taps: list[_StreamTap] = []
     replaced: list[tuple[str, Any, _Tee]] = []
@@ -225,11 +230,12 @@ def recording(shell: Any, record: Record, *, silenced: bool) -> Iterator[None]:
         yield
     finally:
         flush_figures(shell)
-        _flush_c_streams()
-        deadline = time.monotonic() + DRAIN_SECONDS
-        draining = [tap for tap in taps if tap.start_drain()]
-        for tap in draining:
-            tap.end_drain(deadline)
+        if is_wanted():
+            _flush_c_streams()
+            deadline = time.monotonic() + DRAIN_SECONDS
+            draining = [tap for tap in taps if tap.start_drain()]
+            for tap in draining:
+                tap.end_drain(deadline)
         for tap in taps:
             tap.detach()
         for name, stream, tee in replaced:
