@@ -37,6 +37,7 @@ from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
 TARGET = 0.004  # seconds that a batch should run: long against the cost of sending it, short at the end
 LARGEST = 4096  # tasks of a batch: more would not fit into a slot of the block
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
+CHUNK = 256  # tasks that are drawn at once
 BATCH_BYTES = 1 << 20
 SHORTEST = 0.002  # seconds: batches do not shrink below this towards the end; `Crew.steal` evens that out
 LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`, at most
@@ -101,6 +102,7 @@ class Source:
         self._rows = iter(rows)
         self._triples = triples
         self._function = function
+        self._identity = {id(function)}
         # A list cannot change what it holds by being drawn from; what runs between two draws is the consumer.
         self.careful = not isinstance(rows, (list, tuple)) if careful is None else careful
         self.looked_away = False  # code of the consumer has run since the last draw
@@ -116,6 +118,7 @@ class Source:
         for row in self._rows:
             self._waiting.append(row)
             self._function = row[0]
+            self._identity = {id(self._function)}
             return self._function
         return None
 
@@ -126,24 +129,37 @@ class Source:
     def draw(self, count: int) -> Batch | None:
         """The next tasks, as many as there are up to `count`; what the iterable raises goes through."""
         rows: list[Any] = []
-        while self._waiting and len(rows) < count:
-            rows.append(self._waiting.popleft())
-        rows += islice(self._rows, count - len(rows))
-        if len(rows) < count:
-            self.exhausted = True
+        alike = self._triples
+        while len(rows) < count:
+            # A few at a time: what a triple is made of goes before the garbage collector has met it twice.
+            chunk = self._some(min(count - len(rows), CHUNK))
+            if alike and chunk:
+                functions, arguments, keywords = zip(*chunk, strict=True)
+                alike = (
+                    set(map(id, functions)) == self._identity
+                    and set(map(len, arguments)) == {len((rows or arguments)[0])}
+                    and not any(keywords)
+                )
+                if not alike:
+                    rows = [(self._function, row, {}) for row in rows]
+            rows += arguments if alike and chunk else chunk
+            if self.exhausted:
+                break
         if not rows:
             return None
         first = self.drawn
         self.drawn += len(rows)
         careful = self.careful or self.looked_away
         self.looked_away = False
-        if self._triples:
-            functions, arguments, keywords = zip(*rows, strict=True)
-            alike = functions.count(self._function) == len(rows) and len(set(map(len, arguments))) == 1
-            if alike and not any(keywords) and len(set(map(id, functions))) == 1:
-                return Batch(first, arguments, False, careful)
-            return Batch(first, rows, True, careful)
-        return Batch(first, rows, False, careful)
+        return Batch(first, rows, self._triples and not alike, careful)
+
+    def _some(self, count: int) -> list[Any]:
+        rows: list[Any] = []
+        while self._waiting and len(rows) < count:
+            rows.append(self._waiting.popleft())
+        rows += islice(self._rows, count - len(rows))
+        self.exhausted = len(rows) < count
+        return rows
 
 
 _remembered: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
