@@ -111,7 +111,7 @@ def check_wishes(prefer: object, require: object) -> None:
 def get_active_backend(
     prefer: Any = UNSET, require: Any = UNSET, verbose: Any = UNSET
 ) -> tuple[ParallelBackendBase, Any]:
-    """The backend and `n_jobs` of a `Parallel` that names neither; None where nothing around it sets a number."""
+    """The backend and `n_jobs` of a `Parallel` that names neither; None for a number that nothing sets."""
     prefer, require = configured("prefer", prefer), configured("require", require)
     check_wishes(prefer, require)
     level = nesting_level()

@@ -636,16 +636,21 @@ class Parallel(Logger):
             on_dispatch=dispatched,
             around_submit=lambda: active(files),
         )
+        taken = 0
         try:
             run.start()
             yield None
             with backend.retrieval_context():
                 for values in run:
-                    if self.return_generator:
-                        yield from values
-                    else:
+                    if not self.return_generator:
                         yield values
-        except BaseException:
+                        continue
+                    for value in values:
+                        taken += 1
+                        yield value
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                _warn_of_waste(run.finished - taken, self.n_dispatched_tasks - run.finished)
             run.abort()
             backend.abort_everything(ensure_ready=self._managed)
             raise
@@ -761,12 +766,15 @@ class Parallel(Logger):
         run = self._run(iterable, count, cancelled)
         level = nesting_level()
         files = self._files
+        taken = finished = 0
 
         def drive() -> None:
+            nonlocal finished
             try:
                 if run is not None:
                     with active(files), nested(level):
                         for done in run:
+                            finished += len(done.values)
                             found.put(done)
                             if cancelled.is_set():
                                 break
@@ -779,7 +787,13 @@ class Parallel(Logger):
         try:
             yield None
             news = self._news(run, found, cancelled)
-            yield from self._in_order(news) if self.return_ordered else self._as_they_come(news)
+            for value in self._in_order(news) if self.return_ordered else self._as_they_come(news):
+                taken += 1
+                yield value
+        except GeneratorExit:
+            if run is not None and not cancelled.left:
+                _warn_of_waste(finished - taken, run.source.drawn - finished)
+            raise
         finally:
             cancelled.set()
             if threading.current_thread() is not driver:
@@ -817,6 +831,20 @@ class Parallel(Logger):
                 following += len(values)
                 while values:
                     yield values.popleft()  # not kept: the consumer decides how long a result lives
+
+
+def _warn_of_waste(unused: int, cancelled: int) -> None:
+    """Warn of what a generator that is dropped half-way leaves."""
+    parts = [f"{unused} tasks had been computed and are not used"] if unused > 0 else []
+    if cancelled > 0:
+        parts.append(f"{cancelled} tasks were under way and have been cancelled")
+    if parts:
+        warnings.warn(
+            f"A generator of Parallel was dropped before its end: {'; '.join(parts)}. "
+            "Give it fewer tasks, or a smaller pre_dispatch.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _key_of(value: object) -> bytes:

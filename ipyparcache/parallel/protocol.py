@@ -92,6 +92,7 @@ class ProtocolRun:
         self._aborted = False
         self._open = 0  # batches
         self._under_way = 0  # tasks
+        self.finished = 0  # tasks
         self._pumping = False
 
     def start(self) -> None:
@@ -154,6 +155,7 @@ class ProtocolRun:
         with self._lock:
             self._open -= 1
             self._under_way -= job.size
+            self.finished += job.size
             if self._aborted or job.error is not None:
                 return
             try:

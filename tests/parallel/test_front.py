@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import threading
 import time
 from math import sqrt
 
@@ -89,7 +90,8 @@ def test_a_closed_generator_does_not_show_in_the_next_call():
     parallel = Parallel(n_jobs=2, return_as="generator")
     found = parallel(delayed(time.sleep)(0.05) for _ in range(20))
     next(found)
-    found.close()
+    with pytest.warns(UserWarning, match="dropped before its end"):
+        found.close()
 
     assert list(parallel(delayed(square)(n) for n in range(3))) == [0, 1, 4]
 
@@ -100,7 +102,7 @@ def test_an_object_whose_generator_is_alive_refuses_another_call(backend):
 
     with pytest.raises(RuntimeError, match="already running"):
         parallel([])
-    found.close()
+    assert len(list(found)) == 5
 
 
 def test_a_late_task_raises_the_timeout_error_of_multiprocessing():
@@ -200,3 +202,32 @@ def test_only_an_iterable_that_runs_no_code_is_trusted():
     assert not front.is_transparent(delayed(square)(touch(n)) for n in range(3))
     assert not front.is_transparent(delayed(square)(n) for n in map(touch, [1]))
     assert not front.is_transparent(map(delayed(square), [1]))
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_a_generator_dropped_half_way_tells_what_is_lost(backend, return_as):
+    released = threading.Event()
+    wait = released.wait if backend == "threading" else time.sleep
+    parallel = Parallel(n_jobs=2, backend=backend, return_as=return_as, pre_dispatch=6, batch_size=1)
+    found = parallel(delayed(wait)(0 if i < 4 else 30) for i in range(100))
+    for _ in range(3):
+        next(found)
+
+    with pytest.warns(UserWarning, match="dropped before its end: .*tasks were under way") as told:
+        found.close()
+    released.set()
+    assert len(told) == 1
+    assert sorted(parallel(delayed(abs)(-i) for i in range(3))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading", "sequential"])
+def test_a_generator_that_was_used_up_or_ran_nothing_ahead_tells_nothing(backend):
+    parallel = Parallel(n_jobs=2, backend=backend, return_as="generator")
+    found = parallel(delayed(abs)(-i) for i in range(5))
+    if backend == "sequential":
+        next(found)
+    else:
+        assert list(found) == [0, 1, 2, 3, 4]
+
+    found.close()  # a warning would be an error here
