@@ -501,7 +501,7 @@ def _store(
         "seconds": body_seconds,
         "ran": time.time(),
         "left": kept.digests,
-        "contents": keeping.contents_of(kept.buffers),
+        "contents": kept.contents,
     }
     trace = blake3.blake3(json.dumps(observed, sort_keys=True).encode()).hexdigest(8)
     size = cell.entries.write(

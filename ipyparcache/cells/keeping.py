@@ -13,6 +13,7 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class Kept:
 
     pickled: bytes
     buffers: list[Any]
+    contents: list[Any]  # digests of the large arrays among the buffers
     names: list[str]
     deleted: list[str]
     definitions: list[int]  # statements of the cell that a hit executes again
@@ -166,6 +168,13 @@ def keep(
     NotStorable
         Naming the variable that cannot be stored, the line that binds it, and what to type instead.
     """
+    with _contents_remembered():
+        return _keep(source, left, results, events, process)
+
+
+def _keep(
+    source: Source, left: Left, results: Sequence[object], events: Sequence[object], process: Any
+) -> Kept:
     mutated = source.inputs.traversal.changed()
     definitions = _definitions_to_repeat(
         source.tree, source.namespace, left.bound, {root for root, _ in mutated}
@@ -194,7 +203,8 @@ def keep(
         raise NotStorable(_blame(source, payload, known, error)) from error
     _try_out(source, original, known, defined, repeated, pickled, buffers)
     digests = {root: digest.hex() for root, digest in original.digests.items()}
-    return Kept(pickled, buffers, sorted(left.bound), left.deleted, repeated, digests)
+    in_buffers = _contents_of(buffers)
+    return Kept(pickled, buffers, in_buffers, sorted(left.bound), left.deleted, repeated, digests)
 
 
 def unpack(
@@ -227,7 +237,19 @@ def _annotations(source: Source) -> dict[str, object]:
     return {name: found[name] for name in names if name in found}
 
 
-def contents_of(buffers: Sequence[Any]) -> list[Any]:
+@contextmanager
+def _contents_remembered() -> Iterator[None]:
+    """Hash each large array once in the block, which runs our own code alone."""
+    if "numpy" not in sys.modules:
+        yield
+        return
+    from ipyparcache.digest import arrays  # NumPy, which only arrays need
+
+    with arrays.remembering():
+        yield
+
+
+def _contents_of(buffers: Sequence[Any]) -> list[Any]:
     """Digests of the large arrays among the buffers of an entry, for its manifest."""
     if not buffers:
         return []

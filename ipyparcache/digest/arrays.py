@@ -8,7 +8,9 @@ another. A memory-mapped array counts like one in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from blake3 import blake3
@@ -92,13 +94,52 @@ def content_digest(array: Array) -> bytes:
     known = pages.known_content(array) if contiguous else None
     if known is not None:
         return known
-    hasher = blake3(max_threads=blake3.AUTO if array.nbytes >= _MANY else 1)
-    for piece in _pieces(array):
-        hasher.update(piece)
-    digest = hasher.digest()
+    if array.nbytes < _MANY:
+        digest = _find_content(array, 1)
+        if contiguous:
+            pages.note_content(array, digest)
+        return digest
+    place = (array.__array_interface__["data"][0], array.dtype, array.shape, array.strides)
+    if place in _remembered and _remembered[place][1]() is not None:
+        return _remembered[place][0]
+    digest = _find_content(array, blake3.AUTO)
     if contiguous:
         pages.note_content(array, digest)
+    if _remembering:
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        if owner.base is None:  # while it lives, nothing else can lie there
+            _remembered[place] = digest, ref(owner)
     return digest
+
+
+def _find_content(array: Array, threads: int) -> bytes:
+    hasher = blake3(max_threads=threads)
+    for piece in _pieces(array):
+        hasher.update(piece)
+    return hasher.digest()
+
+
+_remembering = 0
+_remembered: dict[tuple[object, ...], tuple[bytes, ref[Array]]] = {}
+"""Digests of large arrays by where they lie, with the owner of the memory."""
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Hash large arrays once, by their place in memory, while only our own code runs.
+
+    What is stored is digested as it is, as its copy comes back over the same memory, and for the manifest.
+    """
+    global _remembering
+    _remembering += 1
+    try:
+        yield
+    finally:
+        _remembering -= 1
+        if not _remembering:
+            _remembered.clear()
 
 
 def contents_of(buffers: Sequence[Any]) -> list[list[Any] | None]:
