@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""How many processors this process may use, and how much memory there is."""
 
 from __future__ import annotations
 
@@ -85,6 +85,18 @@ def _physical_cores() -> int:
     topologies = [f"{folder}/{name}/topology" for name in names]
     cores = {(_text_of(f"{at}/physical_package_id"), _text_of(f"{at}/core_id")) for at in topologies}
     return len(cores - {("", "")})
+
+
+@functools.cache
+def physical_memory() -> int:
+    """Bytes of memory of the machine; 4 GiB where it cannot be told."""
+    ask: Callable[[str], int] | None = getattr(os, "sysconf", None)
+    if ask is None:
+        return 4 << 30
+    try:
+        return ask("SC_PHYS_PAGES") * ask("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 << 30
 
 
 def inner_threads(workers: int) -> int:

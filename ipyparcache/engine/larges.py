@@ -6,14 +6,12 @@ which reads at memory speed, and a handle is sent instead of the data.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
-from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.cpus import cpu_count, physical_memory
 from ipyparcache.engine.transport import Shared
 
 PARALLEL_FROM = 32 << 20  # a buffer of this size is written and hashed by several threads
@@ -82,7 +80,7 @@ class Larges:
     """The shared copies of this process; `limit` bounds their bytes, least recently used go first."""
 
     def __init__(self, limit: int | None = None):
-        self.limit = limit if limit is not None else _quarter_of_memory()
+        self.limit = limit if limit is not None else physical_memory() // 4
         self._lock = threading.RLock()
         self._by_key: dict[tuple[int, int, int], Large] = {}
         self._owners: dict[int, weakref.finalize[Any, Any]] = {}
@@ -139,13 +137,3 @@ class Larges:
         """Bytes kept for the next call."""
         with self._lock:
             return sum({id(large): large.size for large in self._by_key.values()}.values())
-
-
-def _quarter_of_memory() -> int:
-    ask: Callable[[str], int] | None = getattr(os, "sysconf", None)
-    if ask is None:
-        return 1 << 30
-    try:
-        return ask("SC_PHYS_PAGES") * ask("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError):
-        return 1 << 30

@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ipyparcache.engine.cpus import physical_memory
 from ipyparcache.engine.transport import (
     CANCEL,
     Block,
@@ -38,7 +39,8 @@ IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
 GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
 LIFELINE = 9  # descriptor of the lifeline in a spawned worker
 STARTING = 30.0  # seconds in which a worker must have said hello
-KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm
+KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm in any case
+KEPT_SHARE = 64  # all workers together may keep this part of the machine's memory: new pages are slow
 KEPT_OUTPUT = 1 << 20  # bytes of output that were passed on already and may stay in memory
 
 
@@ -404,13 +406,16 @@ class Pool:
                     continue
                 if worker.outstanding or worker.dirty:
                     self.stop_running(worker)
-                elif worker.used_areas and worker.block.held() > KEPT_MEMORY:
+                elif worker.used_areas and worker.block.held() > self._kept_memory():
                     worker.block.trim()
                     worker.used_areas = False
                 worker.leased_to = None
             lease.workers = []
             if any(worker.dirty for worker in self._workers.values()):
                 self._watch_stragglers()
+
+    def _kept_memory(self) -> int:
+        return max(KEPT_MEMORY, physical_memory() // KEPT_SHARE // max(len(self._workers), 1))
 
     def stop_running(self, worker: WorkerHandle) -> None:
         """Drop what a worker was sent and has not begun, and ask it to stop behind the task that it runs.

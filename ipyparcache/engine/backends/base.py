@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 import warnings
@@ -315,14 +316,20 @@ class LokyBackend(EngineBackend):
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many workers a value of `n_jobs` stands for; 1 inside of a daemonic process."""
         count = to_count(1 if n_jobs is None else n_jobs)
-        if count > 1 and is_daemonic():
-            culprit = "distributed.worker.daemon" if inside_dask_worker() else "a daemonic process"
-            warnings.warn(
-                f"Loky-backed parallel loops cannot be called from inside of {culprit}, setting n_jobs=1",
-                stacklevel=3,
-            )
+        if count == 1:
             return 1
-        return count
+        reason = None
+        if is_daemonic():
+            culprit = "distributed.worker.daemon" if inside_dask_worker() else "a daemonic process"
+            reason = f"from inside of {culprit}"
+        elif are_processes_unwanted():
+            reason = "with JOBLIB_MULTIPROCESSING=0"
+        if reason is None:
+            return count
+        warnings.warn(
+            f"Loky-backed parallel loops cannot be called {reason}, setting n_jobs=1", stacklevel=3
+        )
+        return 1
 
     known_arguments = frozenset({"initializer", "initargs", "idle_worker_timeout"})
 
@@ -363,6 +370,11 @@ def is_daemonic() -> bool:
     return multiprocessing is not None and bool(multiprocessing.current_process().daemon)
 
 
+def are_processes_unwanted() -> bool:
+    """Whether the user switched processes off, as joblib's users do."""
+    return os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0"
+
+
 def inside_dask_worker() -> bool:
     """Whether this process is a worker of dask: its setting `distributed.worker.daemon` makes it daemonic."""
     distributed = sys.modules.get("distributed")
@@ -393,7 +405,11 @@ def to_count(n_jobs: Any) -> int:
 
 
 def _multiprocessing_backend(**kwargs: Any) -> ParallelBackendBase:
-    from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
+    try:
+        from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
+    except ImportError:  # Python was built without `_multiprocessing`
+        warnings.warn("this system has no multiprocessing: tasks run on threads", UserWarning, stacklevel=5)
+        return ThreadingBackend(kwargs.get("nesting_level"))
 
     for name, factory in BACKENDS.items():
         if factory is _multiprocessing_backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -67,6 +68,18 @@ def _run(
     local_task.index = None
     local_task.sink = None
     report(Ran(batch, position, values, failed, times, 0, True))
+
+
+@functools.cache
+def can_have_threads() -> bool:
+    """Whether this system lets a thread start; Pyodide does not."""
+    try:
+        thread = threading.Thread(target=int, daemon=True)
+        thread.start()
+    except RuntimeError:
+        return False
+    thread.join()
+    return True
 
 
 class ThreadCrew(Crew):

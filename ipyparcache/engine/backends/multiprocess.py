@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _multiprocessing as _multiprocessing  # where Python was built without it, this fails and not a pool
 import gc
 import multiprocessing
 import os
@@ -14,7 +15,13 @@ from typing import Any
 
 from ipyparcache import pickling
 from ipyparcache.engine import filebacked, worker
-from ipyparcache.engine.backends.base import AutoBatchingMixin, ParallelBackendBase, is_daemonic, to_count
+from ipyparcache.engine.backends.base import (
+    AutoBatchingMixin,
+    ParallelBackendBase,
+    are_processes_unwanted,
+    is_daemonic,
+    to_count,
+)
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
@@ -91,7 +98,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             reason = "inside of a worker process"
         elif not (self.in_main_thread() or (self.nesting_level or 0) == 0):
             reason = "inside of a task on threads"
-        elif os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0":
+        elif are_processes_unwanted():
             reason = "with JOBLIB_MULTIPROCESSING=0"
         if reason is None:
             return count
