@@ -361,11 +361,18 @@ class Parallel(Logger):
 
     @staticmethod
     def _possible(chosen: ParallelBackendBase, level: int) -> ParallelBackendBase:
-        """The backend, or threads where processes cannot be had."""
-        if isinstance(chosen, EngineBackend) and chosen.crew == "processes" and not can_have_processes():
-            warnings.warn(
-                "this system has no worker processes: tasks run on threads", UserWarning, stacklevel=5
-            )
+        """The backend, or threads where processes cannot be had, or none of both."""
+        if not isinstance(chosen, EngineBackend) or chosen.crew == "sequential":
+            return chosen
+        if chosen.crew == "processes" and can_have_processes():
+            return chosen
+        from ipyparcache.engine.backends.inprocess import can_have_threads
+
+        if not can_have_threads():
+            _warn_once("this system has neither worker processes nor threads: tasks run one by one")
+            return SequentialBackend(nesting_level=level)
+        if chosen.crew == "processes":
+            _warn_once("this system has no worker processes: tasks run on threads")
             return ThreadingBackend(nesting_level=level)
         return chosen
 
@@ -831,6 +838,11 @@ class Parallel(Logger):
                 following += len(values)
                 while values:
                     yield values.popleft()  # not kept: the consumer decides how long a result lives
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=6)
 
 
 def _warn_of_waste(unused: int, cancelled: int) -> None:

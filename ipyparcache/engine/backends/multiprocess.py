@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _multiprocessing as _multiprocessing  # where Python was built without it, this fails and not a pool
 import gc
 import multiprocessing
+import multiprocessing.synchronize  # fails where Python was built without what pools need
 import os
 import pickle
 import threading
