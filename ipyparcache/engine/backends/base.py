@@ -326,9 +326,7 @@ class LokyBackend(EngineBackend):
             reason = "with JOBLIB_MULTIPROCESSING=0"
         if reason is None:
             return count
-        warnings.warn(
-            f"Loky-backed parallel loops cannot be called {reason}, setting n_jobs=1", stacklevel=3
-        )
+        warnings.warn(f"Loky-backed parallel loops cannot be called {reason}, setting n_jobs=1", stacklevel=3)
         return 1
 
     known_arguments = frozenset({"initializer", "initargs", "idle_worker_timeout"})
