@@ -53,6 +53,16 @@ REPLAYED_METHODS = frozenset(
 )
 
 
+#: Methods of a progress bar, by which a loop tells what it is at; a loop over the bar may call them.
+PROGRESS_METHODS = frozenset(
+    {"set_postfix", "set_postfix_str", "set_description", "set_description_str", "refresh"}
+)
+
+
+#: Functions that may be asked about a carried value, as they neither change nor keep it.
+ASKING_FUNCTIONS = frozenset({"len", "abs", "round", "int", "float", "str", "bool"})
+
+
 #: Those that copy what they are given, so that a later change of the operand must not reach the target.
 COPYING_METHODS = frozenset({"extend", "update", "extendleft", "subtract", "writelines", "writerows"})
 
@@ -102,8 +112,12 @@ def changed_roots(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     match node:
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr=method)) as call) if method in REPLAYED_METHODS:
             yield from _owner_of(call)
-        case ast.Call(func=ast.Attribute(attr=method)) if method in TAKING_METHODS:
+        case ast.Call(func=ast.Attribute(attr=method)) if method in TAKING_METHODS or _in_place(node):
             yield from _owner_of(node)
+        case ast.Call(func=ast.Name(id="next"), args=[taken, *_]):
+            path = path_of(taken)
+            if path is not None:
+                yield path.root, node
         case ast.Subscript() | ast.Attribute() if not isinstance(node.ctx, ast.Load):
             path = path_of(node)
             if path is not None:
@@ -112,6 +126,14 @@ def changed_roots(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             path = path_of(value)
             if path is not None:
                 yield path.root, value
+
+
+def _in_place(call: ast.Call) -> bool:
+    """`df.drop(columns=c, inplace=True)`."""
+    return any(
+        k.arg == "inplace" and isinstance(k.value, ast.Constant) and k.value.value is True
+        for k in call.keywords
+    )
 
 
 def _owner_of(call: ast.Call) -> Iterator[tuple[str, ast.AST]]:
@@ -176,10 +198,12 @@ def _collected_call(statement: ast.stmt, bound: set[str], carried: set[str]) -> 
     """`out.append(e)`, `d[k].add(e)`, `d.setdefault(k, []).append(e)`, `state.losses.extend(e)`."""
     match statement:
         case ast.Expr(
-            value=ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=keywords)
+            value=ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=keywords) as call
         ):
             path = path_of(owner)
-            if path is None or path.root in bound or method not in REPLAYED_METHODS:
+            if path is None or path.root in bound:
+                return None
+            if method not in REPLAYED_METHODS | PROGRESS_METHODS and not _in_place(call):
                 return None
             if any(isinstance(a, ast.Starred) for a in args) or any(k.arg is None for k in keywords):
                 return None
@@ -384,6 +408,10 @@ def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
                 inner = _fold_holes(left, name)
                 return None if inner is None else [*inner, right]
             return None
+        case ast.BoolOp(values=[first, second]):
+            if is_name(first) and not mentions(second) and _is_harmless(second):
+                return [second]
+            return [first] if is_name(second) and not mentions(first) else None
         case ast.Call(func=func, args=args, keywords=keywords) if ast.unparse(func) in FOLDING_FUNCTIONS:
             flat = [e for a in args for e in (a.elts if isinstance(a, ast.List | ast.Tuple) else [a])]
             if sum(map(is_name, flat)) != 1 or any(k.arg is None for k in keywords):
@@ -397,6 +425,15 @@ def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
                 return None
             return list(args)
     return None
+
+
+def _is_harmless(node: ast.expr) -> bool:
+    """Whether a test can be made although the serial loop would not make it: no call, nothing looked up."""
+    allowed = (
+        *(ast.Name, ast.Constant, ast.Compare, ast.UnaryOp, ast.BinOp, ast.BoolOp),
+        *(ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
+    )
+    return all(isinstance(part, allowed) for part in ast.walk(node))
 
 
 def _reads_own_key(value: ast.expr, target: ast.expr, root: str) -> bool:
@@ -459,6 +496,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
     def mentions(node: ast.AST) -> bool:
         return any(isinstance(n, ast.Name) and n.id in ours for n in ast.walk(node))
 
+    certain = list(_certain(statement.test))
+
     def expr(node: ast.expr) -> bool:
         if isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id in ours):
             return True
@@ -468,11 +507,17 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
             return True
         if not mentions(node):
             if isinstance(node, ast.Call):
+                asked = _asks(node) and ast.dump(node) in map(ast.dump, certain)
+                if asked or any(node is each for each in certain):
+                    holes.append(node)
+                    return True
                 return False
             if _is_simple(node):
                 holes.append(node)
                 return True
         match node:
+            case ast.Call(args=[asked_of]) if _asks(node):
+                return expr(asked_of)
             case ast.Compare(left=left, comparators=comparators):
                 return expr(left) and all(map(expr, comparators))
             case ast.BoolOp(values=values):
@@ -517,6 +562,29 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
         return all(map(expr, path.holes))
 
     return stmt(statement)
+
+
+def _asks(call: ast.Call) -> bool:
+    return (
+        isinstance(call.func, ast.Name)
+        and call.func.id in ASKING_FUNCTIONS
+        and len(call.args) == 1
+        and not call.keywords
+    )
+
+
+def _certain(test: ast.expr) -> Iterator[ast.expr]:
+    """The parts of a test that are evaluated whatever the others are."""
+    yield test
+    match test:
+        case ast.Compare(left=left, comparators=[right, *_]):
+            yield from _certain(left)
+            yield from _certain(right)
+        case ast.BoolOp(values=[first, *_]) | ast.UnaryOp(operand=first):
+            yield from _certain(first)
+        case ast.BinOp(left=left, right=right):
+            yield from _certain(left)
+            yield from _certain(right)
 
 
 def _is_simple(node: ast.expr) -> bool:

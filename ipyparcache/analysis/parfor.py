@@ -17,7 +17,14 @@ from dataclasses import dataclass, field, replace
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, plainer, replaced
 from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names, parameters_of
-from ipyparcache.analysis.forms import RECOGNISED, Found, changed_roots, path_of, template_nodes
+from ipyparcache.analysis.forms import (
+    PROGRESS_METHODS,
+    RECOGNISED,
+    Found,
+    changed_roots,
+    path_of,
+    template_nodes,
+)
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
     blocks_of,
@@ -91,6 +98,13 @@ CONSUMERS = frozenset(
 )
 
 
+#: Methods and functions that write the file named by their first argument.
+WRITING_METHODS = frozenset(
+    {"savefig", "to_csv", "to_parquet", "to_pickle", "to_excel", "to_json", "to_feather", "tofile"}
+    | {"save", "savetxt", "savez", "savez_compressed"}
+)
+
+
 @dataclass(frozen=True)
 class Helper:
     """What a call of a notebook function may do to the notebook's names.
@@ -107,6 +121,8 @@ class Helper:
         Names whose objects it, or a notebook function it calls, visibly changes in place.
     dynamic
         The call by which it may read or write any name, else None.
+    file
+        A file that every call writes, as the path is written, else None.
     """
 
     reads: frozenset[str] = frozenset()
@@ -114,6 +130,7 @@ class Helper:
     changes: frozenset[int] = frozenset()
     mutates: frozenset[str] = frozenset()
     dynamic: str | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -288,16 +305,54 @@ def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: 
         ),
         None,
     )
+    file = written_file(node)
     for name in list(reads):
         other = facts.helpers.get(name)
         if other is not None:
+            file = file or other.file
             reads |= other.reads
             writes |= other.writes
             mutates |= other.mutates
             dynamic = dynamic or other.dynamic
-    return Helper(
-        frozenset(reads), frozenset(writes), frozenset(changed_parameters(node)), frozenset(mutates), dynamic
+    changes = frozenset(changed_parameters(node))
+    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file)
+
+
+def written_file(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str | None:
+    """A file that every call of a function writes, as the path is written there."""
+    if isinstance(node, ast.Lambda):
+        return None
+    own = set(parameters_of(node.args)) | {n for part in node.body for n in bound_names(part)}
+    own |= comprehension_names(node.body)
+    for part in own_nodes(node.body):
+        path = written_path(part) if isinstance(part, ast.Call) else None
+        if path is not None and is_fixed(path, own):
+            return ast.unparse(path)
+    return None
+
+
+def is_fixed(path: ast.expr, private: set[str]) -> bool:
+    """Whether a path is made of what does not change from one iteration, or call, to the next."""
+    return not any(
+        isinstance(part, ast.Call) or (isinstance(part, ast.Name) and part.id in private)
+        for part in ast.walk(path)
     )
+
+
+def written_path(call: ast.Call) -> ast.expr | None:
+    """The path of a file that a call writes, where it is seen to write one by a path written out."""
+    match call:
+        case ast.Call(func=ast.Name(id="open"), args=[path, *rest], keywords=keywords):
+            mode = rest[0] if rest else next((k.value for k in keywords if k.arg == "mode"), None)
+            if (
+                isinstance(mode, ast.Constant)
+                and isinstance(mode.value, str)
+                and set(mode.value) & set("wax+")
+            ):
+                return path
+        case ast.Call(func=ast.Attribute(attr=method), args=[path, *_]) if method in WRITING_METHODS:
+            return path if isinstance(path, ast.Constant | ast.JoinedStr) else None
+    return None
 
 
 def changed_globals(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
@@ -433,6 +488,7 @@ class _Classifier:
         flow = Flow(self._helper_reads, self._holes_of)
         flow.run(self.body, (*self.targets, ITEM))
         self._check(flow, bound)
+        self._check_files(set(flow.bound) | set(self.targets) | comprehension_names(self.body))
         return self._build(flow)
 
     # what cannot run on a worker at all
@@ -640,6 +696,8 @@ class _Classifier:
                     if isinstance(place, ast.Call) and (_is_stream(place) or _is_function_of(place)):
                         continue
                     raise _Refused(refusals.ModuleChanged(line, root))
+                if isinstance(place, ast.Call) and isinstance(place.func, ast.Name):
+                    raise _Refused(refusals.TakenByNext(line, root))
                 if isinstance(place, ast.Call) and isinstance(place.func, ast.Attribute):
                     raise _Refused(refusals.MutatorResult(line, root, place.func.attr))
                 read = next(
@@ -657,6 +715,18 @@ class _Classifier:
                         raise _Refused(
                             refusals.ChangedByCall(line_of(node, self.line), path.root, node.func.id)
                         )
+
+    def _check_files(self, private: set[str]) -> None:
+        """Files that every iteration writes: their lines would come in any order, or the wrong one last."""
+        for node in own_nodes(self.body):
+            if not isinstance(node, ast.Call):
+                continue
+            path = written_path(node)
+            if path is not None and is_fixed(path, private):
+                raise _Refused(refusals.SameFile(node.lineno, None, ast.unparse(path)))
+            helper = self.facts.helpers.get(node.func.id) if isinstance(node.func, ast.Name) else None
+            if helper is not None and helper.file is not None:
+                raise _Refused(refusals.SameFile(node.lineno, None, helper.file))
 
     def _aliases(self, private: set[str]) -> dict[str, tuple[str, int] | None]:
         """Body names that only ever stand for (a part of) one outer object, with its name and the line."""
@@ -717,6 +787,8 @@ class _Classifier:
             return True
         for found in self.found.values():
             if name not in found.roots:
+                continue
+            if found.method in PROGRESS_METHODS:
                 continue
             if found.method not in ("item", "augmented", "own"):
                 return False

@@ -321,6 +321,57 @@ class SharedWithResult(Refusal):
 
 
 @dataclass(frozen=True)
+class TakenByNext(Refusal):
+    """An iterator from outside is advanced: what it gives depends on how often it was asked before."""
+
+    SAYS = "`next({variable})` takes what the iterations before have left over"
+    INSTEAD = "Let the loop itself draw it: `for …, value in zip(…, {variable}):`."
+
+
+@dataclass(frozen=True)
+class SameFile(Refusal):
+    """A file that every iteration writes."""
+
+    path: str = ""
+
+    SAYS = "every iteration writes the file {path}, and on workers not in their order"
+    INSTEAD = (
+        "Collect what belongs into it (`lines.append(...)`) and write it once behind the loop, or put the "
+        "iteration into the file's name."
+    )
+
+
+@dataclass(frozen=True)
+class SharedGenerator(Refusal):
+    """A random generator from outside, from which every iteration would draw on."""
+
+    SAYS = "`{variable}` is a random generator: what it gives depends on what was drawn from it before"
+    INSTEAD = (
+        "Give each iteration a generator of its own in the body (`rng = np.random.default_rng([1, i])`), or "
+        "draw before the loop and iterate over what was drawn."
+    )
+
+
+@dataclass(frozen=True)
+class SharedGroups(Refusal):
+    """The groups of `itertools.groupby`, which end when the next one is asked for."""
+
+    SAYS = "the groups of `itertools.groupby` share one iterator, and each ends when the next one begins"
+    INSTEAD = "Iterate over `[(key, list(group)) for key, group in groupby(…)]`, made before the loop."
+
+
+@dataclass(frozen=True)
+class DrawsOn(Refusal):
+    """Drawing into the current figure of pyplot, which all iterations would share."""
+
+    SAYS = "`{variable}` draws into the current figure, which all iterations share"
+    INSTEAD = (
+        "Begin every iteration's own figure (`plt.figure()` or `fig, ax = plt.subplots()`), or collect here "
+        "what is to be drawn and draw it in a cell without %%parallel."
+    )
+
+
+@dataclass(frozen=True)
 class SharedWithElement(Refusal):
     """What the loop changes is reached through what it iterates over."""
 

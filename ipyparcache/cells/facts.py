@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipyparcache.analysis.parfor import Facts, Helper, changed_globals, changed_parameters
+from ipyparcache.analysis.parfor import Facts, Helper, changed_globals, changed_parameters, written_file
 from ipyparcache.cells.travel import globals_of, globals_written_by
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})
@@ -49,6 +49,7 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
     writes: set[str] = set()
     mutates: set[str] = set()
     dynamic: str | None = None
+    file: str | None = None
     seen: set[str] = set()
     waiting = [function]
     while waiting:
@@ -58,6 +59,7 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
             n for n in _changes_of(current).globals if not isinstance(namespace.get(n), types.ModuleType)
         }
         writes |= globals_written_by(current.__code__)
+        file = file or _changes_of(current).file
         reads |= names
         found = names & _DYNAMIC
         dynamic = dynamic or next((n for n in found if n not in namespace), None)
@@ -67,15 +69,16 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
             if other is not None and other.__globals__ is namespace:
                 waiting.append(other)
     changes = _changes_of(function).parameters
-    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic)
+    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file)
 
 
 @dataclass(frozen=True)
 class _Changes:
-    """What a function visibly changes in place: positions of parameters, names of globals."""
+    """What a function visibly changes: positions of parameters, names of globals, a file."""
 
     parameters: frozenset[int] = frozenset()
     globals: frozenset[str] = frozenset()
+    file: str | None = None
 
 
 _known: dict[types.CodeType, _Changes] = {}
@@ -101,4 +104,4 @@ def _read_changes(function: types.FunctionType) -> _Changes:
         return _Changes()
     # A free name of the source may be a variable of an enclosing function: only globals count.
     changed = changed_globals(node) & globals_of(function.__code__)
-    return _Changes(frozenset(changed_parameters(node)), frozenset(changed))
+    return _Changes(frozenset(changed_parameters(node)), frozenset(changed), written_file(node))

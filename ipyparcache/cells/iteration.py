@@ -10,10 +10,8 @@ import marshal
 import os
 import pickle
 import sys
-import threading
 import time
 import types
-import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +21,13 @@ from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, OURS
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
+from ipyparcache.cells.showing import AGAIN, RECORD, Showing, emit_event
 from ipyparcache.cells.travel import ATOMS, MAIN
 from ipyparcache.engine.surroundings import Surroundings
 
 FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record is sent at once
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
 CHECK_SHARE = 0.02  # of the time of an iteration that looking for changes may cost, to be done after each
-
-#: Kinds of events that a chunk emits while it runs.
-RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE = range(8)
 
 Traceback = list[tuple[str, str, int]]
 
@@ -66,6 +62,8 @@ class Body:
         Numbers of the objects that may change for that reason.
     safe
         Numbers of the sites whose replay cannot raise.
+    figures_open
+        Whether the kernel has figures open, which the body could draw into.
     """
 
     code: types.CodeType
@@ -82,6 +80,7 @@ class Body:
     own_rows: tuple[tuple[str, int, bool], ...]
     exempt: frozenset[int]
     safe: frozenset[int]
+    figures_open: bool
     parcel: bytes
     buffers: tuple[Any, ...]
 
@@ -235,11 +234,13 @@ class _Run:
         self.known: dict[int, travel.Key] = {
             id(obj): ("b", number) for number, obj in self.arrived.objects.items()
         }
+        self._bases = self._bases_of_parcel = travel.bases_of(self.arrived.objects.values())
         self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
         self.random = RandomStreams(body.seed) if body.seed is not None else None
         self.patches = [patch for patch in self.arrived.patches if _differs(*patch)]
         if body.token:
             holding.begin(body.token)
+        self.showing = Showing(self._sendable, self.patches, figures_open=body.figures_open)
         self._hide()
         self._before = {
             number: state
@@ -315,12 +316,9 @@ class _Run:
         assert isinstance(elements, Sequence | range)
         before = sys.modules.get(MAIN)
         sys.modules[MAIN] = self.arrived.module
-        watch = _Surroundings(self)
-        watch.begin()
+        self.showing.begin()
         checked = first
         self._flushed = result.started
-        _active.run = self
-        self._draws_figures = "matplotlib.pyplot" in sys.modules
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
         self._raised: BaseException | None = None
         self._refers = False
@@ -352,7 +350,7 @@ class _Run:
                 else:
                     failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
                 for _ in range(self.body.retries if failed else 0):
-                    _emit(AGAIN, number)
+                    emit_event(AGAIN, number)
                     self._forget(number, result)
                     failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
                     if not failed:
@@ -372,8 +370,7 @@ class _Run:
         finally:
             if seen is not None:
                 seen.__exit__(None, None, None)
-            _active.run = None
-            watch.end()
+            self.showing.end()
             if self.random is not None:
                 self.random.end()
             if before is not None:
@@ -403,7 +400,7 @@ class _Run:
         except BaseException as error:
             self._raised = error
             return False
-        if self._draws_figures and sys.modules["matplotlib.pyplot"].get_fignums():
+        if self.showing.draws and self.showing.open_figures():
             return False
         for entry in log:
             for part in entry:
@@ -447,6 +444,7 @@ class _Run:
                 element, objects = travel.unpack_element(data, buffers, self.arrived)
                 self._note_late()
                 states = {n: s for n, o in objects.items() if (s := self._state(o)) != ("constant",)}
+                self._bases = self._bases_of_parcel | travel.bases_of(objects.values())
             if self.random is not None:
                 self.random.begin(number)
             namespace[ITEM] = element
@@ -474,8 +472,11 @@ class _Run:
     ) -> bool:
         """Record what the iteration left that has just run; whether it raised."""
         namespace, log = self.namespace, self.log
-        if "matplotlib.pyplot" in sys.modules and failure is None:
-            _send_figures(FIGURE)
+        if failure is None and "matplotlib.pyplot" in sys.modules:
+            self.showing.end_figures()
+        if self.showing.drew_on:
+            self.showing.drew_on = False
+            result.lost.append((number, number, None, "the current figure of pyplot"))
         value = namespace.pop(VALUE, None) if self.body.yields else None
         namespace.pop(ITEM, None)
         for site, container, key, before in rows:
@@ -574,6 +575,7 @@ class _Run:
         kind = travel.ReturnerOfObjects if objects or self.with_objects else travel.Returner
         pickler = kind(file, self.arrived, known, self.is_local, buffers)
         pickler.by_names = self.body.by_names
+        pickler.bases = self._bases
         return pickler, file, buffers
 
     def _pickled(self, value: object, known: dict[int, travel.Key], objects: bool) -> tuple[bytes, list[Any]]:
@@ -581,6 +583,11 @@ class _Run:
         pickler.dump(value)
         self._refers = self._refers or pickler.refers
         return file.getvalue(), list(buffers)
+
+    def _sendable(self, value: object, whole: bool) -> tuple[bytes, list[bytes]]:
+        """A value that an event carries; `whole` where it may hold objects of the kernel."""
+        data, buffers = self._pickled(value, self.known, whole and bool(self.arrived.objects))
+        return data, [bytes(b.raw()) for b in buffers]
 
     def _flush(self, result: ChunkResult, *, emit: bool) -> None:
         """Send the plain iterations that have gathered."""
@@ -594,10 +601,8 @@ class _Run:
         number, data, buffers = record
         size = len(data) + sum(buffer.raw().nbytes for buffer in buffers)
         if emit and size < LARGE and not result.records:
-            from ipyparcache.engine.worker import emit as emit_event
-
             inband = [bytes(buffer.raw()) for buffer in buffers]
-            emit_event(pickle.dumps((RECORD, number, data, inband), 5))
+            emit_event(RECORD, number, data, inband)
             self._flushed = time.monotonic()
             return
         result.records.append(record)
@@ -670,144 +675,6 @@ class _Run:
             else:
                 found[library] = module.get_rng_state().numpy().tobytes()
         return found
-
-
-class _Surroundings:
-    """Warnings, log records and displays of a chunk, caught to be shown in the kernel."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.thread = threading.get_ident()
-
-    def begin(self) -> None:
-        """Catch from now on."""
-        import builtins
-        import logging
-
-        self._plain_attributes = []
-        for name, attribute, value in self.run.patches:
-            module = sys.modules[name]
-            self._plain_attributes.append((module, attribute, getattr(module, attribute, None)))
-            setattr(module, attribute, value)
-
-        self._showwarning = warnings.showwarning
-        warnings.showwarning = self._warn
-        self._filters = list(warnings.filters)
-        # "Once" is decided in the kernel, which sees all iterations.
-        warnings.filters[:] = [  # type: ignore[index]
-            ("always", *entry[1:]) if entry[0] in ("default", "once", "module") else entry
-            for entry in self._filters
-        ]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-        self._default = warnings.defaultaction  # type: ignore[attr-defined]
-        self._plain_show = _catch_show()
-        self._handler = _Handler()
-        self._root_handlers = list(logging.root.handlers)
-        logging.root.handlers[:] = [self._handler]
-        self._display = getattr(builtins, "display", None)
-        if self._display is None:
-            builtins.display = display  # type: ignore[attr-defined]
-
-    def end(self) -> None:
-        """Leave the process as it was."""
-        import builtins
-        import logging
-
-        for module, attribute, value in self._plain_attributes:
-            setattr(module, attribute, value)
-        if self._plain_show is not None:
-            sys.modules["matplotlib.pyplot"].show = self._plain_show  # type: ignore[attr-defined]
-        warnings.showwarning = self._showwarning
-        warnings.filters[:] = self._filters  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-        logging.root.handlers[:] = self._root_handlers
-        if self._display is None:
-            del builtins.display  # type: ignore[attr-defined]
-
-    def _warn(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: str | None = None,
-    ) -> None:
-        if file is not None:
-            self._showwarning(message, category, filename, lineno, file, line)
-            return
-        payload = self.run._pickled((message, category), self.run.known, False)
-        _emit(WARNING, (payload[0], [bytes(b.raw()) for b in payload[1]], filename, lineno))
-
-
-def _handler_class() -> Any:
-    import logging
-
-    class Handler(logging.Handler):
-        """Sends log records to the kernel."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            facts = dict(record.__dict__)
-            facts["msg"], facts["args"] = record.getMessage(), None
-            if record.exc_info:
-                facts["exc_text"] = logging.Formatter().formatException(record.exc_info)
-                facts["exc_info"] = None
-            plain = {name: value for name, value in facts.items() if type(value) in ATOMS}
-            _emit(LOGGED, plain)
-
-    return Handler
-
-
-def _Handler() -> Any:
-    return _handler_class()()
-
-
-_active = threading.local()
-
-
-def _emit(kind: int, payload: object) -> None:
-    from ipyparcache.engine.worker import emit
-
-    emit(pickle.dumps((kind, payload), 5))
-
-
-def display(*objects: object, **options: object) -> None:
-    """Stands on a worker for IPython's `display`: the kernel shows the objects."""
-    run: _Run | None = getattr(_active, "run", None)
-    if run is None:
-        raise RuntimeError("display() was called outside of an iteration")
-    data, buffers = run._pickled((objects, options), run.known, bool(run.arrived.objects))
-    _emit(DISPLAY, (data, [bytes(b.raw()) for b in buffers]))
-
-
-def _catch_show() -> Any:
-    """Let `plt.show` show the figures in the kernel, if pyplot is loaded; the plain function."""
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is None:
-        return None
-    plain = pyplot.show
-    pyplot.show = lambda *_, **__: _send_figures(DISPLAY)  # type: ignore[attr-defined]
-    return plain
-
-
-def _send_figures(kind: int) -> None:
-    """Send the open figures to the kernel and close them.
-
-    As the notebook's backend does when it shows them.
-    """
-    pyplot: Any = sys.modules["matplotlib.pyplot"]
-    run: _Run | None = getattr(_active, "run", None)
-    for number in pyplot.get_fignums() if run is not None else ():
-        figure = pyplot.figure(number)
-        # Closed first: an open figure would open again where it arrives.
-        pyplot.close(figure)
-        data, buffers = run._pickled(((figure,), {}), run.known, False)  # type: ignore[union-attr]
-        _emit(kind, (data, [bytes(b.raw()) for b in buffers]))
-
-
-def worker_display() -> Callable[..., None]:
-    """What IPython's `display` is on a worker."""
-    return display
 
 
 def _differs(name: str, attribute: str, value: object) -> bool:
@@ -992,4 +859,4 @@ def is_plain_sequence(items: Iterable[object]) -> bool:
     return True
 
 
-__all__ = ["Body", "ChunkResult", "Failure", "Packed", "Task", "display", "is_plain_sequence"]
+__all__ = ["Body", "ChunkResult", "Failure", "Packed", "Task", "is_plain_sequence"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import gc
+import itertools
+import random
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,8 +14,9 @@ from typing import Any
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import Site
+from ipyparcache.analysis.forms import PROGRESS_METHODS
 from ipyparcache.analysis.parfor import Facts, Parfor
-from ipyparcache.cells import iteration, travel
+from ipyparcache.cells import showing, travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.plans import refused
@@ -33,7 +36,9 @@ class Launch:
     def writes_items_only(self, name: str) -> bool:
         """Whether the loop changes no more of an object than items that are there."""
         return all(
-            site.method in ("item", "augmented", "own") for site in self.parfor.sites if name in site.roots
+            site.method in {"item", "augmented", "own", *PROGRESS_METHODS}
+            for site in self.parfor.sites
+            if name in site.roots
         )
 
     def check_guards(self) -> None:
@@ -41,6 +46,28 @@ class Launch:
         for site in self.parfor.sites:
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def check_generators(self) -> None:
+        """A random generator that the body names would be drawn from by every iteration."""
+        for node in ast.walk(self.parfor.body):
+            if not (isinstance(node, ast.Name) and node.id in self.parfor.reads):
+                continue
+            if is_generator(self.namespace.get(node.id)):
+                raise refused(refusals.SharedGenerator(node.lineno, node.id))
+
+    def check_drawing(self) -> None:
+        """A body that draws by pyplot must make, or show, figures of its own."""
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        names = {name for name, value in self.namespace.items() if value is pyplot} if pyplot else set()
+        asked = {attribute for name, attribute in self.parfor.attributes if name in names}
+        drawing = asked & vars(pyplot).keys() - _FIGURES - _NO_DRAWING if pyplot is not None else set()
+        if not drawing or asked & _FIGURES:
+            return
+        for node in ast.walk(self.parfor.body):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+                continue
+            if node.attr in drawing and node.value.id in names:
+                raise refused(refusals.DrawsOn(node.lineno, f"{node.value.id}.{node.attr}"))
 
     def safe_sites(self) -> frozenset[int]:
         """Numbers of the sites whose replay certainly succeeds."""
@@ -94,6 +121,8 @@ class Launch:
         Returns whether drawing from it may run code of the notebook.
         """
         kind = type(source)
+        if kind is itertools.groupby:
+            raise refused(refusals.SharedGroups(self.parfor.line))
         may_run = kind in _MAY_RUN_USER_CODE or kind.__module__ in (travel.MAIN, "itertools")
         code = getattr(source, "gi_code", None)
         frame = getattr(source, "gi_frame", None)
@@ -187,7 +216,7 @@ class Launch:
         function = getattr(module, "display", None)
         if function is None:
             return {}
-        return {id(function): (iteration.worker_display, ())}
+        return {id(function): (showing.worker_display, ())}
 
 
 class LocalModules:
@@ -230,6 +259,44 @@ def _leads_to(value: object, target: object) -> bool:
         and all(isinstance(v, numpy.ndarray) for v in (value, target))
         and bool(numpy.may_share_memory(value, target))
     )
+
+
+def is_generator(value: object) -> bool:
+    """Whether a value is a random generator, or what such are made from."""
+    if isinstance(value, random.Random):
+        return True
+    module, name = type(value).__module__, type(value).__name__
+    if module.startswith("numpy.random"):
+        return name in _GENERATORS
+    return (module, name) == ("torch", "Generator")
+
+
+def figures_open() -> bool:
+    """Whether pyplot has open figures in this process."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return pyplot is not None and bool(pyplot.get_fignums())
+
+
+#: Functions of pyplot that make a figure, or end it.
+_FIGURES = frozenset({"figure", "subplots", "subplot_mosaic", "show", "close"})
+#: Those that draw nothing.
+_NO_DRAWING = frozenset(
+    {
+        "style",
+        "rcParams",
+        "rc",
+        "rc_context",
+        "get_cmap",
+        "cm",
+        "colormaps",
+        "cycler",
+        "ion",
+        "ioff",
+        "Normalize",
+    }
+    | {"Figure", "Axes", "Circle", "Rectangle", "Polygon", "Line2D", "get_fignums", "colorbar", "setp", "np"}
+)
+_GENERATORS = frozenset({"Generator", "RandomState", "SeedSequence"})
 
 
 def seeded_libraries() -> tuple[str, ...]:

@@ -22,12 +22,20 @@ from typing import Any, Literal
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
-from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells import iteration, showing, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
-from ipyparcache.cells.launch import Launch, LocalModules, keeps_references, reaches, seeded_libraries
+from ipyparcache.cells.launch import (
+    Launch,
+    LocalModules,
+    figures_open,
+    is_generator,
+    keeps_references,
+    reaches,
+    seeded_libraries,
+)
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
@@ -44,6 +52,7 @@ TARGET = 0.025  # seconds that a chunk should take: long against sending it, sho
 LARGEST = 4096  # iterations of a chunk
 FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
 ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
+SHOWN_LOST = 3  # names in the error of a change that was lost
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
 
@@ -173,6 +182,8 @@ class LoopRun:
         """
         parfor, namespace = self.parfor, self.namespace
         self.launch.check_guards()
+        self.launch.check_generators()
+        self.launch.check_drawing()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.local = LocalModules()
         self._pack(())
@@ -289,6 +300,7 @@ class LoopRun:
                 tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
                 self.exempt,
                 self.launch.safe_sites(),
+                figures_open(),
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )
@@ -645,13 +657,13 @@ class LoopRun:
             chunk.events.append((event.stream, event.data))
         elif isinstance(event, Emitted):
             kind, *rest = pickle.loads(event.payload)
-            if kind == iteration.RECORD:
+            if kind == showing.RECORD:
                 first, data, buffers = rest
                 chunk.records[first] = (data, buffers)
-            elif kind == iteration.TEXT:
+            elif kind == showing.TEXT:
                 stream, text = rest[0]
                 chunk.events.append((stream, text.encode("utf-8", "surrogatepass")))
-            elif kind == iteration.AGAIN:
+            elif kind == showing.AGAIN:
                 # A failed attempt: what it printed and left does not count.
                 chunk.events.clear()
                 chunk.records.pop(rest[0], None)
@@ -684,21 +696,21 @@ class LoopRun:
             chunk.shown = 0
 
     def _show_special(self, kind: int, payload: Any) -> None:
-        if kind == iteration.DISPLAY:
+        if kind == showing.DISPLAY:
             data, buffers = payload
             objects, options = self._load(data, buffers, {})
             self.host.display(objects, options)
-        elif kind == iteration.FIGURE:
+        elif kind == showing.FIGURE:
             data, buffers = payload
             self.report.figures.append(self._load(data, buffers, {})[0][0])
-        elif kind == iteration.SHOWN:
+        elif kind == showing.SHOWN:
             assert isinstance(self._running, ThreadTask)
             self.host.display(*self._running.shown.pop(payload))
-        elif kind == iteration.WARNING:
+        elif kind == showing.WARNING:
             data, buffers, file_name, line = payload
             message, category = self._load(data, buffers, {})
             _warn(message, category, file_name, line, self.namespace)
-        elif kind == iteration.LOGGED:
+        elif kind == showing.LOGGED:
             import logging
 
             logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
@@ -917,8 +929,13 @@ class LoopRun:
                 what.append(f"`{name}`" if name.replace(".", "").isidentifier() else name)
             else:
                 what.append(self._name_of(self.parcel.objects.get(number)))
-        shown = ", ".join(dict.fromkeys(what))
-        drawn = any("generator" in part for part in what) or "random" in shown
+        names = [part for part in what if not part.startswith(("something", "a "))] or what
+        names = list(dict.fromkeys(names))
+        shown = ", ".join(names[:SHOWN_LOST])
+        if len(names) > SHOWN_LOST:
+            shown += f" and {len(names) - SHOWN_LOST} more"
+        changed = [self.parcel.objects.get(entry[2]) for entry in result.lost if entry[2] is not None]
+        drawn = any("generator" in part for part in what) or any(map(is_generator, changed))
         advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
         return ChangeLost(self.parfor.line, shown, first, last, advice)
 
@@ -1002,8 +1019,8 @@ _DRAWN_ADVICE = (
     "`rng = np.random.default_rng([1, i])` in the body for others."
 )
 _LOST_ADVICE = (
-    "Return the new value from the iteration and collect it (`out.append(...)`, `out[key] = ...`), "
-    "or drop %%parallel from the cell."
+    "Work on a copy made in the body (`own = copy.deepcopy(...)`), or return the new value and collect it "
+    "(`out.append(...)`, `out[key] = ...`), or drop %%parallel from the cell."
 )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import pickle
 import sys
 import threading
 import time
@@ -19,9 +18,6 @@ from typing import Any
 from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, VALUE
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells.iteration import (
-    AGAIN,
-    SHOWN,
-    TEXT,
     ChunkResult,
     Failure,
     KeyOf,
@@ -34,8 +30,9 @@ from ipyparcache.cells.iteration import (
     traceback_rows,
     unmasked,
 )
+from ipyparcache.cells.showing import AGAIN, SHOWN, TEXT, emit_event
 from ipyparcache.cells.travel import ATOMS
-from ipyparcache.engine.worker import current_task, emit
+from ipyparcache.engine.worker import current_task
 
 #: Streams of the global generators belong to the process: with --seed, iterations take turns.
 _turn = threading.Lock()
@@ -83,7 +80,7 @@ class ThreadTask:
             begun = time.monotonic()
             for attempt in range(self.retries + 1):
                 if attempt:
-                    emit(pickle.dumps((AGAIN, number), 5))
+                    emit_event(AGAIN, number)
                 error = self._iteration(number, element, namespace, log, unbound)
                 if error is None:
                     break
@@ -158,7 +155,7 @@ class ThreadTask:
     def _display(self, *objects: object, **options: object) -> None:
         key = len(self.shown)
         self.shown[key] = objects, dict(options)
-        emit(pickle.dumps((SHOWN, key), 5))
+        emit_event(SHOWN, key)
 
 
 class _Router(io.TextIOBase):
@@ -174,7 +171,7 @@ class _Router(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write where the writing thread belongs."""
         if threading.current_thread() is not threading.main_thread() and current_task() is not None:
-            emit(pickle.dumps((TEXT, (self.stream_name, text)), 5))
+            emit_event(TEXT, (self.stream_name, text))
             return len(text)
         written: int = self.plain.write(text)
         return written

@@ -17,6 +17,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import sys
 import threading
 import types
@@ -144,11 +145,84 @@ def memory_map(file_name: str, dtype: Any, offset: int, shape: tuple[int, ...], 
     return np.memmap(file_name, dtype, "r+", offset, shape, order)
 
 
-def view(owner: Any, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> object:
-    """A view of a live array."""
+def view(
+    owner: Any,
+    dtype: Any,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int,
+    layout: tuple[int, ...],
+) -> object:
+    """A view of a live array, from what it is over an array of other strides, `layout`."""
     import numpy as np
 
-    return np.ndarray(shape, dtype, owner, offset, strides)
+    if owner.strides == layout and owner.flags.c_contiguous:
+        return np.ndarray(shape, dtype, owner, offset, strides)
+    if owner.strides == layout and owner.flags.f_contiguous:
+        return np.ndarray(shape, dtype, owner.T, offset, strides)
+    # Each axis of the view runs along one of the owner's: that of the longest stride that divides its own.
+    axes = sorted(range(owner.ndim), key=lambda n: -layout[n])
+    begin = [0] * owner.ndim
+    for axis in axes:
+        begin[axis], offset = divmod(offset, layout[axis]) if layout[axis] else (0, offset)
+    here = owner[tuple(slice(at, None) for at in begin)]
+    steps = []
+    for step in strides:
+        axis = next(n for n in axes if layout[n] and step % layout[n] == 0)
+        steps.append(step // layout[axis] * owner.strides[axis])
+    return np.lib.stride_tricks.as_strided(here, shape, tuple(steps))
+
+
+def bases_of(objects: Iterable[object]) -> dict[int, Any]:
+    """Arrays by the id of what holds their memory, where that is another array."""
+    numpy = sys.modules.get("numpy")
+    found: dict[int, Any] = {}
+    if numpy is None:
+        return found
+    for obj in objects:
+        if isinstance(obj, numpy.ndarray) and isinstance(obj.base, numpy.ndarray):
+            holder = obj.base
+            while isinstance(holder.base, numpy.ndarray):
+                holder = holder.base
+            found.setdefault(id(holder), obj)
+    return found
+
+
+def match(
+    pattern: re.Pattern[Any], string: Any, begin: int, end: int, regs: tuple[tuple[int, int], ...]
+) -> re.Match[Any] | None:
+    """The match that a pattern had there."""
+    for find in (pattern.match, pattern.fullmatch):
+        found = find(string, begin, end)
+        if found is not None and found.regs == regs:
+            return found
+    return next((found for found in pattern.finditer(string, begin, end) if found.regs == regs), None)
+
+
+_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
+
+
+def _file_facts(file: Any) -> tuple[str, str, str | None, str | None]:
+    return str(file.name), file.mode, getattr(file, "encoding", None), getattr(file, "errors", None)
+
+
+def closed_file(kind: type[Any], name: str, mode: str, encoding: str | None, errors: str | None) -> object:
+    """A file that was closed, as far as it can still be asked anything; the file itself is not touched."""
+    raw = io.FileIO(os.devnull, mode.replace("x", "w").replace("b", "").replace("t", ""))
+    raw.name = name
+    made: Any = raw
+    if kind is not io.FileIO:
+        buffered: Any = kind
+        if kind is io.TextIOWrapper:
+            reads = raw.readable()
+            buffered = io.BufferedReader if reads and not raw.writable() else io.BufferedWriter
+            buffered = io.BufferedRandom if reads and raw.writable() else buffered
+        made = buffered(raw)
+    if kind is io.TextIOWrapper:
+        made = io.TextIOWrapper(made, encoding, errors)
+        made.mode = mode
+    made.close()
+    return made
 
 
 def exception(kind: type[BaseException], arguments: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
@@ -272,6 +346,11 @@ class Traveller(pickle.Pickler):
             return cached_again, (obj.__wrapped__, obj.cache_parameters())
         if isinstance(obj, BaseException):
             return self._exception(obj)
+        if kind is re.Match:
+            facts = (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
+            return NotImplemented if match(*facts) is None else (match, facts)
+        if kind in _FILES and obj.closed:
+            return closed_file, (kind, *_file_facts(obj))
         if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):
             return memory_map, (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
         more = _more_reducers().get(kind)
@@ -695,6 +774,7 @@ class Returner(Traveller):
         self.known = known
         self.by_names = False
         self.refers = False
+        self.bases: Mapping[int, Any] = {}
         for name, values in arrived.spaces.items():
             if not name.startswith("@"):
                 self.spaces[id(values)] = name
@@ -728,14 +808,19 @@ class Returner(Traveller):
         return (obj.__module__, name) if found is obj else None
 
     def _view(self, obj: Any) -> Any:
+        """An array over the memory of one of the caller's, as a view of that."""
         owner = obj.base
         while owner is not None:
-            key = self.known.get(id(owner))
-            self.refers = self.refers or key is not None
-            if key is not None and type(owner) is type(obj) and owner.flags.c_contiguous:
+            found = self.bases.get(id(owner))
+            if found is not None:
+                owner = found
+            if id(owner) in self.known:
+                self.refers = True
+                if type(owner) is not type(obj) or not (owner.flags.c_contiguous or owner.flags.f_contiguous):
+                    return None
                 offset = obj.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
                 if 0 <= offset <= owner.nbytes:
-                    return view, (owner, obj.dtype, obj.shape, obj.strides, offset)
+                    return view, (owner, obj.dtype, obj.shape, obj.strides, offset, owner.strides)
                 return None
             owner = getattr(owner, "base", None)
         return None

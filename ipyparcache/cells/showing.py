@@ -1,0 +1,197 @@
+"""What iterations show while they run on a worker, sent to the kernel as events.
+
+Warnings, log records, displays and figures.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ipyparcache.cells.travel import ATOMS
+
+#: Kinds of events that a chunk emits while it runs.
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE = range(8)
+
+_active = threading.local()
+
+
+def emit_event(kind: int, *facts: object) -> None:
+    """Send an event of the running task to the kernel."""
+    from ipyparcache.engine.worker import emit
+
+    emit(pickle.dumps((kind, *facts), 5))
+
+
+def display(*objects: object, **options: object) -> None:
+    """Stands on a worker for IPython's `display`: the kernel shows the objects."""
+    showing: Showing | None = getattr(_active, "showing", None)
+    if showing is None:
+        raise RuntimeError("display() was called outside of an iteration")
+    emit_event(DISPLAY, showing.sendable((objects, options), True))
+
+
+def worker_display() -> Callable[..., None]:
+    """What IPython's `display` is on a worker."""
+    return display
+
+
+class Showing:
+    """Catches what the iterations of a chunk show.
+
+    Parameters
+    ----------
+    sendable
+        Pickles a value for an event; the second argument says whether it may hold objects of the kernel.
+    patches
+        Attributes of modules that have another value in the kernel than here.
+    figures_open
+        Whether the kernel has figures open, which the body would draw into.
+
+    Attributes
+    ----------
+    drew_on
+        Whether an iteration drew into a figure that it had not made, as an earlier one would have left it.
+    """
+
+    def __init__(
+        self,
+        sendable: Callable[[object, bool], tuple[bytes, list[bytes]]],
+        patches: Sequence[tuple[str, str, Any]],
+        *,
+        figures_open: bool,
+    ) -> None:
+        self.sendable = sendable
+        self.patches = patches
+        self.figures_open = figures_open
+        self.drew_on = False
+        self.draws = False
+        self._taken = False
+
+    def begin(self) -> None:
+        """Catch from now on."""
+        import builtins
+        import logging
+
+        _active.showing = self
+        self._plain_attributes = []
+        for name, attribute, value in self.patches:
+            module = sys.modules[name]
+            self._plain_attributes.append((module, attribute, getattr(module, attribute, None)))
+            setattr(module, attribute, value)
+
+        self._showwarning = warnings.showwarning
+        warnings.showwarning = self._warn
+        self._filters = list(warnings.filters)
+        # "Once" is decided in the kernel, which sees all iterations.
+        warnings.filters[:] = [  # type: ignore[index]
+            ("always", *entry[1:]) if entry[0] in ("default", "once", "module") else entry
+            for entry in self._filters
+        ]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        self._default = warnings.defaultaction  # type: ignore[attr-defined]
+        self._catch_figures()
+        self._handler = _Handler()
+        self._root_handlers = list(logging.root.handlers)
+        logging.root.handlers[:] = [self._handler]
+        self._display = getattr(builtins, "display", None)
+        if self._display is None:
+            builtins.display = display  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        """Leave the process as it was."""
+        import builtins
+        import logging
+
+        for module, attribute, value in self._plain_attributes:
+            setattr(module, attribute, value)
+        if self.draws:
+            pyplot: Any = sys.modules["matplotlib.pyplot"]
+            pyplot.show, pyplot.gcf = self._plain_show, self._plain_gcf
+        _active.showing = None
+        warnings.showwarning = self._showwarning
+        warnings.filters[:] = self._filters  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+        logging.root.handlers[:] = self._root_handlers
+        if self._display is None:
+            del builtins.display  # type: ignore[attr-defined]
+
+    def _warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if file is not None:
+            self._showwarning(message, category, filename, lineno, file, line)
+            return
+        data, buffers = self.sendable((message, category), False)
+        emit_event(WARNING, (data, buffers, filename, lineno))
+
+    # figures
+
+    def _catch_figures(self) -> None:
+        """Let `plt.show` show the figures in the kernel, and see who draws into a figure that is there."""
+        pyplot: Any = sys.modules.get("matplotlib.pyplot")
+        self.draws = pyplot is not None
+        if pyplot is None:
+            return
+        self._plain_show, self._plain_gcf = pyplot.show, pyplot.gcf
+        pyplot.show = lambda *_, **__: self._send_figures(DISPLAY)
+        pyplot.gcf = self._gcf
+
+    def open_figures(self) -> list[int]:
+        """Numbers of the figures that are open here."""
+        found: list[int] = sys.modules["matplotlib.pyplot"].get_fignums()
+        return found
+
+    def _gcf(self) -> Any:
+        """The current figure; where there is none, the kernel's, or one that the next iteration draws on."""
+        if not self.open_figures():
+            self._taken = True
+            self.drew_on = self.drew_on or self.figures_open
+        return self._plain_gcf()
+
+    def end_figures(self) -> None:
+        """At the end of an iteration: what it left open is shown at the end of the cell."""
+        self.drew_on = self.drew_on or (self._taken and bool(self.open_figures()))
+        self._send_figures(FIGURE)
+
+    def _send_figures(self, kind: int) -> None:
+        """Send the open figures to the kernel and close them, as the notebook does when it shows them."""
+        pyplot: Any = sys.modules["matplotlib.pyplot"]
+        for number in pyplot.get_fignums():
+            figure = pyplot.figure(number)
+            # Closed first: an open figure would open again where it arrives.
+            pyplot.close(figure)
+            emit_event(kind, self.sendable(((figure,), {}), False))
+        self._taken = False
+
+
+def _handler_class() -> Any:
+    import logging
+
+    class Handler(logging.Handler):
+        """Sends log records to the kernel."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            facts = dict(record.__dict__)
+            facts["msg"], facts["args"] = record.getMessage(), None
+            if record.exc_info:
+                facts["exc_text"] = logging.Formatter().formatException(record.exc_info)
+                facts["exc_info"] = None
+            plain = {name: value for name, value in facts.items() if type(value) in ATOMS}
+            emit_event(LOGGED, plain)
+
+    return Handler
+
+
+def _Handler() -> Any:
+    return _handler_class()()
