@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
+import marshal
 import os
 import pickle
 import sys
@@ -198,6 +199,7 @@ def _names_in(code: CodeType) -> set[str]:
     return names
 
 
+_SPACE = ("__name__", "__package__", "__file__")  # what a function may ask about its module
 _names_cache: weakref.WeakKeyDictionary[FunctionType, tuple[CodeType, set[str]]] = weakref.WeakKeyDictionary()
 _pickled_functions: weakref.WeakKeyDictionary[FunctionType, tuple[object, ...]] = weakref.WeakKeyDictionary()
 
@@ -222,6 +224,40 @@ def stands_alone(function: object) -> bool:
     return not any(name in spaces for name in known[1]) and "__import__" not in known[1]
 
 
+class _Alone:
+    """A function that stands alone, as its parts."""
+
+    def __init__(self, parts: tuple[Any, ...]):
+        self._parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_of_code, self._parts
+
+
+def made_of_code(
+    code: bytes,
+    names: tuple[str, str, Any],
+    defaults: tuple[Any, ...] | None,
+    doc: Any,
+    space: dict[str, Any],
+) -> FunctionType:
+    """The function that `dump_function` took apart, with globals of its own."""
+    import builtins
+
+    name, qualified, module = names
+    made = FunctionType(marshal.loads(code), {"__builtins__": builtins, **space}, name, defaults)
+    made.__qualname__ = qualified
+    made.__module__ = module
+    made.__doc__ = doc
+    return made
+
+
+def needs_cloudpickle(function: object) -> bool:
+    """Whether a worker must have cloudpickle to load what `dump_function` makes of it."""
+    plain = type(function) in (FunctionType, BuiltinFunctionType, type) and _importable(function)
+    return not plain and not stands_alone(function)
+
+
 def dump_function(function: object, version: str, buffers: Buffers | None = None) -> bytes:
     """Pickle a callable for the workers, with all that it refers to."""
     kind = type(function)
@@ -230,10 +266,17 @@ def dump_function(function: object, version: str, buffers: Buffers | None = None
     if not stands_alone(function):
         return dumps(function, version, buffers)
     alone = cast("FunctionType", function)
-    state = (alone.__code__, alone.__defaults__, alone.__name__, alone.__doc__)
     known = _pickled_functions.get(alone)
-    if known is None or not all(one is other for one, other in zip(known, state, strict=False)):
-        known = (*state, dumps(function, version, buffers))
+    names = (alone.__name__, alone.__qualname__, alone.__module__)
+    state = (alone.__code__, alone.__defaults__, alone.__doc__, names)
+    if (
+        known is None
+        or known[3] != names
+        or not all(one is other for one, other in zip(known[:3], state, strict=False))
+    ):
+        space = {name: value for name in _SPACE if isinstance(value := alone.__globals__.get(name), str)}
+        parts = (marshal.dumps(alone.__code__), names, alone.__defaults__, alone.__doc__, space)
+        known = (*state, pickle.dumps(_Alone(parts), 5))
         _pickled_functions[alone] = known
     return cast("bytes", known[-1])
 

@@ -54,7 +54,7 @@ def connect_named(address: tuple[str, int], token: bytes) -> StreamChannel:
 
 def be_worker(message: Message, fds: list[int]) -> None:
     """Become the worker that a "fork" message describes; does not return."""
-    _, _, idle_seconds, named = message
+    _, _, idle_seconds, named, _ = message
     tasks: Channel
     bell: Channel
     if named is None:
@@ -79,10 +79,22 @@ class ForkServer:
         self.caller = caller
         self.parent = parent
         self.workers: dict[int, int] = {}  # number by process id
+        self.ready = False  # everything that workers may need is loaded
+
+    def get_ready(self) -> None:
+        """Load once what workers may need."""
+        if not self.ready:
+            self.ready = True
+            import cloudpickle.cloudpickle  # noqa: F401
+
+            gc.collect()
+            gc.freeze()
 
     def fork(self, message: Message, fds: list[int]) -> None:
         """Start a worker."""
         number = message[1]
+        if not message[4]:
+            self.get_ready()
         pid = os.fork()
         if pid == 0:
             try:
@@ -151,7 +163,9 @@ class ForkServer:
             with contextlib.suppress(OSError):
                 waiting.register(os.pidfd_open(self.parent), select.POLLIN)
         while os.getppid() == self.parent:
-            ready = {fd for fd, _ in waiting.poll(1000)}
+            ready = {fd for fd, _ in waiting.poll(1000 if self.ready else 5)}
+            if not ready:
+                self.get_ready()
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
             self.reap()
@@ -191,11 +205,7 @@ def main(fd: int, parent: int) -> None:
     end = socket.socket(fileno=fd)
     channel = PacketChannel(end) if end.type == getattr(socket, "SOCK_SEQPACKET", -1) else StreamChannel(end)
     line_buffer_c_output()
-    import cloudpickle.cloudpickle  # noqa: F401 - loaded once here for all workers
-
-    gc.collect()
     gc.disable()
-    gc.freeze()
     server = ForkServer(channel, parent)
     try:
         server.serve()

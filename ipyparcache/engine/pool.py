@@ -197,6 +197,7 @@ class Pool:
         self._numbers = 0
         self._calls = 0
         self._reaper: threading.Timer | None = None
+        self._forks_plain = False  # whether the workers started now are to do without cloudpickle at first
         self.failed_starts = 0  # in a row
         self.ending = False  # the interpreter is about to end
         self.idle_seconds = IDLE_SECONDS
@@ -276,7 +277,7 @@ class Pool:
                 worker.streams = (streams[0], streams[1])
                 fds = [tasks_there.fileno(), bell_there.fileno(), block.areas[0][0], *streams]
                 if start_method() == "forkserver":
-                    self._fork(("fork", number, self.idle_seconds, None), fds)
+                    self._fork(("fork", number, self.idle_seconds, None, self._forks_plain), fds)
                 else:
                     there = {fd: 3 + at for at, fd in enumerate(fds)}
                     worker.pid, worker.lifeline = self._spawn(("fds", self.idle_seconds, os.getpid()), there)
@@ -298,7 +299,7 @@ class Pool:
                 named = (listener.getsockname()[:2], token, block.folder)
                 launched = 0
                 if start_method() == "forkserver":
-                    self._fork(("fork", number, self.idle_seconds, named), [])
+                    self._fork(("fork", number, self.idle_seconds, named, self._forks_plain), [])
                 else:
                     launched, lifeline = self._spawn(("named", self.idle_seconds, os.getpid(), named), {})
                     undo.callback(os.close, lifeline)
@@ -329,8 +330,8 @@ class Pool:
 
     # -- lending ------------------------------------------------------------------------------------------
 
-    def lease(self, count: int) -> Lease:
-        """Workers for a call: those that wait, and new ones."""
+    def lease(self, count: int, plain: bool = False) -> Lease:
+        """Workers for a call: those that wait, and new ones, which need no cloudpickle if it is `plain`."""
         lease = Lease()
         mark = weakref.ref(lease)
         with self._lock:
@@ -350,6 +351,7 @@ class Pool:
                     continue
                 worker.leased_to = mark
                 lease.workers.append(worker)
+            self._forks_plain = plain
             try:
                 while len(lease.workers) < count:
                     worker = self._start()
@@ -359,6 +361,8 @@ class Pool:
                 if not lease.workers:
                     raise EngineError(f"no worker could be started: {error}") from error
                 # Fewer workers than asked for (descriptors or memory are short) are still workers.
+            finally:
+                self._forks_plain = False
         return lease
 
     def another(self, lease: Lease) -> WorkerHandle:

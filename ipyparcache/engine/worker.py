@@ -52,6 +52,7 @@ from ipyparcache.pickling import Buffers, dump_result
 
 RING_AFTER = 0.05  # seconds between two rings within a batch
 CHECK = 0.0002  # seconds between two looks at whether to stop or to ring
+LEISURE = 20  # milliseconds without a message after which there is time for what may be needed later
 SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
 SCALARS = frozenset({type(None), bool, int, float, complex, str})
 VALUE, FAR_VALUE, ERROR, FAR_ERROR, FAR_RECORD = range(5)  # forms of an outcome that is no scalar
@@ -424,6 +425,8 @@ class Worker:
         while True:
             if not self.tasks.pending() and not waiting.poll(0):
                 self.tidy()
+                if "cloudpickle" not in sys.modules and not waiting.poll(LEISURE):
+                    self._import(["cloudpickle.cloudpickle"])  # the next function may need it
                 if not waiting.poll(idle):
                     return
             received = self.tasks.receive(wait=False)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipyparcache import pickling
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew
 from ipyparcache.engine.batches import (
     Batch,
@@ -193,7 +194,7 @@ class ProcessCrew(Crew):
         self._numbers = 0
         self._cleared: list[int] = []
         # The lease first: new workers start while the function is pickled.
-        self._lease = self.pool.lease(count)
+        self._lease = self.pool.lease(count, plain=not pickling.needs_cloudpickle(function))
         self.lanes: list[WorkerHandle] = list(self._lease.workers)
         self.can_take_back = all(worker.spare is not None for worker in self.lanes)
         self.size = len(self.lanes)
@@ -221,8 +222,6 @@ class ProcessCrew(Crew):
     # -- what a worker is told ----------------------------------------------------------------------------
 
     def _pack_function(self, function: object) -> tuple[Any, Shared | None, list[Any]]:
-        from ipyparcache import pickling
-
         buffers = pickling.Buffers(OUT_OF_BAND)
         payload = pickling.dump_function(function, self._version, buffers)
         return self._pack(payload, buffers.taken, trusted=False)
@@ -390,8 +389,6 @@ class ProcessCrew(Crew):
     def _pickled(
         self, batch: Batch, columns: list[Any], constants: list[tuple[int, _SharedContainer]]
     ) -> _Packed:
-        from ipyparcache import pickling
-
         plain = all(column is None or _is_plain(column) for column in columns)
         try:
             for threshold in (PLAIN_BUFFER, LARGE):
@@ -431,8 +428,6 @@ class ProcessCrew(Crew):
             del self._containers[id(value)]
         elif careful and not _is_flat(value):
             return None  # what lies inside may change between two tasks, unseen
-        from ipyparcache import pickling
-
         buffers = pickling.Buffers(OUT_OF_BAND)
         try:
             payload = (
