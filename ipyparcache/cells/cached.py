@@ -66,7 +66,7 @@ CACHED_OPTIONS = (
     Option("--ignore", "leave these names out of the key", names_list, "NAME,…", ()),
     Option("--files", "more file inputs: paths, globs, folders", words_list, "PATH,…", ()),
     Option("--env", "environment variables as inputs", words_list, "NAME,…", ()),
-    Option("--key", "one more value in the key", str, "EXPR"),
+    Option("--key", "one more value in the key", str, "EXPR", is_code=True),
     Option("--expires", "run again after this time", settings.parse_duration, "7d"),
     Option("--force", "run and replace the entry", None, "", False),
     Option("--dir", "another store", str, "DIR"),

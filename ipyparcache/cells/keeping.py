@@ -21,6 +21,7 @@ from ipyparcache.analysis.cell import QUIET_NAMES, Definition, first_line_of, re
 from ipyparcache.cells import values
 from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
+from ipyparcache.digest.instances import INSTANCES
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import Traversal, digest_of, state_of
 from ipyparcache.errors import Undigestible, Unrestorable
@@ -198,7 +199,7 @@ def _keep(
     ]
     owners = ArrayOwners(arrays, [thing for thing in known if _is_array(thing)], contents)
     try:
-        pickled, buffers = values.pack(payload, known, source.namespace, is_ours, owners)
+        pickled, buffers = values.pack(payload, known, source.namespace, _is_taken_apart, owners)
     except NotStorable as error:
         raise NotStorable(_blame(source, payload, known, error)) from error
     _try_out(source, original, known, defined, repeated, pickled, buffers)
@@ -269,6 +270,11 @@ def note_contents(buffers: Sequence[Any], contents: Sequence[Any]) -> None:
 def is_ours(cls: type) -> bool:
     """Whether a class is defined in the notebook or a local module."""
     return is_user_code(cls.__module__)
+
+
+def _is_taken_apart(cls: type) -> bool:
+    """Whether instances are stored by type, attributes and content rather than by their own pickling."""
+    return is_ours(cls) or f"{cls.__module__}.{cls.__qualname__}" in INSTANCES
 
 
 def _definitions_to_repeat(
@@ -446,7 +452,7 @@ def _blame(source: Source, payload: Mapping[str, Any], known: Sequence[object], 
     """Which variable it is that cannot be pickled, and what to type."""
     for name, value in payload["names"].items():
         try:
-            values.pack(value, known, source.namespace, is_ours, ArrayOwners([], []))
+            values.pack(value, known, source.namespace, _is_taken_apart, ArrayOwners([], []))
         except NotStorable as own:
             kind = type(value).__name__
             said = f"`{name}` ({kind}) cannot be stored, {_where(source, name)}: {own.reason}"

@@ -41,6 +41,7 @@ class Option:
     default: Any = None
     short: str = ""
     optional_value: Any = None  # what the option means without its value, if it may stand alone
+    is_code: bool = False  # the value is Python: quotation marks inside belong to it
 
     @property
     def field(self) -> str:
@@ -136,8 +137,11 @@ def parse_line(magic: str, line: str, options: Sequence[Option], *, stop_at_word
         if stop_at_word and not rest.startswith("-"):
             words.append(rest)
             break
+        before = rest
         word, rest = _next_word(magic, rest)
         name, equals, attached = word.partition("=")
+        if name in by_name and by_name[name].is_code:
+            attached = _as_code(before[: len(before) - len(rest)].strip().partition("=")[2])
         if not word.startswith("-") or re.fullmatch(r"-\d*", word):
             words.append(word)  # also `-1`, the last cell
         elif name in ("--help", "-h"):
@@ -178,7 +182,8 @@ def _take(
             return rest
         if alone:
             raise WrongOption(magic, f"`{name}` wants a value: {name} {option.metavar}")
-        attached, rest = following, after
+        attached = _as_code(rest[: len(rest) - len(after)].strip()) if option.is_code else following
+        rest = after
     _read_value(magic, option, attached, values)
     return rest
 
@@ -210,6 +215,12 @@ def _next_word(magic: str, text: str) -> tuple[str, str]:
     except ValueError:
         raise WrongOption(magic, f"a quotation mark is not closed in `{text}`") from None
     return word or "", source.read().lstrip()
+
+
+def _as_code(text: str) -> str:
+    """A word as it was typed, without quotation marks around the whole of it."""
+    quoted = re.fullmatch(r"""'([^']*)'|"([^"]*)\"""", text)
+    return text if quoted is None else quoted[1] or quoted[2] or ""
 
 
 def help_text(usage: str, summary: str, options: Sequence[Option], notes: str = "") -> str:

@@ -16,11 +16,13 @@ import importlib
 import io
 import os
 import pickle
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ipyparcache.cells.travel import match
 from ipyparcache.errors import ParcacheError
 
 OUT_OF_BAND_BYTES = 64 * 1024  # smaller buffers stay inside the pickle
@@ -48,7 +50,7 @@ class _Packer(pickle.Pickler):
         known: Sequence[object],
         buffers: list[pickle.PickleBuffer],
         namespace: dict[str, object],
-        is_ours: Callable[[type], bool],
+        is_taken_apart: Callable[[type], bool],
         owners: ArrayOwners,
     ):
         def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -59,7 +61,7 @@ class _Packer(pickle.Pickler):
 
         super().__init__(file, protocol=5, buffer_callback=keep)
         self.namespace = namespace
-        self.is_ours = is_ours
+        self.is_taken_apart = is_taken_apart
         self.owners = owners
         self.memo = {id(thing): (number, thing) for number, thing in enumerate(known)}
 
@@ -79,9 +81,11 @@ class _Packer(pickle.Pickler):
         if kind in _FILES and obj.closed:
             raw = getattr(obj, "buffer", obj)
             return _make_closed_file, (kind.__name__, raw.name, getattr(obj, "mode", None))
+        if kind is re.Match:
+            return match, (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
         if isinstance(obj, enum.Enum):
             return NotImplemented
-        if self.is_ours(kind):
+        if self.is_taken_apart(kind):
             return _reduce_instance(obj)
         return NotImplemented
 
@@ -190,7 +194,7 @@ def pack(
     outputs: object,
     known: Sequence[object],
     namespace: dict[str, object],
-    is_ours: Callable[[type], bool],
+    is_taken_apart: Callable[[type], bool],
     owners: ArrayOwners,
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickle what a cell left behind.
@@ -203,8 +207,8 @@ def pack(
         What exists on both sides, in the same order at `unpack`.
     namespace : dict
         The notebook's namespace, which functions keep as their globals; the first of `known`.
-    is_ours : callable
-        Whether a class is defined in the notebook or a local module.
+    is_taken_apart : callable
+        Whether instances of a class are stored by type, attributes and content.
     owners : ArrayOwners
 
     Returns
@@ -219,7 +223,7 @@ def pack(
     """
     file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     try:
-        _Packer(file, known, buffers, namespace, is_ours, owners).dump(outputs)
+        _Packer(file, known, buffers, namespace, is_taken_apart, owners).dump(outputs)
     except NotStorable:
         raise
     except RecursionError:

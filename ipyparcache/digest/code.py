@@ -14,9 +14,10 @@ import functools
 import gc
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import EnumMeta
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -337,48 +338,65 @@ class DescriptorKind(Kind):
 class MemoKind(Kind):
     """`functools.lru_cache`: the function, the parameters, and what it remembers.
 
-    What it remembers is an input: a file that was read through a memo is not opened again. The memo is not
-    shown in Python; the garbage collector names what the wrapper refers to, the links of the memo (key,
-    result, type) first.
+    What it remembers is an input: a file that was read through a memo is not opened again. How often it was
+    asked is not. The memo is not shown in Python; the garbage collector names what the wrapper refers to, the
+    links of the memo (key, result, type) first.
     """
 
     def write(self, walk: Walk, obj: Any) -> None:
         parameters = obj.cache_parameters()
         walk.token(b"memo", parameters["maxsize"], parameters["typed"])
         try:
-            remembered = self._remembered(obj)
+            remembered = _remembered(obj)
         except Unrestorable as error:
             raise walk.fail(error.reason, obj) from None
-        own = dict(obj.__dict__)
-        own.pop("cache_parameters", None)
-        parts = [obj.__wrapped__, len(remembered), *(part for pair in remembered for part in pair), own]
+        pairs = [(_memo_key(key), result) for key, result in remembered]
+        own = _own_attributes(obj)
+        parts = [obj.__wrapped__, len(pairs), *(part for pair in pairs for part in pair), own]
         walk.keep(parts)
         walk.push(parts)
 
-    def _remembered(self, obj: Any) -> list[tuple[object, object]]:
-        """Pairs of key and result, oldest first; for a memo without bound in the order of its dict."""
-        found = gc.get_referents(obj)
-        pairs: list[tuple[object, object]] = []
-        at = 1  # behind the wrapper's type: key, result and type of each link, then the dict of the memo
-        while at + 2 < len(found) and type(found[at]) is not dict:
-            pairs.append((found[at], found[at + 1]))
-            at += 3
-        memo = found[at] if at < len(found) else None
-        if not pairs and type(memo) is dict and memo is not obj.__dict__:
-            pairs = list(memo.items())
-        if len(pairs) != obj.cache_info().currsize:
-            raise Unrestorable(type(obj).__name__, "what it remembers cannot be read")
-        return [(_memo_key(key), result) for key, result in pairs]
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return [(_memo_key(key), result) for key, result in _remembered(obj)], _own_attributes(obj)
 
     def state(self, obj: Any) -> object:
-        return {"remembered": self._remembered(obj), "dict": dict(obj.__dict__)}
+        function = obj.__wrapped__
+        if type(function) is not FunctionType or not any(part is function for part in gc.get_referents(obj)):
+            raise Unrestorable(type(obj).__name__, "it remembers the results of a function written in C")
+        typed = obj.cache_parameters()["typed"]
+        calls = [(*_call_of(key, typed), result) for key, result in _remembered(obj)]
+        return {"calls": calls, "dict": _own_attributes(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
-        if self._remembered(obj) != state["remembered"]:
-            raise Unrestorable(
-                type(obj).__name__, "what a memo remembers can only be added by calling its function"
-            )
+        obj.cache_clear()
+        _remember(obj, state["calls"])
+        own = _own_attributes(obj)
+        for name in own.keys() - state["dict"].keys():
+            del obj.__dict__[name]
         obj.__dict__.update(state["dict"])
+
+
+def _own_attributes(memo: Any) -> dict[str, object]:
+    own = dict(memo.__dict__)
+    for name in ("cache_parameters", "__wrapped__"):
+        own.pop(name, None)
+    return own
+
+
+def _remembered(memo: Any) -> list[tuple[object, object]]:
+    """Pairs of key and result, oldest first; for a memo without bound in the order of its dict."""
+    found = gc.get_referents(memo)
+    pairs: list[tuple[object, object]] = []
+    at = 1  # behind the wrapper's type: key, result and type of each link, then the dict of the memo
+    while at + 2 < len(found) and type(found[at]) is not dict:
+        pairs.append((found[at], found[at + 1]))
+        at += 3
+    held = found[at] if at < len(found) else None
+    if not pairs and type(held) is dict and held is not memo.__dict__:
+        pairs = list(held.items())
+    if len(pairs) != memo.cache_info().currsize:
+        raise Unrestorable(type(memo).__name__, "what it remembers cannot be read")
+    return pairs
 
 
 def _memo_key(key: object) -> object:
@@ -386,6 +404,64 @@ def _memo_key(key: object) -> object:
     if isinstance(key, (tuple, list)):  # a list is functools._HashedSeq
         return tuple("*" if type(part) is object else part for part in key)
     return key
+
+
+def _call_of(key: object, typed: bool) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The arguments, positional and named, of the call that a memo has under a key.
+
+    Raises
+    ------
+    Unrestorable
+        If they are not plain: comparing them would run code of the notebook.
+    """
+    if not isinstance(key, (tuple, list)):
+        key = (key,)
+    parts = list(key)
+    border = next((place for place, part in enumerate(parts) if type(part) is object), None)
+    if border is None:
+        positional, named = parts[: len(parts) // 2] if typed else parts, {}
+    else:
+        positional = parts[:border]
+        count = (len(parts) - 2 * border - 1) // 3 if typed else (len(parts) - border - 1) // 2
+        pairs = parts[border + 1 : border + 1 + 2 * count]
+        named = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    if not all(map(_is_plain, [*positional, *named.values()])):
+        raise Unrestorable("lru_cache", "it remembers calls with arguments that are no plain values")
+    return tuple(positional), named
+
+
+def _is_plain(value: object) -> bool:
+    return type(value) in PRIMITIVES or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+def _remember(memo: Any, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any], object]]) -> None:
+    """Have a memo remember results, by calls during which its function has another body.
+
+    What a memo keeps lies in C and can be written by nothing else. No code of the notebook runs.
+    """
+    function = memo.__wrapped__
+    results = iter([result for _, _, result in calls])
+    plain = function.__code__
+    function.__code__ = _answering(lambda: next(results), plain.co_freevars)
+    try:
+        for positional, named, _ in calls:
+            memo(*positional, **named)
+    finally:
+        function.__code__ = plain
+
+
+def _answering(answer: Callable[[], object], freevars: tuple[str, ...]) -> CodeType:
+    """Code of a function that takes any arguments and returns what `answer` does, whatever its globals."""
+
+    def body(*arguments: object, **named: object) -> object:
+        stand_in: Any = "stands for `answer`"
+        return stand_in()
+
+    code = body.__code__
+    constants = tuple(
+        answer if constant == "stands for `answer`" else constant for constant in code.co_consts
+    )
+    return code.replace(co_consts=constants, co_freevars=freevars)
 
 
 def _cached_property_parts(obj: Any) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from types import CellType, MappingProxyType, MethodType
@@ -407,6 +408,7 @@ KINDS.update(
         type(Ellipsis): ConstantKind(),
         type(NotImplemented): ConstantKind(),
         object: ObjectKind(),
+        re.Match: PartsKind(b"match", lambda obj: (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)),
         range: PartsKind(b"range", lambda obj: (obj.start, obj.stop, obj.step), atomic=True),
         slice: PartsKind(b"slice", lambda obj: (obj.start, obj.stop, obj.step)),
         MethodType: PartsKind(b"method", lambda obj: (obj.__func__, obj.__self__)),

@@ -184,6 +184,8 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False, logs: bool = True) -
 
 
 def _refuse(seen: Seen, trust_shell: bool) -> None:
+    if seen.lost:
+        raise Unrepeatable(seen.lost)
     if seen.unseen:
         raise Unrepeatable(f"not all that it asked for could be noted ({seen.unseen})")
     if seen.reads_stdin:

@@ -371,6 +371,8 @@ INSTANCES = frozenset(
         "collections.UserList",
         "collections.ChainMap",
         "types.SimpleNamespace",
+        "sklearn.utils.Bunch",
+        "sklearn.utils._bunch.Bunch",  # its pickling leaves its attributes out
     }
 )
 """Library classes whose instances are read and restored like those of the notebook."""

@@ -94,8 +94,10 @@ def _find_origin(name: str, module: ModuleType | None) -> Origin:
             return "standard"
         # A module made by hand (types.ModuleType) has no file: what it holds was put there by user code,
         # unless it hangs below a distribution's package.
+        # A name below a package that is no module (a function that is imported by name) is its package's,
+        # whether that is loaded or not.
         above = name.rpartition(".")[0]
-        return origin_of(above) if above and above in sys.modules else "local"
+        return origin_of(above) if above and (module is None or above in sys.modules) else "local"
     return origin_of_file(place)
 
 

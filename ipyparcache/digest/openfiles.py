@@ -91,6 +91,7 @@ class Seen:
     asks_folder: bool = False
     reads_stdin: bool = False
     unseen: str = ""  # why something was not noted
+    lost: str = ""  # an effect of the run that nothing brings back
     names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
     modules: set[str] = field(default_factory=set)  # local ones, loaded or asked for by name
     start: object = None  # what `AT_START` noted of the process
@@ -936,6 +937,42 @@ def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
     return asked
 
 
+def _wrap_handlers(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def call_handlers(logger: Any, record: Any) -> Any:
+        result = plain(logger, record)
+        with bookkeeping():
+            for seen in _concerned():
+                seen.lost = seen.lost or _where_logged(logger, record.levelno, seen)
+        return result
+
+    return call_handlers
+
+
+def _where_logged(logger: Any, level: int, seen: Seen) -> str:
+    """A handler that took a record to where no hit brings it; empty if all showed it or wrote a new file."""
+    while logger is not None:
+        for handler in logger.handlers:
+            if level >= handler.level and not _is_brought_back(handler, seen):
+                return f"it logs to {handler!r}, which was there before"
+        logger = logger.parent if logger.propagate else None
+    return ""
+
+
+def _is_brought_back(handler: Any, seen: Seen) -> bool:
+    import logging
+
+    if isinstance(handler, logging.FileHandler):
+        use = seen.files.get(handler.baseFilename)
+        return use is not None and use.is_written
+    if isinstance(handler, logging.StreamHandler):
+        stream = getattr(handler, "stream", None)
+        shown = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        return any(stream is one for one in shown) or type(stream).__name__ == "OutStream"
+    kind = type(handler).__module__
+    return not modules.is_user_code(kind) and kind != "logging.handlers"
+
+
 _WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
     (os, "stat", functools.partial(_wrap_stat, question="stat")),
     (os, "lstat", functools.partial(_wrap_stat, question="lstat")),
@@ -970,7 +1007,10 @@ def unwrap(namespace: dict[str, Any]) -> list[object]:
 
 
 def _put_wrappers_in() -> None:
-    for owner, name, wrap in _WRAPPERS:
+    wrappers = list(_WRAPPERS)
+    if "logging" in sys.modules:
+        wrappers.append((sys.modules["logging"].Logger, "callHandlers", _wrap_handlers))
+    for owner, name, wrap in wrappers:
         plain = getattr(owner, name, None)
         if plain is None:
             continue

@@ -751,3 +751,65 @@ def test_a_class_that_registers_itself_is_made_once(cell, cached, names):
 
     assert names["Base"].REG == ["One", "Two"]
     assert last_run().status == "not stored"
+
+
+MEMO = """
+import functools
+
+@functools.lru_cache({size})
+def pairs(a, b=0):
+    return [a, b]
+"""
+
+
+@pytest.mark.parametrize("size", ["None", "2", "typed=True"])
+def test_what_a_memo_remembered_comes_back_with_the_cell(cell, cached, names, restart, size):
+    cell(MEMO.format(size=size))
+    body = "first = pairs(1)\npairs(1.0)\npairs('a', b=(1, 2))\nlast = pairs(3)\npairs(1)"
+    assert cached(body) == "miss"
+    plain = names["pairs"].cache_info()
+    restart()
+    cell(MEMO.format(size=size))
+    assert cached(body) == "hit"
+
+    assert names["pairs"](3) is names["last"]
+    assert (names["pairs"](1) is names["first"]) == (size != "2")
+    assert names["pairs"].cache_info().currsize == plain.currsize
+    assert names["pairs"](9, b=1) == [9, 1]
+
+
+def test_a_memo_that_remembers_objects_is_not_stored(cell, cached):
+    cell("import functools\nclass A:\n  @functools.cache\n  def m(self): return [1]\na = A()")
+    assert cached("x = a.m()") == "not stored"
+
+    assert "no plain values" in last_run().reason
+
+
+@pytest.mark.parametrize(
+    "handler",
+    ["logging.FileHandler('my.log')", "logging.StreamHandler(io.StringIO())", "Collecting()"],
+)
+def test_a_record_that_goes_where_no_hit_brings_it_is_not_stored(cell, cached, handler):
+    cell("import io, logging\nclass Collecting(logging.Handler):\n  def emit(self, record): pass")
+    cell(f"log = logging.getLogger('mine'); log.setLevel('INFO'); log.addHandler({handler})")
+    try:
+        assert cached("log.debug('not taken'); x = 1") == "miss"
+        assert cached("log.info('taken'); x = 1") == "not stored"
+        assert "it logs to <" in last_run().reason
+    finally:
+        cell("log.handlers.pop().close(); log.setLevel(0)")
+
+
+def test_a_match_and_a_bunch_come_back_whole(cell, cached, names, restart):
+    body = (
+        "import re\nfrom sklearn.datasets import load_iris\n"
+        "m = re.search('(b+)', 'abb'); same = [m]\nb = load_iris()"
+    )
+    assert cached(body) == "miss"
+    restart()
+    assert cached(body) == "hit", last_run().reason
+
+    assert names["same"][0] is names["m"]
+    assert (names["m"].groups(), names["m"].span()) == (("bb",), (1, 3))
+    assert names["b"].__dict__ == {"_deprecated_key_to_warnings": {}}
+    assert names["b"].data.shape == (150, 4)

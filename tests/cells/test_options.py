@@ -3,6 +3,7 @@ import pytest
 from ipyparcache.cells.cached import CACHED_OPTIONS
 from ipyparcache.cells.options import (
     Option,
+    Parsed,
     WrongOption,
     help_text,
     one_of,
@@ -110,3 +111,19 @@ def test_other_shares_are_refused(text):
 @pytest.mark.parametrize(("text", "value"), [("30", 30.0), ("1.5", 1.5), ("2m", 120.0)])
 def test_seconds_may_have_a_unit(text, value):
     assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ('--key time.strftime("%Y")', 'time.strftime("%Y")'),
+        ("--key=f('a b')", "f('a b')"),
+        ("--key 'a + 1'", "a + 1"),
+        ('--key "a"', "a"),
+        ("--key f'{x}'", "f'{x}'"),
+    ],
+)
+def test_quotation_marks_inside_an_expression_are_its_own(typed, read):
+    option = Option("--key", "one more value", str, "EXPR", is_code=True)
+
+    assert parse_line("%%cached", f"{typed} rest", [option]) == Parsed({"key": read}, ("rest",))

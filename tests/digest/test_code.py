@@ -1,7 +1,6 @@
 # ruff: noqa: E501 (each cell of the tables stands on one line)
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -451,12 +450,14 @@ def test_memo_content_of_a_bounded_memo_is_read(notebook: Any) -> None:
     notebook(
         "import functools\n@functools.lru_cache(maxsize=2)\ndef f(x, y=0): return [x, y]\nf(1); f(2, y=3); f(4)"
     )
-    kind = Traversal(notebook.names).kind_of(type(notebook["f"]))
+    state: Any = state_of(notebook["f"])
+    assert state["calls"] == [((2,), {"y": 3}, [2, 3]), ((4,), {}, [4, 0])]
 
-    remembered = kind._remembered(notebook["f"])  # type: ignore[attr-defined]
-
-    assert [result for _, result in remembered] == [[2, 3], [4, 0]]
-    assert functools.lru_cache(maxsize=2)(len).cache_info().currsize == 0
+    notebook["f"](5)
+    put_state(notebook["f"], state)
+    assert notebook["f"](2, y=3) is state["calls"][0][2]
+    assert notebook["f"].cache_info().currsize == 2
+    assert notebook["f"](7) == [7, 0]
 
 
 def test_a_module_that_code_imports_counts_by_attributes_only_if_they_were_changed(
