@@ -45,6 +45,9 @@ _ALIGNMENT = 64
 _PIECE = 16 << 20
 """Bytes handed to a compressor at a time."""
 
+_RESERVED = 1 << 20
+"""Bytes from which room for a file is reserved before it is written."""
+
 _MMAP_MODES = (None, "r", "r+", "w+", "c")
 
 
@@ -152,8 +155,8 @@ def dump(
     if path is None:
         _dump_into(value, cast("IO[bytes]", filename), codec, protocol)
         return None
-    with _replacing(path) as file:
-        _dump_into(value, file, codec, protocol)
+    with _replacing(path) as (file, folder):
+        _dump_into(value, file, codec, protocol, folder)
     return [cast("str", filename)]
 
 
@@ -206,10 +209,15 @@ def load(
 
 
 def _dump_into(
-    value: object, file: IO[bytes], codec: tuple[str, int | None] | None, protocol: int | None
+    value: object,
+    file: IO[bytes],
+    codec: tuple[str, int | None] | None,
+    protocol: int | None,
+    folder: str | None = None,
 ) -> None:
+    """Write into a file; `folder` is where it lies if nothing else is written into it."""
     if codec is None:
-        _write(value, file, protocol)
+        _write(value, file, protocol, folder)
         return
     name, level = codec
     compressing = CODECS[name].compressor_file(file, level)
@@ -220,19 +228,19 @@ def _dump_into(
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` once it is complete."""
+def _replacing(path: str) -> Iterator[tuple[IO[bytes], str | None]]:
+    """A file that takes the place of `path` once it is complete, and the folder where it lies."""
     target = os.path.realpath(path)
     if os.path.exists(target) and not os.path.isfile(target):
         with open(target, "wb") as file:  # a device or a pipe cannot be replaced
-            yield file
+            yield file, None
         return
     handle, temporary = tempfile.mkstemp(
         dir=os.path.dirname(target), prefix=f".{os.path.basename(target)[:50]}-"
     )
     try:
         with open(handle, "wb") as file:
-            yield file
+            yield file, os.path.dirname(target)
         with contextlib.suppress(OSError):
             os.chmod(temporary, _mode_of(target))
         os.replace(temporary, target)
@@ -252,7 +260,7 @@ def _mode_of(path: str) -> int:
         return 0o666 & ~mask
 
 
-def _write(value: object, file: Any, protocol: int | None) -> None:
+def _write(value: object, file: Any, protocol: int | None, folder: str | None = None) -> None:
     pickled, arrays = take_apart(value, pickle.DEFAULT_PROTOCOL if protocol is None else protocol)
     if not arrays:
         file.write(pickled)
@@ -265,6 +273,10 @@ def _write(value: object, file: Any, protocol: int | None) -> None:
         gaps.append(offset - end)
         rows.append(_ROW.pack(offset, array.nbytes))
         end = offset + array.nbytes
+    if folder is not None and end >= _RESERVED:
+        from ipyparcache.storage.local import reserve  # workers load this file, and store nothing
+
+        reserve(file.fileno(), end, folder)
     file.write(b"".join([_MAGIC, _FRONT.pack(len(pickled), len(rows)), *rows]))
     file.write(pickled)
     for array, gap in zip(arrays, gaps, strict=True):
