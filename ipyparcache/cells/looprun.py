@@ -48,7 +48,7 @@ from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
 
-TARGET = 0.025  # seconds that a chunk should take: long against sending it, short at the end of the loop
+TARGET = 0.05  # seconds that a chunk should take: long against sending it, short at the end of the loop
 LARGEST = 4096  # iterations of a chunk
 FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
 ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
@@ -634,7 +634,7 @@ class LoopRun:
         """Large temporaries from the workers that hold them."""
         found: dict[str, object] = {}
         until = time.monotonic() + FETCHING
-        there = _idle_workers({where.worker for where in held.values()})
+        there = the_pool().settled({where.worker for where in held.values()}, ENDING)
         waiting = {name for name, where in held.items() if where.worker in there}
 
         def questions() -> Iterator[tuple[object, ...]]:
@@ -988,21 +988,6 @@ class LoopRun:
             self.report.notes.append(
                 f"the iterator was read {ahead} elements ahead of the iteration that ended the loop"
             )
-
-
-def _idle_workers(wanted: set[int]) -> set[int]:
-    """Those of the wanted workers that wait for work.
-
-    Now or when they have ended what a dropped call left them.
-    """
-    pool = the_pool()
-    until = time.monotonic() + ENDING
-    while True:
-        there = wanted & set(pool.pids())
-        busy = {worker.pid for worker in list(pool._workers.values()) if worker.dirty}
-        if not there & busy or time.monotonic() > until:
-            return there - busy
-        time.sleep(0.01)
 
 
 def jobs_of(jobs: int | None) -> int:

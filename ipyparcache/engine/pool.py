@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ipyparcache.engine.cpus import physical_memory
@@ -330,8 +331,8 @@ class Pool:
 
     # -- lending ------------------------------------------------------------------------------------------
 
-    def lease(self, count: int, plain: bool = False) -> Lease:
-        """Workers for a call: those that wait, and new ones, which need no cloudpickle if it is `plain`."""
+    def lease(self, count: int, is_plain: Callable[[], bool] | None = None) -> Lease:
+        """Workers for a call: those that wait, and new ones, without cloudpickle if the call is plain."""
         lease = Lease()
         mark = weakref.ref(lease)
         with self._lock:
@@ -339,8 +340,6 @@ class Pool:
             if news:
                 self._pump_server()
             for worker in list(self._workers.values()):
-                if len(lease.workers) == count:
-                    break
                 if worker.leased_to is not None:
                     if worker.leased_to() is not None:
                         continue
@@ -351,7 +350,11 @@ class Pool:
                     continue
                 worker.leased_to = mark
                 lease.workers.append(worker)
-            self._forks_plain = plain
+                if len(lease.workers) == count:
+                    break
+            if len(lease.workers) == count:
+                return lease
+            self._forks_plain = is_plain is not None and is_plain()
             try:
                 while len(lease.workers) < count:
                     worker = self._start()
@@ -593,6 +596,19 @@ class Pool:
                 if worker.leased_to is None:
                     self._is_ready(worker)
             return sorted(worker.pid for worker in self._workers.values() if worker.pid and not worker.gone)
+
+    def settled(self, wanted: set[int], wait: float) -> set[int]:
+        """Those of these workers, by process id, that wait for work: now, or within `wait` seconds when they
+        have ended what a dropped call left them.
+        """
+        until = time.monotonic() + wait
+        while True:
+            there = wanted & set(self.pids())
+            with self._lock:
+                busy = {worker.pid for worker in self._workers.values() if worker.dirty}
+            if not there & busy or time.monotonic() > until:
+                return there - busy
+            time.sleep(0.01)
 
     def server_pid(self) -> int | None:
         """Process id of the fork server."""

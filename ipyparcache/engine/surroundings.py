@@ -214,8 +214,10 @@ class Surroundings:
             state["modules"] = self._modules.take()
             for name, (take, _) in _LIBRARIES.items():
                 if name in loaded:
-                    with contextlib.suppress(AttributeError, ImportError):  # half loaded, or another version
+                    try:
                         state[name] = take()
+                    except (AttributeError, ImportError):  # half loaded, or another version
+                        continue
             if state != self._last:
                 self._last = state
                 self._pickled = _pickled_rows(state)

@@ -120,16 +120,34 @@ class Block:
         if can_memfd():
             fd = anonymous_file("block", MAPPED)
             return cls([(fd, area * _FAR) for area in range(AREAS)])
+        from ipyparcache.engine.folders import is_full, new_folder, remove_folder
+
         folder = new_folder()
-        areas = []
-        for area in range(AREAS):
-            fd = os.open(f"{folder}/area{area}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            areas.append((fd, 0))
-        # Touching a page that a full file system cannot give would be a SIGBUS: ask for the mapped part now.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(areas[RING][0], 0, MAPPED)
-        else:
-            os.ftruncate(areas[RING][0], MAPPED)
+        try:
+            return cls._in_folder(folder)
+        except OSError as error:
+            remove_folder(folder)
+            if not is_full(error):
+                raise
+        return cls._in_folder(new_folder(on_disk=True))
+
+    @classmethod
+    def _in_folder(cls, folder: str) -> Block:
+        areas: list[tuple[int, int]] = []
+        try:
+            for area in range(AREAS):
+                fd = os.open(f"{folder}/area{area}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                areas.append((fd, 0))
+            # Touching a page that a full file system cannot give would be a SIGBUS: ask for the mapped part
+            # now.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(areas[RING][0], 0, MAPPED)
+            else:
+                os.ftruncate(areas[RING][0], MAPPED)
+        except BaseException:
+            for fd, _ in areas:
+                os.close(fd)
+            raise
         return cls(areas, folder)
 
     @classmethod
@@ -202,27 +220,9 @@ class Block:
         for fd in {fd for fd, _ in self.areas}:
             os.close(fd)
         if self.folder is not None:
+            from ipyparcache.engine.folders import remove_folder
+
             remove_folder(self.folder)
-
-
-# The portable transport alone needs these two modules, which take 5 ms to load in every worker.
-def new_folder() -> str:
-    """A private folder for named shared memory: in /dev/shm if it has room, else in the temporary folder."""
-    import tempfile
-
-    place = None
-    with contextlib.suppress(OSError):
-        room = os.statvfs("/dev/shm")
-        if os.access("/dev/shm", os.W_OK) and room.f_bavail * room.f_frsize > 64 << 20:
-            place = "/dev/shm"
-    return tempfile.mkdtemp(prefix="ipyparcache-", dir=place)
-
-
-def remove_folder(path: str) -> None:
-    """Remove what `new_folder` made, with what is in it."""
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
 
 
 class PacketChannel:
@@ -349,8 +349,23 @@ class Shared:
         self._digests: list[bytes] = []
         self._maker = os.getpid()
         self.folder: str | None = None
-        if not can_memfd():
-            self.folder = new_folder()
+        if can_memfd():
+            self._write_or_close(parts, writers)
+            return
+        from ipyparcache.engine.folders import is_full, new_folder
+
+        self.folder = new_folder()
+        try:
+            self._write_or_close(parts, writers)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # Memory for files is short where files on disk may still have room.
+            self.size, self.sizes, self._digests = 0, [], []
+            self.folder = new_folder(on_disk=True)
+            self._write_or_close(parts, writers)
+
+    def _write_or_close(self, parts: Sequence[Buffer], writers: int) -> None:
         try:
             self._write(parts, writers)
         except BaseException:
@@ -433,7 +448,10 @@ class Shared:
             os.close(fd)
         self.fds = []
         if self.folder is not None and self._maker == os.getpid():  # a forked child only closes
+            from ipyparcache.engine.folders import remove_folder
+
             remove_folder(self.folder)
+            self.folder = None
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, TypeError, AttributeError):

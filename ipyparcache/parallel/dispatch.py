@@ -190,11 +190,6 @@ class Pace:
         """Seconds of a task; None if nothing was measured."""
         return self._seconds / self._tasks if self._tasks else self._guess
 
-    def longest(self) -> float:
-        """Seconds of the largest batch so far, as far as one knows."""
-        mean = self.mean()
-        return math.inf if mean is None else mean * self._largest
-
     def remember(self) -> None:
         """Keep the measurement for the next call of the function."""
         if self._function is not None and self._tasks:
@@ -292,6 +287,7 @@ class Run:
         self.backlog: deque[Batch] = deque()
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
+        self._longest = 0  # tasks of the largest batch so far
         self.silent = False  # nothing was reported in the last look
         self.idle = False  # a lane has nothing to do
         self.stealing = False  # a lane was told to begin nothing more, and will be asked again
@@ -316,6 +312,7 @@ class Run:
         drawn = self.source.draw(self.pace.size(self.source.left()))
         if drawn is not None:
             self.pace.note_row(drawn.rows[0])
+            self._longest = max(self._longest, len(drawn))
         return drawn
 
     def _depth(self) -> int:
@@ -349,21 +346,19 @@ class Run:
     def rebalance(self) -> None:
         """Give idle lanes what waits behind a running batch, or the rest of one."""
         crew = self.crew
-        held = [crew.outstanding(lane) for lane in range(crew.size)]
-        if 0 not in held or self._ending is not None or not (any(held) or self.backlog):
-            return
-        idle = [lane for lane, count in enumerate(held) if count == 0 and crew.is_open(lane)]
-        if not idle:
+        mean = self.pace.mean() or math.inf
+        if not self.silent and not self.backlog and mean * self._longest < SPLIT:
+            self.idle = True
+            return  # nothing is worth fetching
+        idle = [lane for lane in range(crew.size) if crew.outstanding(lane) == 0 and crew.is_open(lane)]
+        if not idle or self._ending is not None:
             return
         self.idle = True
-        mean = self.pace.mean() or 0.0
-        if max(held) < 2 and not self.silent and self.pace.longest() < SPLIT:
-            return  # nothing is worth fetching
         for lane in range(crew.size):
             taken: list[Batch] = []
             if crew.outstanding(lane) >= 2:
                 taken = crew.take_back(lane)
-            elif crew.outstanding(lane) == 1 and not self.backlog and self._lasts(lane, mean):
+            elif crew.outstanding(lane) == 1 and not self.backlog and self._lasts(lane):
                 rest = crew.steal(lane)
                 self.stealing = rest is None
                 taken = [] if rest is None else [rest]
@@ -373,8 +368,9 @@ class Run:
         if self.backlog:
             self.fill()
 
-    def _lasts(self, lane: int, mean: float) -> bool:
+    def _lasts(self, lane: int) -> bool:
         """Whether what lies behind the running task of a lane is worth fetching."""
+        mean = self.pace.mean() or 0.0
         running = self.crew.running(lane)
         if running is None:
             return False
@@ -491,8 +487,7 @@ class Run:
                     yield from self.take(report)
 
     def _is_over(self) -> bool:
-        crew = self.crew
-        busy = [lane for lane in range(crew.size) if crew.outstanding(lane)]
+        busy = self.crew.busy()
         if self._ending is not None:
             # A lane that holds something and runs nothing now has just not reported yet, or is stuck.
             return not busy or time.monotonic() > self._ending + 0.2

@@ -34,6 +34,10 @@ class Crew(ABC):
     def outstanding(self, lane: int) -> int:
         """How many batches the lane holds."""
 
+    def busy(self) -> list[int]:
+        """The lanes that hold batches."""
+        return [lane for lane in range(self.size) if self.outstanding(lane)]
+
     @abstractmethod
     def is_open(self, lane: int) -> bool:
         """Whether the lane takes batches now."""

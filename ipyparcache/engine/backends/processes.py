@@ -188,13 +188,14 @@ class ProcessCrew(Crew):
         self._version = f"{os.getpid()}.{self._call}"
         self._seen: dict[tuple[int, int, int], Any] = {}
         self._pinned: dict[int, Any] = {}
+        self._elsewhere: list[Shared] = []  # arguments for which there was no room in a block
         self._sent: list[set[int]] = []  # by lane: numbers of larges and (negative) of containers it has
         self._containers: dict[int, _SharedContainer] = {}  # by id, oldest first
         self._met: deque[int] = deque(maxlen=16)
         self._numbers = 0
         self._cleared: list[int] = []
         # The lease first: new workers start while the function is pickled.
-        self._lease = self.pool.lease(count, plain=not pickling.needs_cloudpickle(function))
+        self._lease = self.pool.lease(count, lambda: not pickling.needs_cloudpickle(function))
         self.lanes: list[WorkerHandle] = list(self._lease.workers)
         self.can_take_back = all(worker.spare is not None for worker in self.lanes)
         self.size = len(self.lanes)
@@ -309,6 +310,10 @@ class ProcessCrew(Crew):
         """How many batches the lane holds."""
         return len(self.lanes[lane].outstanding)
 
+    def busy(self) -> list[int]:
+        """The lanes that hold batches."""
+        return [lane for lane, worker in enumerate(self.lanes) if worker.outstanding]
+
     def is_open(self, lane: int) -> bool:
         """Whether the lane takes batches now."""
         return not self._stopped and not self.lanes[lane].gone
@@ -335,13 +340,25 @@ class ProcessCrew(Crew):
         if packed.buffers or len(data) > INLINE:
             parts, found = layout(data, packed.buffers)
             worker.used_areas = True
-            worker.block.write(DOWN + batch.slot, 0, parts)
             places, data = tuple(found), None
-            if fresh and not self.options.keep_arguments:
-                # The buffers are the caller's arrays: from here on the copy in the block is what was sent.
-                packed.data = None
-                packed.buffers = []
-            packed.where = (worker, batch.slot, places)
+            try:
+                worker.block.write(DOWN + batch.slot, 0, parts)
+            except OSError as error:
+                from ipyparcache.engine.folders import is_full
+
+                if worker.block.folder is None or not is_full(error):
+                    raise
+                elsewhere = Shared(parts)  # on disk, then
+                self._elsewhere.append(elsewhere)
+                data = elsewhere.describe()
+                packed.buffers = [bytes(raw) for raw in packed.buffers]
+            else:
+                if fresh and not self.options.keep_arguments:
+                    # The buffers are the caller's arrays: from here on the copy in the block is what was
+                    # sent.
+                    packed.data = None
+                    packed.buffers = []
+                packed.where = (worker, batch.slot, places)
         constants = tuple((at, container.number) for at, container in packed.constants)
         batch.packed = packed
         head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
@@ -847,5 +864,6 @@ class ProcessCrew(Crew):
                         worker.tasks.send(("end",), wait=False)
         self.pool.release(self._lease)
         self._containers.clear()
+        self._elsewhere.clear()
         self._pinned.clear()
         self._seen.clear()

@@ -1,0 +1,135 @@
+"""Private folders of the portable transport, all in one folder a process, which goes when the process does.
+
+A file has no owner that the system would clean up after. So a shell waits for the end of a pipe that only
+this process holds, and removes the folder then: whatever has ended the process, and its workers with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+from typing import NamedTuple
+
+ROOMY = 256 << 20  # bytes that must be free in /dev/shm for it to be used: containers often have 64 MB there
+SHELL = "/bin/sh"
+_WAIT_AND_REMOVE = 'read -r line; rm -rf -- "$1"'
+
+
+class _Base(NamedTuple):
+    """The folder of this process in one place."""
+
+    path: str
+    owner: int
+    keeper: int  # process id of the shell; 0 where there is none
+    pipe: int  # end that stays open as long as this process lives
+
+
+_bases: dict[str, _Base] = {}  # by the place that they are in
+_lock = threading.RLock()
+_made = 0
+
+
+def _memory() -> str | None:
+    """A folder in memory that has room, if there is one."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs("/dev/shm")
+        if os.access("/dev/shm", os.W_OK) and room.f_bavail * room.f_frsize > ROOMY:
+            return "/dev/shm"
+    return None
+
+
+def _disk() -> str:
+    import tempfile
+
+    return tempfile.gettempdir()
+
+
+def new_folder(on_disk: bool = False) -> str:
+    """A private folder for shared memory: in /dev/shm if it has room, else in the temporary folder."""
+    global _made
+    with _lock:
+        place = None if on_disk else _memory()
+        place = place or _disk()
+        base = _bases.get(place)
+        if base is None or base.owner != os.getpid() or not os.path.isdir(base.path):
+            base = _bases[place] = _new_base(place)
+        _made += 1
+        path = f"{base.path}/{_made}"
+        os.mkdir(path, 0o700)
+        return path
+
+
+def in_use() -> list[str]:
+    """The folders that hold everything that this process shares by name."""
+    with _lock:
+        return [base.path for base in _bases.values() if base.owner == os.getpid()]
+
+
+def _new_base(place: str) -> _Base:
+    import tempfile
+
+    path = tempfile.mkdtemp(prefix="ipyparcache-", dir=place)
+    read, write = os.pipe()
+    keeper = 0
+    try:
+        null = os.devnull
+        keeper = os.posix_spawn(
+            SHELL,
+            [SHELL, "-c", _WAIT_AND_REMOVE, SHELL, path],
+            {"PATH": os.defpath},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, read, 0),
+                (os.POSIX_SPAWN_OPEN, 1, null, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, null, os.O_WRONLY, 0),
+            ],
+            setpgroup=0,  # the terminal's interrupts are not for it
+            setsigdef=[signal.SIGPIPE],
+        )
+    except OSError:
+        pass  # a system without a shell: only a killed process leaves its folder
+    finally:
+        os.close(read)
+    return _Base(path, os.getpid(), keeper, write)
+
+
+def remove_folder(path: str) -> None:
+    """Remove what `new_folder` made, with what is in it; the last one takes the folder around it along."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+    with _lock:
+        for place, base in list(_bases.items()):
+            if os.path.dirname(path) == base.path and base.owner == os.getpid():
+                with contextlib.suppress(OSError):  # others are still in it
+                    os.rmdir(base.path)
+                    del _bases[place]
+                    _end_keeper(base)
+
+
+def _end_keeper(base: _Base) -> None:
+    os.close(base.pipe)
+    if base.keeper:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(base.keeper, 0)
+
+
+def forget_folders() -> None:
+    """Let go, in a forked child, of what belongs to the parent."""
+    global _lock
+    _lock = threading.RLock()
+    for base in _bases.values():
+        with contextlib.suppress(OSError):
+            os.close(base.pipe)
+    _bases.clear()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write has failed for want of room in the file system."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_folders)
