@@ -62,6 +62,11 @@ def nested(level: int) -> Iterator[None]:
         _context.level = before
 
 
+def is_anything_set() -> bool:
+    """Whether there is a context around this thread."""
+    return bool(_context.settings)
+
+
 def is_set(name: str) -> bool:
     """Whether a context around this thread sets it."""
     return any(settings.get(name, UNSET) is not UNSET for settings in _context.settings)

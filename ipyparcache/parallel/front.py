@@ -48,6 +48,7 @@ from ipyparcache.parallel.config import (
     configured,
     effective_n_jobs,
     get_active_backend,
+    is_anything_set,
     is_set,
     nested,
     nesting_level,
@@ -145,16 +146,17 @@ def is_transparent(tasks: object) -> bool:
         return True
     if type(tasks) is not GeneratorType or tasks.gi_frame is None or tasks.gi_code.co_name != "<genexpr>":
         return False
-    source = tasks.gi_frame.f_locals.get(".0")
     calls, stores, names = _facts_of(tasks.gi_code)
-    if stores or not _runs_no_code(source):
+    if stores or calls != 2:
+        return False
+    own = tasks.gi_frame.f_locals  # made anew each time it is asked for
+    if not _runs_no_code(own.get(".0")):
         return False
     spaces = tasks.gi_frame.f_globals
-    seen = [*(spaces.get(name) for name in names), *tasks.gi_frame.f_locals.values()]
-    return calls == 2 and any(
-        one is delayed or (type(one) is ModuleType and getattr(one, "delayed", None) is delayed)
-        for one in seen
-    )
+    for one in (*map(spaces.get, names), *own.values()):
+        if one is delayed or (type(one) is ModuleType and getattr(one, "delayed", None) is delayed):
+            return True
+    return False
 
 
 # -- Parallel ---------------------------------------------------------------------------------------------
@@ -316,6 +318,8 @@ class Parallel(Logger):
     @staticmethod
     def _array_settings(folder: Any, limit: Any, mode: Any) -> tuple[str | None, int | None, str] | None:
         """Folder, limit and mode of arrays in files; None if nobody asked for files."""
+        if folder is limit is mode is UNSET and not is_anything_set():
+            return None
         given = (("temp_folder", folder), ("max_nbytes", limit), ("mmap_mode", mode))
         asked = any(value is not UNSET or is_set(name) for name, value in given)
         limit, mode = configured("max_nbytes", limit), configured("mmap_mode", mode)
@@ -518,7 +522,7 @@ class Parallel(Logger):
         if self.verbose or self._has_own_progress:
             self.print_progress()
 
-    @functools.cached_property
+    @property
     def _has_own_progress(self) -> bool:
         return type(self).print_progress is not Parallel.print_progress
 
