@@ -269,6 +269,7 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     cell.warnings += cell.entries.take_complaints()
     if found is None:
         _explain(cell)
+        cell.inputs.mark()
     return found
 
 
@@ -340,7 +341,9 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     pickled, buffers = entry.payload()
     keeping.note_contents(buffers, entry.manifest.get("contents", ()))
     source = cell.source()
-    payload, defined, known = keeping.unpack(source, entry.manifest["definitions"], pickled, buffers)
+    payload, defined, known = keeping.unpack(
+        source, entry.manifest["definitions"], pickled, buffers, entry.manifest.get("referred")
+    )
     if not environment.can_restore(payload["process"]):
         raise NotStorable("what the cell changed in the process cannot be brought back here")
     traversal = source.inputs.traversal
@@ -498,6 +501,7 @@ def _store(
         "names": kept.names,
         "deleted": kept.deleted,
         "definitions": kept.definitions,
+        "referred": kept.referred,
         "seconds": body_seconds,
         "ran": time.time(),
         "left": kept.digests,

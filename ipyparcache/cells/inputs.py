@@ -38,6 +38,7 @@ from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
 from ipyparcache.digest.objects import ABSENT, Traversal
 from ipyparcache.errors import ParcacheError, Undigestible
+from ipyparcache.kernel.namespace import collector_paused
 
 FORMAT = 1  # of keys and payloads; a change orphans all entries
 
@@ -84,6 +85,14 @@ class Inputs:
     seconds: float  # spent on digesting
     summaries: dict[str, Any] = field(default_factory=dict)
 
+    def mark(self) -> None:
+        """Note how the inputs are, to see after the run what it changed."""
+        began = time.perf_counter()
+        with collector_paused():
+            self.traversal.mark()
+            self.ignored.mark()
+        self.seconds += time.perf_counter() - began
+
 
 def identity_of(tree: ast.Module, silenced: bool, options: KeyOptions, variant: str = "") -> str:
     """The name of a cell: its text as far as it matters, and the options that change what is an input."""
@@ -112,8 +121,15 @@ def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, id
         If one of them has no digest; names it and what to type.
     """
     started = time.perf_counter()
+    with collector_paused():
+        return _collect(tree, namespace, options, identity, started)
+
+
+def _collect(
+    tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, identity: str, started: float
+) -> Inputs:
     names = names_of(tree.body)
-    traversal = Traversal(namespace)
+    traversal = Traversal(namespace, marking=False)
     for name in sorted((names.read | _names_looked_up(tree, namespace)) - options.ignore):
         if name not in namespace:
             traversal.add_absent(name)
@@ -145,7 +161,7 @@ def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, id
 
 
 def _ignored(names: Iterable[str], namespace: dict[str, Any]) -> Traversal:
-    traversal = Traversal(namespace)
+    traversal = Traversal(namespace, marking=False)
     for name in names:
         if name in namespace:
             with contextlib.suppress(Undigestible):  # then nobody can tell whether the cell changed it
@@ -182,9 +198,9 @@ def _refuse_dynamic_helpers(traversal: Traversal) -> None:
 
 def _reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:
     """The notebook's and local modules' functions among the inputs."""
-    for _, _, thing in traversal.numbered():
-        if isinstance(thing, types.FunctionType) and is_user_code(thing.__module__):
-            yield thing
+    for _, function in traversal.instances(types.FunctionType):
+        if is_user_code(function.__module__):
+            yield function
 
 
 def _reached_code(traversal: Traversal) -> Iterator[tuple[str, types.CodeType]]:

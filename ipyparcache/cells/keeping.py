@@ -25,7 +25,7 @@ from ipyparcache.digest.instances import INSTANCES
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import Traversal, digest_of, state_of
 from ipyparcache.errors import Undigestible, Unrestorable
-from ipyparcache.kernel.namespace import difference
+from ipyparcache.kernel.namespace import collector_paused, difference
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Kept:
     names: list[str]
     deleted: list[str]
     definitions: list[int]  # statements of the cell that a hit executes again
+    referred: list[int] | None  # places among what both sides know that the payload refers to; None: any
     digests: dict[str, str]  # of what it left, by name, to compare another run with
 
 
@@ -87,15 +88,13 @@ class Source:
 
     def known(self, defined: Mapping[str, object]) -> list[object]:
         """What exists on both sides, in an order that both derive alike; each object once."""
-        found: list[object] = []
-        seen: set[int] = set()
-        inner = (thing for _, _, thing in self.inputs.traversal.numbered())
-        made = (part for name in sorted(defined) for part in _with_nested_classes(defined[name]))
-        for thing in itertools.chain([self.namespace], made, inner):
-            if id(thing) not in seen:
-                seen.add(id(thing))
-                found.append(thing)
-        return found
+        things = itertools.chain(self.made(defined), self.inputs.traversal.objects())
+        return list({id(thing): thing for thing in things}.values())
+
+    def made(self, defined: Mapping[str, object]) -> list[object]:
+        """The first of what exists on both sides: the namespace, and what the cell defines."""
+        parts = (part for name in sorted(defined) for part in _with_nested_classes(defined[name]))
+        return [self.namespace, *parts]
 
 
 def _with_nested_classes(thing: object) -> Iterator[object]:
@@ -169,7 +168,7 @@ def keep(
     NotStorable
         Naming the variable that cannot be stored, the line that binds it, and what to type instead.
     """
-    with _contents_remembered():
+    with _contents_remembered(), collector_paused():
         return _keep(source, left, results, events, process)
 
 
@@ -193,7 +192,8 @@ def _keep(
     known = source.known(defined)
     original = _digested(source, payload, known)
     _refuse_nan_keys(original)
-    arrays = [thing for _, _, thing in original.numbered() if _is_array(thing)]
+    numpy = sys.modules.get("numpy")
+    arrays = [] if numpy is None else [array for _, array in original.instances(numpy.ndarray)]
     contents = [
         part for _, _, state in payload["states"] if isinstance(state, dict) for part in state.values()
     ]
@@ -202,14 +202,44 @@ def _keep(
         pickled, buffers = values.pack(payload, known, source.namespace, _is_taken_apart, owners)
     except NotStorable as error:
         raise NotStorable(_blame(source, payload, known, error)) from error
-    _try_out(source, original, known, defined, repeated, pickled, buffers)
+    referred = _referred(source, original, known, defined)
+    try:
+        _try_out(source, original, known, defined, repeated, pickled, buffers, referred)
+    except NotStorable:
+        if referred is None:
+            raise
+        referred = None
+        _try_out(source, original, known, defined, repeated, pickled, buffers, referred)
     digests = {root: digest.hex() for root, digest in original.digests.items()}
     in_buffers = _contents_of(buffers)
-    return Kept(pickled, buffers, in_buffers, sorted(left.bound), left.deleted, repeated, digests)
+    return Kept(pickled, buffers, in_buffers, sorted(left.bound), left.deleted, repeated, referred, digests)
+
+
+_FEW = 1000  # objects of the inputs are offered at a hit without asking which are needed
+_CONTAINERS = frozenset({list, dict, set, bytearray})
+
+
+def _referred(
+    source: Source, original: Traversal, known: Sequence[object], defined: Mapping[str, object]
+) -> list[int] | None:
+    """Places of what the payload may refer to, so that a hit need not offer every list of a large input.
+
+    Digests tell which containers were met; classes, functions and the namespace are referred to in other ways
+    as well. None stands for all.
+    """
+    if len(known) <= _FEW or _drawn_roots(original):
+        return None
+    found = {place for place, thing in enumerate(known) if type(thing) not in _CONTAINERS}
+    found.update(original.known_met, range(len(source.made(defined))))
+    return sorted(found) if len(found) < len(known) // 2 else None
 
 
 def unpack(
-    source: Source, definitions: Sequence[int], pickled: Any, buffers: Sequence[Any]
+    source: Source,
+    definitions: Sequence[int],
+    pickled: Any,
+    buffers: Sequence[Any],
+    referred: Sequence[int] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Put a payload together beside the namespace.
 
@@ -221,10 +251,16 @@ def unpack(
         What the repeated definitions made.
     known : list
         What both sides knew; keeps identities alive.
+
+    Other Parameters
+    ----------------
+    referred : sequence of int
+        Places among `known` that the payload refers to; all if None.
     """
     defined = source.execute_apart(definitions)
-    known = source.known(defined)
-    return values.unpack(pickled, buffers, known), defined, known
+    with collector_paused():
+        known = source.known(defined)
+        return values.unpack(pickled, buffers, known, referred), defined, known
 
 
 def _annotations(source: Source) -> dict[str, object]:
@@ -335,10 +371,11 @@ def _try_out(
     repeated: Sequence[int],
     pickled: bytes,
     buffers: Sequence[Any],
+    referred: Sequence[int] | None,
 ) -> None:
     """Put the payload together again, over the same buffers, and compare."""
     again, defined_again, known_again = unpack(
-        source, repeated, pickled, [buffer.raw() for buffer in buffers]
+        source, repeated, pickled, [buffer.raw() for buffer in buffers], referred
     )
     for name in defined:
         if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
@@ -350,13 +387,6 @@ def _try_out(
             raise NotStorable(f"`{root}` would not come back as it is, {_where(source, root)}")
     if _sharing(original, drawn) != _sharing(other, drawn) or _views(original, drawn) != _views(other, drawn):
         raise NotStorable("its results share objects in a way that would not come back")
-    places = {id(thing): number for number, thing in enumerate(known)}
-    places_again = {id(thing): number for number, thing in enumerate(known_again)}
-    for (root, _, thing), (_, _, twin) in zip(
-        _compared(original, drawn), _compared(other, drawn), strict=True
-    ):
-        if places.get(id(thing)) != places_again.get(id(twin)):
-            raise NotStorable(f"`{root}` refers to an input in a way that would not come back")
 
 
 STATE = " #"  # marks the root of an input's new state; no name contains it
@@ -375,14 +405,10 @@ def _sharing(traversal: Traversal, drawn: set[str]) -> list[Any]:
     return sorted(pair for pair in traversal.shared if pair[0][0] not in drawn and pair[1][0] not in drawn)
 
 
-def _compared(traversal: Traversal, drawn: set[str]) -> list[tuple[str, int, object]]:
-    return [found for found in traversal.numbered() if found[0] not in drawn]
-
-
 def _refuse_nan_keys(traversal: Traversal) -> None:
     """A NaN is found in a dict or set only by its identity, which no pickle keeps."""
-    for root, _, thing in traversal.numbered():
-        if isinstance(thing, dict | set) and any(type(key) is float and key != key for key in thing):
+    for root, thing in traversal.instances(dict, set):
+        if any(type(key) is float and key != key for key in thing):
             raise NotStorable(f"`{root}` holds a NaN as a key, which is found by identity alone")
 
 
@@ -394,7 +420,7 @@ def _drawn_roots(traversal: Traversal) -> set[str]:
     artist = getattr(sys.modules.get("matplotlib.artist"), "Artist", None)
     if artist is None:
         return set()
-    return {root for root, _, thing in traversal.numbered() if isinstance(thing, artist)}
+    return {root for root, _ in traversal.instances(artist)}
 
 
 def _digested(source: Source, payload: Mapping[str, Any], known: Sequence[object]) -> Traversal:

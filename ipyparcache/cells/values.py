@@ -19,7 +19,7 @@ import pickle
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ipyparcache.cells.travel import match
@@ -237,21 +237,34 @@ class _Unpacker(pickle.Unpickler):
     """Unpickles over known objects: a first pickle, made here, puts them into the memo one after the other.
 
     CPython's unpickler drops a memo that is assigned as a dict, so it is filled by what fills it anyway.
+    Places that nothing refers to hold None.
     """
 
-    def __init__(self, pickled: Any, buffers: Sequence[Any], known: Sequence[object]):
+    def __init__(
+        self, pickled: Any, buffers: Sequence[Any], known: Sequence[object], referred: Iterable[int]
+    ):
         self._known = known
-        ask = b"".join(b"J" + number.to_bytes(4, "little") + b"Q\x940" for number in range(len(known)))
-        super().__init__(io.BytesIO(b"\x80\x05" + ask + b"N." + bytes(pickled)), buffers=buffers)
+        asks, filled = [], 0
+        for place in referred:
+            asks.append(b"N\x940" * (place - filled) + b"J" + place.to_bytes(4, "little") + b"Q\x940")
+            filled = place + 1
+        asks.append(b"N\x940" * (len(known) - filled))
+        start = b"".join([b"\x80\x05", *asks, b"N."])
+        super().__init__(io.BytesIO(start + bytes(pickled)), buffers=buffers)
         super().load()
 
     def persistent_load(self, number: int) -> object:
         return self._known[number]
 
 
-def unpack(pickled: Any, buffers: Sequence[Any], known: Sequence[object]) -> Any:
-    """Put together what `pack` took apart, over the live objects in `known`."""
-    return _Unpacker(pickled, buffers, known).load()
+def unpack(
+    pickled: Any, buffers: Sequence[Any], known: Sequence[object], referred: Sequence[int] | None = None
+) -> Any:
+    """Put together what `pack` took apart, over the live objects in `known`.
+
+    `referred` are the places in `known` that the pickle refers to, in order; None stands for all.
+    """
+    return _Unpacker(pickled, buffers, known, range(len(known)) if referred is None else referred).load()
 
 
 def lookup(namespace: Mapping[str, object], qualname: str) -> object:

@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -106,7 +107,7 @@ class Traversal:
         neither entered nor numbered.
 
     marking : bool
-        Whether to keep what `changed` asks for.
+        Whether to note at once what `changed` asks for; else `mark` does, if it is to be asked.
 
     Attributes
     ----------
@@ -134,6 +135,7 @@ class Traversal:
         self.marking = marking
         self.main = main if main is not None else _notebook_namespace()
         self.known = {id(obj): place for place, obj in enumerate(known)}
+        self.known_met: set[int] = set()  # places in `known` of the objects that were met
         self._outside = known
         self.digests: dict[str, bytes] = {}
         self.shared: list[tuple[tuple[str, int], tuple[str, int]]] = []
@@ -336,6 +338,35 @@ class Traversal:
             for number, obj in enumerate(self._roots[root].objects):
                 yield root, number, obj
 
+    def objects(self) -> Iterator[object]:
+        """Every mutable object, in the same order; what several roots reach comes again."""
+        return chain.from_iterable(self._roots[root].objects for root in sorted(self._roots))
+
+    def instances(self, *classes: type) -> Iterator[tuple[str, Any]]:
+        """The mutable objects of some classes, with the root of each."""
+        for root in sorted(self._roots):
+            objects = self._roots[root].objects
+            wanted = {kind for kind in set(map(type, objects)) if issubclass(kind, classes)}
+            if wanted:
+                yield from ((root, obj) for obj in objects if type(obj) in wanted)
+
+    def mark(self) -> None:
+        """Note what `changed` will compare with; the objects are still as they were digested."""
+        if self.marking:
+            return
+        self.marking = True
+        for root, numbered in self._roots.items():
+            walk = Walk(self, root, isolated=True)
+            together: set[int] = set()
+            for first, count in numbered.together:
+                items: list[Any] = numbered.objects[first : first + count]
+                numbered.many.append((first, list(map(copy.copy, items))))
+                together.update(range(first, first + count))
+            for number, obj in enumerate(numbered.objects):
+                if number not in together and self._first[id(obj)] == (root, number):
+                    kind = self.kind_of(type(obj))
+                    numbered.marks.append((number, kind, kind.mark(walk, obj)))
+
     def changed(self) -> list[tuple[str, int]]:
         """Mutable objects whose own state is not as it was digested, by the root that reached them first."""
         found = []
@@ -421,6 +452,8 @@ class Traversal:
             self._first.update(zip(map(id, items), places, strict=True))
             if self.marking:
                 walk.numbered.many.append((number, list(map(copy.copy, items))))
+            else:
+                walk.numbered.together.append((number, len(items)))
             return
         kind = KINDS[type(items[0])]
         for place, item in zip(places, items, strict=True):

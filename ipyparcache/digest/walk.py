@@ -100,6 +100,7 @@ class Numbered:
     marks: list[tuple[int, Kind, object]] = field(default_factory=list)  # of those met here first
     many: list[tuple[int, list[Any]]] = field(default_factory=list)
     """Number of the first, and copies, of plain containers met here first and together."""
+    together: list[tuple[int, int]] = field(default_factory=list)  # number of the first, and how many
 
 
 class Walk:
@@ -173,6 +174,7 @@ class Walk:
         outside = self.traversal.known.get(id(obj)) if self.traversal.known else None
         if outside is not None:
             self.out += b"\xffK" + outside.to_bytes(4, "little")
+            self.traversal.known_met.add(outside)
             return False
         if known is not None:
             self.out += b"\xff^" + known.to_bytes(4, "little")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import re
 import signal
 import threading
@@ -81,6 +82,19 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if waiting and callable(previous):
             previous(*waiting[0])
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking all that is alive, again and again, while much is allocated."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def interrupt_main_thread() -> None:
