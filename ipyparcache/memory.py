@@ -30,6 +30,7 @@ from ipyparcache.digest.calls import (
     FunctionDigest,
     Parameters,
     are_plain,
+    bytes_of_primitives,
     digest_of_arguments,
     note_again,
 )
@@ -66,6 +67,9 @@ _T = TypeVar("_T")
 
 _QUICK_SECONDS = 1e-3
 """A function that ran no longer than this is computed by whoever needs it: a lock costs as much."""
+
+_KEYS_COUNT = 8192
+"""Calls of one function whose keys are kept at hand."""
 
 _SHOWN_ARGUMENT = 700
 """Characters of an argument that a printed call shows."""
@@ -215,6 +219,7 @@ class MemorizedFunc(Logger):
         self._prefix = blake3.blake3(self.func_id.encode("utf-8", "surrogatepass")).hexdigest(8)
         self._digest = FunctionDigest(target)
         self._parameters: Parameters | None = None
+        self._keys: dict[tuple[bytes, bytes], str] = {}
         self._seconds = float("inf")  # of the last run, once there was one
 
     @property
@@ -233,12 +238,23 @@ class MemorizedFunc(Logger):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result of the call, stored or computed."""
+        is_quick = self._verbose <= 1 and self.cache_validation_callback is None and self.mmap_mode is None
         try:
+            call = self._primitive_call(args) if is_quick and not kwargs else None
+            known = None if call is None else self._keys.get(call)
+            if known is not None:
+                value = self._quick(known)
+                if value is not MISSING:
+                    return value
             key, bound = self._key(args, kwargs)
         except Undigestible as error:
             return self._call_uncached(error, args, kwargs)
-        if self._verbose <= 1 and self.cache_validation_callback is None and self.mmap_mode is None:
-            value = self._attempt(lambda: self.store_backend.quick(key), MISSING)
+        if call is not None:
+            self._keys[call] = key
+            if len(self._keys) > _KEYS_COUNT:
+                self._keys.clear()
+        if is_quick:
+            value = self._quick(key)
             if value is not MISSING:
                 return value
         value = self._stored(key)
@@ -246,11 +262,10 @@ class MemorizedFunc(Logger):
             return value
         if self._seconds < _QUICK_SECONDS:
             return self._compute(key, bound, args, kwargs)[0]
-        with self._single_flight(key) as waited:
-            if waited:
-                value = self._stored(key)
-                if value is not MISSING:
-                    return value
+        with self._single_flight(key):
+            value = self._stored(key)  # it may have come since we looked
+            if value is not MISSING:
+                return value
             return self._compute(key, bound, args, kwargs)[0]
 
     def call(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -290,7 +305,21 @@ class MemorizedFunc(Logger):
         code = self._frozen or self._digest.now()
         return self._prefix + blake3.blake3(code + digest_of_arguments(bound)).hexdigest(12), bound
 
+    def _primitive_call(self, args: tuple[Any, ...]) -> tuple[bytes, bytes] | None:
+        """What tells a call with numbers, strings and the like from all others, without hashing."""
+        if self._parameters is None:
+            return None
+        values = self._parameters.filled(self._bound + args if self._bound else args)
+        told = None if values is None else bytes_of_primitives(values)
+        return None if told is None else (self._frozen or self._digest.now(), told)
+
     # ---- stored results
+
+    def _quick(self, key: str) -> Any:
+        try:
+            return self.store_backend.quick(key)
+        except StoreUnavailable:  # `_stored` asks again, and tells
+            return MISSING
 
     def _found(self, key: str) -> Entry | None:
         """The entry of a key if it counts; an entry that the callback refuses is removed."""
@@ -354,19 +383,15 @@ class MemorizedFunc(Logger):
     # ---- running
 
     @contextlib.contextmanager
-    def _single_flight(self, key: str) -> Iterator[bool]:
-        """Be the only one who computes a key; says whether the result may have come meanwhile."""
+    def _single_flight(self, key: str) -> Iterator[None]:
+        """Be the only one who computes a key."""
         try:
             entries = self.store_backend.entries
         except StoreUnavailable:
-            yield False
+            yield
             return
-        with entries.lock(key, 0) as held:
-            if held:
-                yield False
-                return
         with entries.lock(key):
-            yield True
+            yield
 
     def _compute(
         self, key: str, bound: list[tuple[str, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -470,7 +495,16 @@ class MemorizedFunc(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        for name in ("_digest", "_parameters", "_bound", "_target", "_prefix", "func_id", "_seconds"):
+        for name in (
+            "_digest",
+            "_parameters",
+            "_bound",
+            "_target",
+            "_prefix",
+            "func_id",
+            "_seconds",
+            "_keys",
+        ):
             state.pop(name, None)
         if _travels_by_value(self._target):
             # On a worker the function has other globals around it; what counts is what was sent.

@@ -19,6 +19,7 @@ from typing import Any
 import blake3
 
 from ipyparcache.digest import environment
+from ipyparcache.digest.walk import PRIMITIVES
 from ipyparcache.errors import DamagedEntry
 from ipyparcache.logger import Logger
 from ipyparcache.storage import fileformat
@@ -60,7 +61,7 @@ class ResultStore:
         self._backend = backend
         self._options = dict(options or {})
         self._entries: Entries | None = None
-        self._quick: OrderedDict[str, tuple[str, object, bytes, float]] = OrderedDict()
+        self._quick: OrderedDict[str, tuple[str, object, bytes | None, object, float]] = OrderedDict()
 
     @property
     def entries(self) -> Entries:
@@ -105,13 +106,13 @@ class ResultStore:
         known = self._quick.get(key)
         if known is None:
             return MISSING
-        name, token, pickled, seconds = known
+        name, token, pickled, value, seconds = known
         entries = self.entries
         if entries.store.token(name) is not token:
             self._quick.pop(key, None)
             return MISSING
         entries.ledger.note_use(name, seconds)
-        return pickle.loads(pickled)
+        return value if pickled is None else pickle.loads(pickled)
 
     def read(self, entry: Entry, mmap_mode: str | None) -> Any:
         """The value of an entry.
@@ -124,9 +125,10 @@ class ResultStore:
         pickled, buffers = entry.payload()
         if not buffers:
             rows = entry.manifest.get("rows")
+            value = pickle.loads(pickled)
             if len(pickled) <= _QUICK_BYTES and not rows:
-                self._remember(entry, bytes(pickled))
-            return pickle.loads(pickled)
+                self._remember(entry, bytes(pickled), value)
+            return value
         path = entry.file() if mmap_mode is not None else None
 
         def array(index: int, dtype: Any, shape: tuple[int, ...], order: Any, writable: bool) -> Any:
@@ -145,11 +147,12 @@ class ResultStore:
 
         return fileformat.put_together(pickled, array)
 
-    def _remember(self, entry: Entry, pickled: bytes) -> None:
+    def _remember(self, entry: Entry, pickled: bytes, value: object) -> None:
         token = entry.store_token()
         if token is None:
             return
-        self._quick[entry.key] = entry.name, token, pickled, entry.seconds
+        own = None if type(value) in PRIMITIVES else pickled  # a primitive is as good as a copy of it
+        self._quick[entry.key] = entry.name, token, own, value if own is None else None, entry.seconds
         while len(self._quick) > _QUICK_COUNT:
             with contextlib.suppress(KeyError):  # another thread emptied it
                 self._quick.popitem(last=False)

@@ -322,15 +322,21 @@ class Parameters:
         ValueError
             If the function cannot be called with these arguments.
         """
-        names = self._plain
-        if names is not None and not kwargs:
-            if len(args) == len(names):
-                return list(zip(names, args, strict=True))
-            defaults = self._function.__defaults__ or ()
-            missing = len(names) - len(args)
-            if 0 < missing <= len(defaults):
-                return list(zip(names, args + defaults[-missing:], strict=True))
+        if self._plain is not None and not kwargs:
+            values = self.filled(args)
+            if values is not None:
+                return list(zip(self._plain, values, strict=True))
         return self._bind_any(args, kwargs)
+
+    def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Positional arguments and the defaults of the others, in order; None where that is not all to it."""
+        if self._plain is None:
+            return None
+        missing = len(self._plain) - len(args)
+        if not missing:
+            return args
+        defaults = self._function.__defaults__ or ()
+        return args + defaults[-missing:] if 0 < missing <= len(defaults) else None
 
     def _bind_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         if self._signature is None:
@@ -380,6 +386,11 @@ class Parameters:
                 f"Too many arguments for {self.name}{self._signature}: {len(args)} positional ones were given"
             )
         return f"Wrong number of arguments for {self.name}{self._signature}: {reason}"
+
+
+def bytes_of_primitives(values: tuple[Any, ...]) -> bytes | None:
+    """What tells these values from all others, if they are numbers, strings and the like; else None."""
+    return dumps(values, 2) if is_pure(values) else None
 
 
 def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:

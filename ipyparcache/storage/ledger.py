@@ -45,7 +45,7 @@ class Ledger:
         self._unwritten: dict[str, Use] = {}  # what was used since the last flush
         self._read: tuple[int, int] = (-1, 0)  # inode of the file as read, and how far
         self._lines = 0
-        self._flushed = time.monotonic()
+        self._flushed = time.time()
         # A weak reference, so that the interpreter does not keep every ledger of a test run to its end.
         reference = weakref.ref(self)
         atexit.register(_flush_at_exit, reference)
@@ -67,11 +67,13 @@ class Ledger:
         """A hit of this entry saved so many seconds."""
         now = time.time()
         with self._lock:
-            use = self._unwritten.setdefault(name, Use())
+            use = self._unwritten.get(name)
+            if use is None:
+                use = self._unwritten[name] = Use()
             use.last = now
             use.hits += 1
             use.saved += saved
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            if not 0 <= now - self._flushed <= FLUSH_SECONDS:
                 self._flush()
 
     def uses(self) -> dict[str, Use]:
@@ -98,7 +100,7 @@ class Ledger:
             self._flush()
 
     def _flush(self) -> None:
-        self._flushed = time.monotonic()
+        self._flushed = time.time()
         waiting, self._unwritten = self._unwritten, {}
         if waiting:
             lines = [

@@ -32,6 +32,10 @@ STALE_SECONDS = 86400.0
 TORN_SECONDS = 10.0
 """A record that is still incomplete after so long is not being written any more."""
 
+LOOK_SECONDS = 0.02
+"""A look at a blob that was found before asks no oftener for logs that others have begun since: only those
+of other machines, or after a rotation, can say that it is gone."""
+
 _MAGIC = b"\xf5rec"
 _PUT, _DELETE = 1, 2
 _HEADER = struct.Struct("<4sBxHId")  # magic, kind, bytes of the name, bytes of the payload, time
@@ -105,6 +109,7 @@ class PackedLogs:
     _groups: dict[str, dict[str, Place]] = field(default_factory=dict)
     _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
     _listed: int = -1  # mtime_ns of the folder as it was listed, or -1
+    _looked: float = float("-inf")  # clock when the folder was looked at last
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
 
@@ -112,9 +117,12 @@ class PackedLogs:
         self._folder_text = str(self.folder)
 
     def place(self, name: str) -> Place | None:
-        """Where the blob of this name lies now."""
+        """Where the blob of this name lies now; what a log that just came says of it may be seen a moment
+        later.
+        """
         with self._lock:
-            self._refresh()
+            if time.monotonic() - self._looked > LOOK_SECONDS or not self._is_read():
+                self._refresh()
             return self._groups.get(name.partition(".")[0], {}).get(name)
 
     def get(self, name: str) -> tuple[bytes, float] | None:
@@ -205,7 +213,7 @@ class PackedLogs:
         for log in self._logs.values():
             log.close()
         self._logs, self._groups, self._dead = {}, {}, {}
-        self._listed, self._writing = -1, None
+        self._listed, self._writing, self._looked = -1, None, float("-inf")
 
     def _may_compact(self, log: Log) -> bool:
         if log.path.name.startswith(f"{self.writer}-"):
@@ -253,12 +261,23 @@ class PackedLogs:
         log = self._logs[path.name] = self._writing = Log(path, handle)
         return log
 
+    def _is_read(self) -> bool:
+        """Whether the known logs hold what was read of them, and no more."""
+        if self._owner != os.getpid():
+            return False
+        for log in self._logs.values():
+            status = os.fstat(log.handle)
+            if status.st_size != log.read or not status.st_nlink:
+                return False
+        return True
+
     def _refresh(self) -> None:
         """Read what was appended or added since the last call."""
         if self._owner != os.getpid():
             # The handles of the parent share their position with it.
             self._forget()
             self._owner = os.getpid()
+        self._looked = time.monotonic()
         try:
             modified = os.stat(self._folder_text).st_mtime_ns
         except OSError:
