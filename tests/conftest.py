@@ -263,9 +263,10 @@ class Kernel:
 
         self.manager = KernelManager()
         self.manager.start_kernel(cwd=str(folder))
-        self._connect()
+        self.connect()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect as a tab of the notebook does; the kernel may be busy."""
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -274,7 +275,7 @@ class Kernel:
         """End the kernel as "Restart kernel" does and start it again."""
         self.client.stop_channels()
         self.manager.restart_kernel(now=False)
-        self._connect()
+        self.connect()
 
     def run(self, source: str, timeout: float = 60.0) -> Ran:
         """Run one cell to its end; display updates are applied to the output they name."""
