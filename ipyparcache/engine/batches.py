@@ -133,6 +133,7 @@ class CallOptions:
     inner_threads: int | None = None
     inner_forced: bool = False
     keep_arguments: bool = False  # tasks may be sent again after they have run
+    prompt: bool = False  # somebody waits for each result
     on_event: OnEvent | None = None
     # Entered by each thread of the threads backend around all that it runs.
     around_thread: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
@@ -80,6 +81,7 @@ class ForkServer:
         self.parent = parent
         self.workers: dict[int, int] = {}  # number by process id
         self.ready = False  # everything that workers may need is loaded
+        self.modules: set[str] = set()  # what else they may need
 
     def get_ready(self) -> None:
         """Load once what workers may need."""
@@ -87,6 +89,9 @@ class ForkServer:
             self.ready = True
             import cloudpickle.cloudpickle  # noqa: F401
 
+            for name in self.modules:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
             gc.collect()
             gc.freeze()
 
@@ -175,6 +180,9 @@ class ForkServer:
                 message, fds = received
                 if message[0] == "fork":
                     self.fork(message, fds)
+                elif message[0] == "load":
+                    self.modules.update(message[1])
+                    self.ready = False
                 elif message[0] == "kill":
                     self.kill(message[1])
                     self.reap()

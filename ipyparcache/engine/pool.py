@@ -198,6 +198,7 @@ class Pool:
         self._numbers = 0
         self._calls = 0
         self._reaper: threading.Timer | None = None
+        self._modules: tuple[str, ...] = ()
         self._forks_plain = False  # whether the workers started now are to do without cloudpickle at first
         self.failed_starts = 0  # in a row
         self.ending = False  # the interpreter is about to end
@@ -216,11 +217,21 @@ class Pool:
                     if worker.leased_to is None and not worker.gone:
                         worker.tasks.send(("import", modules))
 
+    def preload(self, modules: tuple[str, ...]) -> None:
+        """Have workers, also those to come, load modules before they need them; returns at once."""
+        with self._lock:
+            self._modules = modules
+            if self._server is not None:
+                self._server.channel.send(("load", modules))
+            self.warm_up(0, modules)
+
     def start_server(self) -> None:
         """Start the fork server if there is to be one; it gets ready while the caller goes on."""
         with self._lock:
             if self._server is None and start_method() == "forkserver":
                 self._server = Server()
+                if self._modules:
+                    self._server.channel.send(("load", self._modules))
                 self._news.register(self._server.channel, select.POLLIN)
 
     def _end_server(self, wait: float) -> None:

@@ -193,7 +193,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.version = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an interrupt may leave it held by the thread that asks again
         self._modules = LocalModules()
         self._last: dict[str, Any] = {}
         self._pickled = b""

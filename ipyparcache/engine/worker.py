@@ -50,7 +50,8 @@ from ipyparcache.engine.transport import (
 )
 from ipyparcache.pickling import Buffers, dump_result
 
-RING_AFTER = 0.005  # seconds between two rings within a batch: about as often as batches end
+RING_AFTER = 0.05  # seconds between two rings within a batch
+PROMPT_AFTER = 0.004  # and where somebody waits for each result
 CHECK = 0.0002  # seconds between two looks at whether to stop or to ring
 LEISURE = 20  # milliseconds without a message after which there is time for what may be needed later
 SMALL = 16 << 10  # an outcome up to this size lies in the slot itself
@@ -355,6 +356,7 @@ class Worker:
         if columns:
             rows = islice(rows, message[11], message[11] + count)
         timed = bool(self.options.get("timeout"))
+        ring_after = PROMPT_AFTER if self.options.get("prompt") else RING_AFTER
         capture = self.capture
         position = self.block.slot(slot)
         bottom = position
@@ -406,7 +408,7 @@ class Worker:
             check_at = now + CHECK
             if done == count or words[CANCEL] >= batch:
                 break
-            if (failed or now - last_ring > RING_AFTER) and self.bell.send(
+            if (failed or now - last_ring > ring_after) and self.bell.send(
                 ("ring", batch, done, position - bottom, begun, array("d", ends).tobytes(), False), wait=False
             ):
                 last_ring = now

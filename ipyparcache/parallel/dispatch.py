@@ -34,7 +34,9 @@ from ipyparcache.engine.cpus import inner_threads
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
 
-TARGET = 0.004  # seconds that a batch should run: long against the cost of sending it, short at the end
+TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
+LONG_TARGET = 0.02  # and later: a hundred times what sending it and reading its report costs
+PART = 0.1  # of the time that the call has run: no batch should run longer
 LARGEST = 4096  # tasks of a batch: more would not fit into a slot of the block
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
 CHUNK = 256  # tasks that are drawn at once
@@ -56,7 +58,7 @@ class Options:
     `retries` counts further attempts after an exception, a death or a timeout. With `on_error` "raise"
     nothing is begun after a task has failed, but what comes before it in order is finished; with "collect"
     all others go on. `inner_threads` None: processors divided by workers. With `capture` what tasks print
-    comes as events.
+    comes as events. `prompt` says that somebody waits for each result, not for all of them.
     """
 
     n_jobs: int = 1
@@ -67,6 +69,7 @@ class Options:
     on_error: Literal["raise", "collect"] = "raise"
     inner_threads: int | None = None
     capture: bool = False
+    prompt: bool = False
 
 
 @dataclass(slots=True)
@@ -168,9 +171,11 @@ _remembered: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 class Pace:
     """How many tasks to put into the next batch."""
 
-    def __init__(self, lanes: int, fixed: int | None, function: object = None):
+    def __init__(self, lanes: int, fixed: int | None, function: object = None, prompt: bool = False):
         self.lanes = lanes
         self.fixed = fixed
+        self._longest = TARGET if prompt else LONG_TARGET
+        self._begun = time.monotonic()
         self._function = function if type(function) in (FunctionType, BuiltinFunctionType) else None
         # What the function took in its last call is a first guess, forgotten at the first measurement.
         self._guess = _remembered.get(self._function) if self._function is not None else None
@@ -208,7 +213,8 @@ class Pace:
         mean = self.mean()
         if mean is None:
             return 1
-        size = min(int(TARGET / max(mean, 1e-7)), self._largest * GROWTH, LARGEST)
+        target = min(max(TARGET, PART * (time.monotonic() - self._begun)), self._longest)
+        size = min(int(target / max(mean, 1e-7)), self._largest * GROWTH, LARGEST)
         if self._row_bytes:
             size = min(size, BATCH_BYTES // self._row_bytes)
         if left is not None:
@@ -274,6 +280,7 @@ class Run:
             inner_threads=options.inner_threads or inner_threads(options.n_jobs),
             inner_forced=options.inner_threads is not None,
             keep_arguments=options.retries > 0,
+            prompt=options.prompt,
             on_event=self._held.take if self._held is not None else on_event,
         )
         if around_thread is not None:
@@ -283,7 +290,7 @@ class Run:
         if left is not None:
             count = max(1, min(count, left))
         self.crew: Crew = crew_factory(options.backend)(function, count, call)
-        self.pace = Pace(self.crew.size, options.batch, function)
+        self.pace = Pace(self.crew.size, options.batch, function, options.prompt)
         self.backlog: deque[Batch] = deque()
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"

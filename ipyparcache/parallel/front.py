@@ -695,6 +695,7 @@ class Parallel(Logger):
             retries=self.retries,
             on_error=self.on_error,
             inner_threads=inner,
+            prompt=self.return_generator,
         )
         level = nesting_level() + 1
         default = self.pre_dispatch in ("2 * n_jobs", "2*n_jobs")

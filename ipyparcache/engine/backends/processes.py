@@ -268,6 +268,7 @@ class ProcessCrew(Crew):
             "timeout": self.options.timed,
             "inner": self.options.inner_threads,
             "forced": self.options.inner_forced,
+            "prompt": self.options.prompt,
         }
         state = None if worker.state_version == self._state_version else self._state
         passed = self._function_shared.passed() if self._function_shared is not None else []
