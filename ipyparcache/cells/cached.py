@@ -31,7 +31,7 @@ from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
 from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, share, words_list
 from ipyparcache.cells.runs import Run
 from ipyparcache.cells.values import NotStorable
-from ipyparcache.digest import environment, openfiles
+from ipyparcache.digest import environment, generators, openfiles, process
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import put_state
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
@@ -344,7 +344,7 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     payload, defined, known = keeping.unpack(
         source, entry.manifest["definitions"], pickled, buffers, entry.manifest.get("referred")
     )
-    if not environment.can_restore(payload["process"]):
+    if not process.can_restore(payload["process"]):
         raise NotStorable("what the cell changed in the process cannot be brought back here")
     traversal = source.inputs.traversal
     return Prepared(
@@ -367,7 +367,7 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
         rebind(cell.namespace, prepared.bound, prepared.deleted)
         if prepared.annotations:
             cell.namespace.setdefault("__annotations__", {}).update(prepared.annotations)
-        environment.restore_process(prepared.process)
+        process.restore_process(prepared.process)
         entry.used()
     replay(cell.shell, prepared.events, prepared.results)
     assert cell.inputs is not None
@@ -409,7 +409,7 @@ async def _run(cell: _Cell) -> Run:
         body_seconds = time.perf_counter() - began
     if cell.options.auto:
         auto.note_seconds(cell.body.source, body_seconds)
-    environment.unwrap(cell.namespace)
+    generators.unwrap(cell.namespace)
     run = Run(
         "not stored",
         cell.no_key or "",
@@ -440,14 +440,14 @@ class _Before:
     """What a run may change, as it was."""
 
     bindings: dict[str, object]
-    process: environment.ProcessState
+    process: process.ProcessState
     figures: set[int]  # open in pyplot
     modules: set[str]  # loaded
 
     @classmethod
     def now(cls, shell: Any, touched: Collection[str]) -> _Before:
         bindings = user_bindings(shell.user_ns, shell.user_ns_hidden, touched)
-        return cls(bindings, environment.process_state(), outputs.open_figures(), set(sys.modules))
+        return cls(bindings, process.process_state(), outputs.open_figures(), set(sys.modules))
 
 
 def _store(
@@ -480,8 +480,8 @@ def _store(
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden, cell.inputs.names.touched)
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)
-    process = environment.process_changes(before.process)
-    kept = keeping.keep(source, left, record.values, record.events(), process)
+    changes = process.process_changes(before.process)
+    kept = keeping.keep(source, left, record.values, record.events(), changes)
     inputs.summarise(cell.inputs)
     if cell.doubted is not None:
         _compare_runs(cell, kept)
@@ -609,4 +609,4 @@ def uninstall(shell: Any) -> None:
 
 def _unwrap_names(*_result: object) -> None:
     """A cell may have imported by name a function that is wrapped as long as the extension is loaded."""
-    environment.unwrap(vars(sys.modules["__main__"]))
+    generators.unwrap(vars(sys.modules["__main__"]))

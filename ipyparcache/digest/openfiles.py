@@ -235,7 +235,9 @@ def _concerned() -> list[Seen]:
 
 
 # Our wrappers stand between who asks and the system.
-_WRAPPING = frozenset({__name__, f"{__package__}.environment"})
+_WRAPPING = frozenset(
+    {__name__, *(f"{__package__}.{name}" for name in ("environment", "generators", "libsettings"))}
+)
 
 
 def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:

@@ -23,19 +23,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipyparcache.digest import environment, openfiles
+from ipyparcache.digest import environment, filedigests, generators, libsettings, openfiles
 from ipyparcache.digest.environment import (
-    FileDigests,
     described,
     files_named_in,
     observed_rows,
-    process_changes,
-    process_state,
-    restore_process,
     static_rows,
     still_holds,
 )
+from ipyparcache.digest.filedigests import FileDigests
 from ipyparcache.digest.openfiles import FileWatch
+from ipyparcache.digest.process import process_changes, process_state, restore_process
 from ipyparcache.errors import Unrepeatable
 
 
@@ -59,7 +57,7 @@ def process_as_it_was() -> Iterator[None]:
         list(sys.path),
         dict(os.environ),
     )
-    seeded = set(environment._seeded)
+    seeded = set(generators.seeded)
     with mpl.rc_context(), warnings.catch_warnings(), np.printoptions(), np.errstate():
         yield
     random.setstate(state[0])
@@ -69,15 +67,15 @@ def process_as_it_was() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(state[4])
     pd.reset_option("display.precision")
-    environment._seeded.clear()
-    environment._seeded.update(seeded)
+    generators.seeded.clear()
+    generators.seeded.update(seeded)
 
 
 @pytest.fixture
 def seeds_watched() -> Iterator[None]:
     """The extension as if loaded before any cell ran."""
     environment.install(user_cells_ran=False)
-    environment._seeded.clear()
+    generators.seeded.clear()
     yield
     environment.uninstall()
 
@@ -257,9 +255,9 @@ def test_a_variable_that_a_library_looks_up_in_a_string_is_an_input(notebook: An
 
 def test_a_settled_file_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = FileDigests()
-    monkeypatch.setattr(environment, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(filedigests, "SETTLED_SECONDS", -1.0)
     first = digests.digest("data.txt")
-    monkeypatch.setattr(environment, "file_content", lambda path: pytest.fail("was read again"))
+    monkeypatch.setattr(filedigests, "file_content", lambda path: pytest.fail("was read again"))
 
     assert digests.digest(str(folder / "data.txt")) == first
 
@@ -272,22 +270,6 @@ def test_a_file_changed_just_now_is_read_again() -> None:
     os.utime("data.txt", ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
     assert digests.digest("data.txt") != first
-
-
-def test_digests_are_kept_between_processes_and_a_damaged_file_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "SETTLED_SECONDS", -1.0)
-    kept = FileDigests(tmp_path / "digests")
-    first = kept.digest("data.txt")
-    kept.save()
-    monkeypatch.setattr(environment, "file_content", lambda path: pytest.fail("was read again"))
-    assert FileDigests(tmp_path / "digests").digest("data.txt") == first
-    monkeypatch.undo()
-    os.chdir(tmp_path)
-    (tmp_path / "digests").write_text("[1, 2")
-
-    assert FileDigests(tmp_path / "digests").digest("data.txt") == first
 
 
 def test_files_named_in_strings_and_paths_are_found() -> None:
@@ -352,7 +334,7 @@ def test_a_setting_that_a_run_changes_is_restored(what: str) -> None:
     change()
     after_rows = static_rows(reached)
     changes = pickle.loads(pickle.dumps(process_changes(before)))
-    setting = next(setting for setting in environment.SETTINGS if setting.name == what)
+    setting = next(setting for setting in libsettings.SETTINGS if setting.name == what)
     setting.restore(before.settings[what][0])
     assert static_rows(reached) == before_rows
 

@@ -1,0 +1,291 @@
+"""Settings of libraries and of the interpreter: what differs from the defaults, and how to bring it back.
+
+Only what differs is an input, so that it makes no difference whether a library is already loaded.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from ipyparcache.digest import openfiles
+from ipyparcache.digest.instances import logger_facts
+from ipyparcache.digest.objects import digest_of
+from ipyparcache.errors import Undigestible
+
+
+def settings_digest(special: object) -> str:
+    """Digest of what differs from the defaults."""
+    try:
+        return digest_of(special).hex()[:32]
+    except Undigestible:
+        return blake3(repr(special).encode("utf-8", "surrogatepass")).hexdigest(16)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One group of process settings: how to read what is not at its default, and how to bring it back."""
+
+    name: str
+    library: str
+    special: Callable[[], object]  # what differs from the defaults; falsy if nothing does
+    capture: Callable[[], object]
+    restore: Callable[[Any], None]
+    libraries: frozenset[str] = frozenset()  # that read it; empty: any code may
+
+    def concerns(self, reached: Collection[str]) -> bool:
+        """Whether a cell that reaches these modules may depend on it."""
+        return not self.libraries or any(name.partition(".")[0] in self.libraries for name in reached)
+
+
+def _decimal_facts() -> dict[str, object]:
+    import decimal
+
+    context = decimal.getcontext()
+    facts: dict[str, object] = {
+        name: getattr(context, name) for name in ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+    }
+    facts["traps"] = sorted(signal.__name__ for signal, is_set in context.traps.items() if is_set)
+    return facts
+
+
+def _different(facts: Callable[[], Mapping[str, object]]) -> dict[str, object]:
+    """What differs from the defaults of a setting that lives in a context variable."""
+    now = facts()
+    default = contextvars.Context().run(facts)
+    return {name: value for name, value in now.items() if value != default.get(name)}
+
+
+def _restore_decimal(context: Any) -> None:
+    import decimal
+
+    decimal.setcontext(context.copy())
+
+
+def _decimal_copy() -> object:
+    import decimal
+
+    return decimal.getcontext().copy()
+
+
+def _numpy_print() -> dict[str, object]:
+    return dict(sys.modules["numpy"].get_printoptions())
+
+
+def _numpy_errors() -> dict[str, object]:
+    return dict(sys.modules["numpy"].geterr())
+
+
+def _restore_numpy_print(options: Any) -> None:
+    sys.modules["numpy"].set_printoptions(**options)
+
+
+def _restore_numpy_errors(options: Any) -> None:
+    sys.modules["numpy"].seterr(**options)
+
+
+def _pandas_options() -> dict[str, object]:
+    config = sys.modules.get("pandas._config.config")
+    return _flat(config._global_config) if config is not None else {}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _pandas_special() -> dict[str, object]:
+    config = sys.modules.get("pandas._config.config")
+    if config is None:
+        return {}
+    defaults = {name: option.defval for name, option in config._registered_options.items()}
+    return {
+        name: value
+        for name, value in _pandas_options().items()
+        if name in defaults and not _equal(value, defaults[name])
+    }
+
+
+def _equal(one: object, other: object) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # == of a library's value may do anything
+        return False
+
+
+def _restore_pandas(options: Mapping[str, object]) -> None:
+    pandas = sys.modules["pandas"]
+    now = _pandas_options()
+    for name, value in options.items():
+        if name in now and not _equal(now[name], value):
+            pandas.set_option(name, value)
+
+
+_OWN_RC = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
+
+
+def _rc() -> dict[str, object]:
+    parameters = dict.copy(sys.modules["matplotlib"].rcParams)
+    return {name: value for name, value in parameters.items() if name not in _OWN_RC}
+
+
+def _rc_special() -> dict[str, object]:
+    loaded = sys.modules["matplotlib"].rcParamsOrig
+    return {name: value for name, value in _rc().items() if not _equal(value, dict.get(loaded, name))}
+
+
+def _restore_rc(parameters: Mapping[str, object]) -> None:
+    dict.update(sys.modules["matplotlib"].rcParams, parameters)
+
+
+_LOCALE_PARTS = ("LC_NUMERIC", "LC_TIME", "LC_COLLATE", "LC_MONETARY")
+
+
+def _zone() -> tuple[object, ...]:
+    return (*time.tzname, time.timezone, time.altzone)
+
+
+def _root_logger_special() -> object:
+    """What logging does with records when it is not what it does by itself."""
+    root = sys.modules["logging"].root
+    facts = logger_facts(root)
+    plain = [0, (root.name, 30, False, True, 0, [])]
+    return None if facts == plain else facts
+
+
+def _sklearn() -> dict[str, object]:
+    found: dict[str, object] = sys.modules["sklearn"].get_config()
+    return found
+
+
+def _sklearn_special() -> dict[str, object]:
+    default = getattr(sys.modules.get("sklearn._config"), "_global_config", {})
+    return {name: value for name, value in _sklearn().items() if value != default.get(name)}
+
+
+def _restore_sklearn(options: Any) -> None:
+    sys.modules["sklearn"].set_config(**options)
+
+
+def _locale_facts() -> dict[str, str]:
+    import locale
+
+    return {part: locale.setlocale(getattr(locale, part)) for part in _LOCALE_PARTS if hasattr(locale, part)}
+
+
+def _locale_special() -> dict[str, str]:
+    return {part: name for part, name in _locale_facts().items() if name != "C"}
+
+
+def _restore_locale(facts: Mapping[str, str]) -> None:
+    import locale
+
+    for part, name in facts.items():
+        locale.setlocale(getattr(locale, part), name)
+
+
+user_filters: list[tuple[Any, ...]] = []
+
+
+def _filter_facts() -> list[str]:
+    """The warning filters that the user set, in force now; those of libraries come and go with imports."""
+    return [_filter_text(one) for one in warnings.filters if any(one is own for own in user_filters)]
+
+
+def _filter_text(one: Any) -> str:
+    action, message, category, module, line = one
+    patterns = [
+        part.pattern if part is not None and not isinstance(part, str) else part for part in (message, module)
+    ]
+    return repr((action, patterns, f"{category.__module__}.{category.__qualname__}", line))
+
+
+def _restore_filters(filters: Any) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+    user_filters.extend(one for one in filters if not any(one is own for own in user_filters))
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+SETTINGS = (
+    Setting(
+        "decimal context", "decimal", lambda: _different(_decimal_facts), _decimal_copy, _restore_decimal
+    ),
+    Setting(
+        "time zone", "time", lambda: _zone() if "TZ" in os.environ else None, _zone, lambda _: time.tzset()
+    ),
+    Setting("logging", "logging", _root_logger_special, lambda: None, lambda _: None),
+    Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
+    Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
+    Setting(
+        "NumPy print options", "numpy", lambda: _different(_numpy_print), _numpy_print, _restore_numpy_print
+    ),
+    Setting(
+        "NumPy error handling",
+        "numpy",
+        lambda: _different(_numpy_errors),
+        _numpy_errors,
+        _restore_numpy_errors,
+    ),
+    Setting(
+        "pandas options",
+        "pandas",
+        _pandas_special,
+        _pandas_options,
+        _restore_pandas,
+        frozenset({"pandas", "geopandas", "seaborn", "sklearn", "statsmodels", "plotly", "dask", "xarray"}),
+    ),
+    Setting(
+        "matplotlib rcParams",
+        "matplotlib",
+        _rc_special,
+        _rc,
+        _restore_rc,
+        frozenset(
+            {"matplotlib", "pylab", "seaborn", "pandas", "sklearn", "plotnine", "networkx", "arviz", "xarray"}
+        ),
+    ),
+    Setting(
+        "scikit-learn configuration",
+        "sklearn",
+        _sklearn_special,
+        _sklearn,
+        _restore_sklearn,
+        frozenset({"sklearn", "imblearn", "xgboost", "lightgbm"}),
+    ),
+)
+
+
+def noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that sets a warning filter, wrapped so that the user's own filters are known."""
+
+    @functools.wraps(plain)
+    def set_filter(*arguments: Any, **options: Any) -> Any:
+        users = False
+        with openfiles.bookkeeping():
+            users = openfiles.is_asked_by_user(sys._getframe(1))
+        if not users:  # libraries do this thousands of times, and take it back
+            return plain(*arguments, **options)
+        before = list(warnings.filters)
+        result = plain(*arguments, **options)
+        with openfiles.bookkeeping():
+            user_filters.extend(
+                one for one in warnings.filters if not any(one is earlier for earlier in before)
+            )
+            del user_filters[:-1000]
+        return result
+
+    return set_filter
