@@ -32,6 +32,7 @@ from ipyparcache.digest.calls import (
     are_plain,
     bytes_of_primitives,
     digest_of_arguments,
+    digest_of_primitives,
     note_again,
 )
 from ipyparcache.digest.containers import PartsKind
@@ -246,13 +247,9 @@ class MemorizedFunc(Logger):
                 value = self._quick(known)
                 if value is not MISSING:
                     return value
-            key, bound = self._key(args, kwargs)
+            key = self._key(args, kwargs)[0] if call is None else self._key_of_primitives(*call)
         except Undigestible as error:
             return self._call_uncached(error, args, kwargs)
-        if call is not None:
-            self._keys[call] = key
-            if len(self._keys) > _KEYS_COUNT:
-                self._keys.clear()
         if is_quick:
             value = self._quick(key)
             if value is not MISSING:
@@ -260,6 +257,7 @@ class MemorizedFunc(Logger):
         value = self._stored(key)
         if value is not MISSING:
             return value
+        bound = self._bind(args, kwargs)
         if self._seconds < _QUICK_SECONDS:
             return self._compute(key, bound, args, kwargs)[0]
         with self._single_flight(key):
@@ -295,15 +293,26 @@ class MemorizedFunc(Logger):
 
     # ---- keys
 
-    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         parameters = self._parameters
         if parameters is None:
             if isinstance(self.ignore, str):
                 raise ValueError(f"The ignore list should be a list, {self.ignore!r} (str) was given")
             parameters = self._parameters = Parameters(self._target, self.func_id, self.ignore)
-        bound = parameters.bind(self._bound + args if self._bound else args, kwargs)
+        return parameters.bind(self._bound + args if self._bound else args, kwargs)
+
+    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
+        bound = self._bind(args, kwargs)
         code = self._frozen or self._digest.now()
         return self._prefix + blake3.blake3(code + digest_of_arguments(bound)).hexdigest(12), bound
+
+    def _key_of_primitives(self, code: bytes, told: bytes) -> str:
+        assert self._parameters is not None
+        digest = digest_of_primitives(self._parameters.names or (), told)
+        key = self._keys[code, told] = self._prefix + blake3.blake3(code + digest).hexdigest(12)
+        if len(self._keys) > _KEYS_COUNT:
+            self._keys.clear()
+        return key
 
     def _primitive_call(self, args: tuple[Any, ...]) -> tuple[bytes, bytes] | None:
         """What tells a call with numbers, strings and the like from all others, without hashing."""

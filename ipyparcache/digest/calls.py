@@ -290,13 +290,15 @@ class Parameters:
         self._function = function
         plain = function if type(function) is types.FunctionType else None
         code = plain.__code__ if plain is not None else None
-        self._plain: tuple[str, ...] | None = None
+        self.names: tuple[str, ...] | None = None
+        """The parameters, if positional ones are all that there are."""
+
         if code is not None and not code.co_kwonlyargcount and not code.co_flags & 0xC and not self.ignore:
-            self._plain = code.co_varnames[: code.co_argcount]
+            self.names = code.co_varnames[: code.co_argcount]
             if getattr(function, "__wrapped__", None) is not None:
-                self._plain = None
+                self.names = None
         self._signature: inspect.Signature | None = None
-        if self._plain is None:
+        if self.names is None:
             try:
                 self._signature = inspect.signature(function)
             except (ValueError, TypeError):
@@ -322,17 +324,17 @@ class Parameters:
         ValueError
             If the function cannot be called with these arguments.
         """
-        if self._plain is not None and not kwargs:
+        if self.names is not None and not kwargs:
             values = self.filled(args)
             if values is not None:
-                return list(zip(self._plain, values, strict=True))
+                return list(zip(self.names, values, strict=True))
         return self._bind_any(args, kwargs)
 
     def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Positional arguments and the defaults of the others, in order; None where that is not all to it."""
-        if self._plain is None:
+        if self.names is None:
             return None
-        missing = len(self._plain) - len(args)
+        missing = len(self.names) - len(args)
         if not missing:
             return args
         defaults = self._function.__defaults__ or ()
@@ -340,7 +342,7 @@ class Parameters:
 
     def _bind_any(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         if self._signature is None:
-            if self._plain is None:
+            if self.names is None:
                 return [("*", args), ("**", sorted(kwargs.items()))]
             self._signature = inspect.signature(self._function)
         # The defaults of a function may have been replaced since the signature was taken.
@@ -388,9 +390,14 @@ class Parameters:
         return f"Wrong number of arguments for {self.name}{self._signature}: {reason}"
 
 
-def bytes_of_primitives(values: tuple[Any, ...]) -> bytes | None:
+def bytes_of_primitives(values: Sequence[Any]) -> bytes | None:
     """What tells these values from all others, if they are numbers, strings and the like; else None."""
-    return dumps(values, 2) if is_pure(values) else None
+    return dumps(tuple(without_nan(values)), 2) if is_pure(values) else None
+
+
+def digest_of_primitives(names: Sequence[str], told: bytes) -> bytes:
+    """Digest of arguments of which `bytes_of_primitives` told."""
+    return blake3(dumps(tuple(names), 2) + told).digest(16)
 
 
 def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
@@ -401,9 +408,9 @@ def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
     Undigestible
         If an argument has no stable content.
     """
-    values = [value for _, value in bound]
-    if is_pure(values):
-        return blake3(dumps([name for name, _ in bound], 2) + dumps(list(without_nan(values)), 2)).digest(16)
+    told = bytes_of_primitives([value for _, value in bound])
+    if told is not None:
+        return digest_of_primitives([name for name, _ in bound], told)
     traversal = _traversal_of(bound, ())
     sinks = _sinks_of(traversal)
     if sinks:

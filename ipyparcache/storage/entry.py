@@ -55,6 +55,7 @@ _CODE = 32
 _ROW = struct.Struct("<QQQ16s8s")  # offset, stored bytes, bytes, xxh3-128 (none for the pickle), codec
 _ALIGNMENT = 64
 _FIRST_READ = 4096
+_TO_JSON = json.JSONEncoder(separators=(",", ":")).encode
 _REMEMBERED = 8
 """How many of its latest keys are kept for an identity."""
 
@@ -177,7 +178,7 @@ class Entries:
             If it cannot be stored; nothing of it is left then.
         """
         name = f"{key}.{trace}"
-        text = json.dumps(manifest, separators=(",", ":")).encode()
+        text = _TO_JSON(manifest).encode()
         raws = [memoryview(b.raw() if isinstance(b, pickle.PickleBuffer) else b).cast("B") for b in buffers]
         start = _HEADER.size + _CODE + _ROW.size * (1 + len(raws)) + len(text)
         stored, how = _encoded(pickled, codec)
@@ -304,8 +305,10 @@ class Entries:
 
     def take_complaints(self) -> list[str]:
         """What was wrong with entries met since the last call, one line each, for the caller to show."""
-        with self._lock:
-            complaints, self._complaints = self._complaints, []
+        complaints: list[str] = []
+        if self._complaints:
+            with self._lock:
+                complaints, self._complaints = self._complaints, complaints
         return self.store.take_complaints() + complaints
 
     def budget(self) -> int:
@@ -390,10 +393,8 @@ class Entries:
     def _code(self, name: str, header: bytes, rows: bytes, text: bytes) -> bytes:
         # Every part has a fixed length or one that the header states, but for the name, which is counted
         # here.
-        code = blake3.blake3(len(name).to_bytes(8, "little"), key=self._key)
-        for part in (name.encode(), header, rows, text):
-            code.update(part)
-        return code.digest()
+        text = b"".join((len(name).to_bytes(8, "little"), name.encode(), header, rows, text))
+        return blake3.blake3(text, key=self._key).digest()
 
     def _set_aside(self, name: str, reason: str) -> None:
         self.store.set_aside(name)

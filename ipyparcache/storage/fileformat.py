@@ -48,6 +48,8 @@ _PIECE = 16 << 20
 _RESERVED = 1 << 20
 """Bytes from which room for a file is reserved before it is written."""
 
+_WITHOUT_ARRAYS = (int, float, str, bytes, bool, type(None))
+
 _MMAP_MODES = (None, "r", "r+", "w+", "c")
 
 
@@ -87,6 +89,8 @@ def stored_array(index: int, dtype: object, shape: tuple[int, ...], order: str, 
 
 def take_apart(value: object, protocol: int = 5) -> tuple[memoryview, list[np.ndarray[Any, Any]]]:
     """The pickle of a value without the bytes of its arrays, and the arrays, for `put_together`."""
+    if type(value) in _WITHOUT_ARRAYS:
+        return memoryview(pickle.dumps(value, protocol)), []
     text = io.BytesIO()
     dumper = _Dumper(text, protocol)
     dumper.dump(value)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from ipyparcache.errors import StoreUnavailable
 from ipyparcache.storage import locks
+from ipyparcache.storage.folders import WatchedFolder, is_settled
 from ipyparcache.storage.packed import PackedLogs
 from ipyparcache.storage.store import Blob, Buffer, Item, Signature, Store, checked_name
 
@@ -131,6 +132,8 @@ class LocalStore(Store):
         self._packed = PackedLogs(self.folder / "packed", f"{_host()}-{getattr(os, 'getuid', int)()}")
         self._may_map: bool | None = None  # asked once the folder exists
         self._blobs_text = str(self._blobs)
+        self._watched = WatchedFolder(self._blobs_text)
+        self._shards: set[str] | None = None  # folders of files, once they were looked at
         self._capacity: int | None = None
         self._puts = 0
         self._listings: dict[
@@ -162,14 +165,15 @@ class LocalStore(Store):
 
     def put(self, name: str, parts: Sequence[Buffer], *, own_file: bool = False) -> int:
         """Append to the log, or write the file aside and rename it."""
-        path = self._path(name)
-        size = sum(memoryview(part).nbytes for part in parts)
+        checked_name(name)
+        size = sum([len(part) if type(part) is bytes else memoryview(part).nbytes for part in parts])
         try:
             if size <= PACKED and not own_file:
                 if not self._swept:
                     self._prepare()
-                self._put_packed(name, b"".join(parts), path)
+                self._put_packed(name, b"".join(parts))
                 return size
+            path = self._path(name)
             self._prepare()
             self._packed.remove([name])
             # The partial file lies in the same folder tree, since renaming is atomic only within a file
@@ -193,6 +197,8 @@ class LocalStore(Store):
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.replace(temporary, path)
+            self._listings.pop(os.path.dirname(path), None)
+            self._shards = None
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -251,9 +257,19 @@ class LocalStore(Store):
         """The blobs of one group, whose files lie in one folder."""
         return self._packed.group(checked_name(group)) + self._files_of(group)
 
-    def _files_of(self, group: str) -> list[Item]:
-        """The files of one group; a folder is listed again only once something was added or taken away."""
-        folder = os.path.join(self._blobs_text, _shard(group))
+    def _files_of(self, group: str, *, look: bool = True) -> list[Item]:
+        """The files of one group; a folder is listed again only once something was added or taken away.
+
+        Without `look`, what others have done since the last look may be missing.
+        """
+        shard = _shard(group)
+        if self._shards is None or (look and self._watched.look() is not False):
+            self._shards = set(_names_in(self._blobs_text))
+        if shard not in self._shards:
+            return []
+        folder = os.path.join(self._blobs_text, shard)
+        if not look and folder in self._listings:
+            return self._listings[folder][1].get(group, [])
         try:
             modified = os.stat(folder).st_mtime_ns
         except OSError:
@@ -263,9 +279,7 @@ class LocalStore(Store):
             groups: dict[str, list[Item]] = {}
             for item in _listed(folder):
                 groups.setdefault(item.name.partition(".")[0], []).append(item)
-            # Within the grain of the clock something may be added without another time.
-            is_settled = time.time_ns() - modified > 1_000_000_000
-            known = modified if is_settled else -1, groups
+            known = modified if is_settled(modified) else -1, groups
             self._listings[folder] = known
         return known[1].get(group, [])
 
@@ -317,17 +331,18 @@ class LocalStore(Store):
         """Close the lock file and the logs."""
         self._locks.close()
         self._packed.close()
+        self._watched.close()
 
     def take_complaints(self) -> list[str]:
         """What was wrong with the logs."""
         complaints, self._packed.complaints = self._packed.complaints, []
         return complaints
 
-    def _put_packed(self, name: str, data: bytes, path: str) -> None:
+    def _put_packed(self, name: str, data: bytes) -> None:
         self._packed.put(name, data)
-        if any(item.name == name for item in self._files_of(name.partition(".")[0])):
+        if any(item.name == name for item in self._files_of(name.partition(".")[0], look=False)):
             with contextlib.suppress(OSError):  # a larger blob of this name from before
-                os.unlink(path)
+                os.unlink(self._path(name))
         self._puts += 1
         if self._puts % 256 == 0:
             self._compact_if_wasteful()
@@ -444,6 +459,13 @@ def _parse_writer(name: str) -> tuple[str, int, str]:
 
 def _shard(name: str) -> str:
     return name.partition(".")[0][-2:].lower()
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _listed(folder: str | Path) -> Iterator[Item]:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from ipyparcache.storage.folders import WatchedFolder
 from ipyparcache.storage.store import Item
 
 ROTATE_BYTES = 64 << 20
@@ -31,10 +32,6 @@ STALE_SECONDS = 86400.0
 
 TORN_SECONDS = 10.0
 """A record that is still incomplete after so long is not being written any more."""
-
-LOOK_SECONDS = 0.02
-"""A look at a blob that was found before asks no oftener for logs that others have begun since: only those
-of other machines, or after a rotation, can say that it is gone."""
 
 _MAGIC = b"\xf5rec"
 _PUT, _DELETE = 1, 2
@@ -108,21 +105,16 @@ class PackedLogs:
     _logs: dict[str, Log] = field(default_factory=dict)
     _groups: dict[str, dict[str, Place]] = field(default_factory=dict)
     _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
-    _listed: int = -1  # mtime_ns of the folder as it was listed, or -1
-    _looked: float = float("-inf")  # clock when the folder was looked at last
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
-        self._folder_text = str(self.folder)
+        self._watched = WatchedFolder(str(self.folder))
 
     def place(self, name: str) -> Place | None:
-        """Where the blob of this name lies now; what a log that just came says of it may be seen a moment
-        later.
-        """
+        """Where the blob of this name lies now."""
         with self._lock:
-            if time.monotonic() - self._looked > LOOK_SECONDS or not self._is_read():
-                self._refresh()
+            self._refresh()
             return self._groups.get(name.partition(".")[0], {}).get(name)
 
     def get(self, name: str) -> tuple[bytes, float] | None:
@@ -153,7 +145,8 @@ class PackedLogs:
 
     def put(self, name: str, payload: bytes) -> None:
         """Append a blob; an error of the system if it cannot be written whole."""
-        self._append(_record(_PUT, name, payload, time.time()))
+        when = time.time()
+        self._append(_record(_PUT, name, payload, when), (name, len(payload), when))
 
     def remove(self, names: Iterable[str]) -> set[str]:
         """Delete these blobs; the names that were there."""
@@ -213,7 +206,8 @@ class PackedLogs:
         for log in self._logs.values():
             log.close()
         self._logs, self._groups, self._dead = {}, {}, {}
-        self._listed, self._writing, self._looked = -1, None, float("-inf")
+        self._watched.close()
+        self._writing = None
 
     def _may_compact(self, log: Log) -> bool:
         if log.path.name.startswith(f"{self.writer}-"):
@@ -228,7 +222,10 @@ class PackedLogs:
         ]
         return self.folder / f"{self.writer}-{max(numbers, default=0) + 1}"
 
-    def _append(self, records: bytes) -> None:
+    def _append(self, records: bytes, put: tuple[str, int, float] | None = None) -> None:
+        """Append records; `put` tells name, length and time of the one blob that they are, which then need
+        not be read again.
+        """
         with self._lock:
             while True:
                 log = self._open_for_writing()
@@ -241,6 +238,11 @@ class PackedLogs:
                 status = os.fstat(log.handle)
                 log.size = status.st_size
                 if status.st_nlink:
+                    if put is not None and log.read == log.size - written:
+                        name, length, when = put
+                        record = Record(_PUT, name, 0, written - length, length, when)
+                        self._take(log, record, log.read)
+                        log.read = log.size
                     return
                 self._forget()
 
@@ -261,44 +263,32 @@ class PackedLogs:
         log = self._logs[path.name] = self._writing = Log(path, handle)
         return log
 
-    def _is_read(self) -> bool:
-        """Whether the known logs hold what was read of them, and no more."""
-        if self._owner != os.getpid():
-            return False
-        for log in self._logs.values():
-            status = os.fstat(log.handle)
-            if status.st_size != log.read or not status.st_nlink:
-                return False
-        return True
-
     def _refresh(self) -> None:
         """Read what was appended or added since the last call."""
         if self._owner != os.getpid():
             # The handles of the parent share their position with it.
             self._forget()
             self._owner = os.getpid()
-        self._looked = time.monotonic()
-        try:
-            modified = os.stat(self._folder_text).st_mtime_ns
-        except OSError:
+        is_new = self._watched.look()
+        if is_new is None:
             if self._logs:
                 self._forget()
             return
-        if modified != self._listed:
-            self._list(modified)
+        if is_new:
+            self._list()
         for log in self._logs.values():
             status = os.fstat(log.handle)
             if status.st_size < log.read or not status.st_nlink:
                 # Compacted, cleared or damaged by others: begin anew.
                 self._forget()
-                self._list(modified)
+                self._list()
                 for again in self._logs.values():
                     self._read_on(again, os.fstat(again.handle))
                 return
             if status.st_size > log.read:
                 self._read_on(log, status)
 
-    def _list(self, modified: int) -> None:
+    def _list(self) -> None:
         names: set[str] = set()
         with contextlib.suppress(OSError):
             names = set(os.listdir(self.folder))
@@ -309,8 +299,6 @@ class PackedLogs:
                 except OSError:  # another user's, or on a read-only file system
                     handle = os.open(self.folder / name, os.O_RDONLY | _EXTRA_FLAGS)
                 self._logs[name] = Log(self.folder / name, handle)
-        # Within the grain of the clock another log may come without another time.
-        self._listed = modified if time.time_ns() - modified > 1_000_000_000 else -1
 
     def _read_on(self, log: Log, status: os.stat_result) -> None:
         data = _read_at(log.handle, log.read, status.st_size - log.read)

@@ -66,9 +66,10 @@ def test_machines_write_logs_of_their_own_and_read_all(open_logs, tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 10, 30, 45, 60])
 def test_a_torn_record_is_passed_over(open_logs, tmp_path, cut):
-    logs = open_logs()
-    logs.put("aa.1", b"x" * 40)
-    logs.put("aa.2", b"y" * 40)
+    killed, reader = open_logs(), open_logs()
+    killed.put("aa.1", b"x" * 40)
+    assert names_of(reader) == ["aa.1"]
+    killed.put("aa.2", b"y" * 40)
     (path,) = (tmp_path / "packed").iterdir()
     size = path.stat().st_size
     os.truncate(path, size - cut)
@@ -77,7 +78,7 @@ def test_a_torn_record_is_passed_over(open_logs, tmp_path, cut):
     assert fresh.get("aa.2") is None
     fresh.put("aa.3", b"z" * 40)
 
-    assert names_of(fresh) == names_of(logs) == names_of(open_logs()) == ["aa.1", "aa.3"]
+    assert names_of(fresh) == names_of(reader) == names_of(open_logs()) == ["aa.1", "aa.3"]
 
 
 def test_an_incomplete_end_is_left_until_it_is_whole():
