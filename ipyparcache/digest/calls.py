@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from blake3 import blake3
 
-from ipyparcache.digest import openfiles
+from ipyparcache.digest import openfiles, unaudited
 from ipyparcache.digest.code import facts_of, owner_of
 from ipyparcache.digest.objects import Traversal, is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
@@ -450,7 +450,7 @@ def _is_plain(value: Any, depth: int) -> bool:
 def note_again(rows: Sequence[Sequence[Any]]) -> None:
     """Tell the watches that are active what a run once asked, as a hit answers for it without asking."""
     with openfiles.unwatched():
-        concerned = openfiles._concerned()
+        concerned = openfiles.concerned()
     for seen in concerned:
         for kind, name, _ in rows:
             if kind in ("file", "output"):
@@ -464,4 +464,4 @@ def note_again(rows: Sequence[Sequence[Any]]) -> None:
             elif kind == "cwd":
                 seen.asks_folder = True
             elif kind != "random":
-                seen.answers.setdefault((kind, name), openfiles.answer_to(kind, name))
+                seen.answers.setdefault((kind, name), unaudited.answer_to(kind, name))

@@ -16,7 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import libsettings, openfiles
+from ipyparcache.digest import libsettings, openfiles, unaudited
 from ipyparcache.digest.openfiles import Seen
 from ipyparcache.digest.walk import dumps
 
@@ -140,14 +140,14 @@ def unwrap(namespace: dict[str, Any]) -> None:
 
     Whoever holds a plain seed function may seed unseen, so its generator counts as seeded from then on.
     """
-    found = openfiles.unwrap(namespace)
+    found = unaudited.unwrap(namespace)
     for group, patches in _patched.items():
         if group in GENERATORS and any(plain in found for _, _, plain, _ in patches):
             seeded.add(group)
 
 
 def _patch(module: ModuleType, name: str, wrapped: Any, group: str) -> None:
-    wrapped.__dict__[openfiles.PLAIN] = getattr(module, name)
+    wrapped.__dict__[unaudited.PLAIN] = getattr(module, name)
     _patched.setdefault(group, []).append((module, name, getattr(module, name), wrapped))
     setattr(module, name, wrapped)
 

@@ -18,6 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from ipyparcache.digest import openfiles
+from ipyparcache.digest.askers import is_asked_by_user
 from ipyparcache.digest.instances import logger_facts
 from ipyparcache.digest.objects import digest_of
 from ipyparcache.errors import Undigestible
@@ -276,7 +277,7 @@ def noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
     def set_filter(*arguments: Any, **options: Any) -> Any:
         users = False
         with openfiles.bookkeeping():
-            users = openfiles.is_asked_by_user(sys._getframe(1))
+            users = is_asked_by_user(sys._getframe(1))
         if not users:  # libraries do this thousands of times, and take it back
             return plain(*arguments, **options)
         before = list(warnings.filters)

@@ -1,9 +1,7 @@
 """What a run asks of the file system, the environment and the console.
 
 One audit hook, added once and for ever as hooks cannot be removed, looks at the watches that are active; it
-never raises. What raises no audit event is wrapped while a watch is active: `os.stat` and its kin (told apart
-by who calls them, so that `exists` is one bit and not a modification time), `os.open` with `dir_fd`,
-`getcwd`, `input`. `os.environ` keeps its entries in a dict that reports reads by name.
+never raises. What raises no event is seen by `unaudited`.
 
 Who asks decides what counts: the notebook and local modules always, a distribution unless it is being
 imported or looks after its own configuration and fonts; threads that were there before the run do not count,
@@ -12,14 +10,7 @@ but for those of executors, which the run may have given work.
 
 from __future__ import annotations
 
-import builtins
-import functools
-import genericpath
-import getpass
-import importlib
 import os
-import pathlib
-import posixpath
 import re
 import stat as stat_module
 import sys
@@ -27,17 +18,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, FunctionType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from ipyparcache.digest import modules
+from ipyparcache.digest.askers import asker_of, is_ignored
 
 Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
-_stat = os.stat
-_lstat = os.lstat
-_getcwd = os.getcwd
-_open = os.open
+plain_stat = os.stat
+plain_lstat = os.lstat
+plain_getcwd = os.getcwd
+plain_open = os.open
 
 
 @dataclass
@@ -110,9 +102,9 @@ class Seen:
 
     def spelled(self, path: str) -> str:
         """A path as the user wrote it, unless that means another place since the run changed the folder."""
-        if os.path.isabs(path) or _getcwd() == self.folder:
+        if os.path.isabs(path) or plain_getcwd() == self.folder:
             return path
-        return os.path.join(_getcwd(), path)
+        return os.path.join(plain_getcwd(), path)
 
 
 class FileWatch:
@@ -125,7 +117,7 @@ class FileWatch:
     """
 
     def __init__(self) -> None:
-        self.seen = Seen(_getcwd())
+        self.seen = Seen(plain_getcwd())
         self._thread = 0
         self._others: frozenset[object] = frozenset()  # threads, or the numbers of those Python did not start
 
@@ -137,8 +129,8 @@ class FileWatch:
         self._others = frozenset(map(_thread_of, sys._current_frames()))
         with _patch_lock:
             if not _watches:
-                _put_wrappers_in()
-                _watch_environment()
+                for begin, _ in WHILE_WATCHED:
+                    begin()
             _watches.append(self)
         return self.seen
 
@@ -148,8 +140,8 @@ class FileWatch:
         with _patch_lock:
             _watches.remove(self)
             if not _watches:
-                _take_wrappers_out()
-                _leave_environment()
+                for _, end in WHILE_WATCHED:
+                    end()
 
     def concerns(self, thread: int) -> bool:
         """Whether what a thread does belongs to the run."""
@@ -200,6 +192,9 @@ AT_START: list[Callable[[Seen], None]] = []
 ON_NAMES: list[Callable[[Seen, Mapping[str, Any], Sequence[str]], None]] = []
 """Told the names of the notebook that a library may look up in the frame that it asked for."""
 
+WHILE_WATCHED: list[tuple[Callable[[], None], Callable[[], None]]] = []
+"""What is done when the first of the watches begins, and when the last ends."""
+
 _watches: list[FileWatch] = []
 _patch_lock = threading.RLock()
 _mine = threading.local()
@@ -226,108 +221,20 @@ def _is_executor(thread: object) -> bool:
     return executors is not None and thread in executors._threads_queues
 
 
-def _concerned() -> list[Seen]:
+def is_watching() -> bool:
+    """Whether any run is watched just now."""
+    return bool(_watches)
+
+
+def is_quiet() -> bool:
+    """Whether this thread does our own work just now."""
+    return bool(getattr(_mine, "quiet", False))
+
+
+def concerned() -> list[Seen]:
+    """What the runs have seen that the calling thread belongs to."""
     thread = threading.get_ident()
     return [watching.seen for watching in list(_watches) if watching.concerns(thread)]
-
-
-# ---- who asks
-
-
-# Our wrappers stand between who asks and the system.
-_WRAPPING = frozenset(
-    {__name__, *(f"{__package__}.{name}" for name in ("environment", "generators", "libsettings"))}
-)
-
-
-def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
-    """Who is behind a request (`user`, `library`, `import`, `ours`), and the name of a library.
-
-    The nearest frame that is not of the standard library asks. A distribution that is being imported asks for
-    nothing that its version does not tell.
-    """
-    importing = about_distributions = False
-    found: tuple[str, str] | None = None
-    temporary = ""
-    while frame is not None and limit:
-        limit -= 1
-        code = frame.f_code
-        if code.co_filename.startswith("<frozen importlib"):
-            importing = True
-            frame = frame.f_back
-            continue
-        name = frame.f_globals.get("__name__")
-        if name in _WRAPPING:
-            frame = frame.f_back
-            continue
-        if isinstance(name, str) and name.startswith(_METADATA):
-            about_distributions = True  # a library that looks for plug-ins walks all of sys.path
-            frame = frame.f_back
-            continue
-        origin = modules.origin_of(name) if isinstance(name, str) else "local"
-        if origin == "library" and about_distributions and found is None:
-            return "import", ""
-        if origin == "standard":
-            if name == "tempfile":
-                temporary = "tempfile"
-        elif importing and found is None:
-            return "import", ""
-        elif origin == "library":
-            top = str(name).partition(".")[0]
-            if found is None:
-                found = ("ours", top) if top == "ipyparcache" else ("library", top)
-            if code.co_name == "<module>" and top != "ipyparcache":
-                return "import", top
-        else:
-            return found or ("user", temporary)
-        frame = frame.f_back
-    return found or ("library", "import" if importing else "")
-
-
-def is_asked_by_user(frame: FrameType | None) -> bool:
-    """Whether the nearest frame that is not of the standard library is the user's own: `asker_of` for what
-    libraries do thousands of times, as it looks no further than that frame.
-    """
-    while frame is not None:
-        name = frame.f_globals.get("__name__")
-        if not isinstance(name, str):
-            return True
-        if name not in _WRAPPING:
-            origin = modules.origin_of(name)
-            if origin != "standard":
-                return origin != "library"
-        frame = frame.f_back
-    return False
-
-
-_METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
-_ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
-_SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")
-_LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
-
-
-def _is_ignored(path: str, asker: tuple[str, str]) -> bool:
-    """Whether a path is no business of the user's: bytecode, system tables, a library's own folders."""
-    if path.startswith(_SYSTEM_FOLDERS) or "__pycache__" in path:
-        return True
-    if any(part.startswith(_ENGINE_FOLDERS) for part in path.split(os.sep)):
-        return True
-    who, name = asker
-    if who in ("import", "ours"):
-        return True
-    if who == "user":
-        return False
-    if modules.origin_of_file(path) != "local" or path.startswith(_LIBRARY_SYSTEM_FOLDERS):
-        return True
-    home = os.path.expanduser("~") + os.sep
-    if path.startswith(home) and name:
-        parts = path[len(home) :].lower().split(os.sep)
-        own = name.lower()
-        hidden = parts[0].startswith(".")
-        return hidden and (
-            any(own in part for part in parts) or parts[0] in (".fonts", ".ipython", ".jupyter")
-        )
-    return path.endswith("matplotlibrc")
 
 
 # ---- the audit hook
@@ -340,7 +247,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if handler is None or getattr(_mine, "quiet", False):
         return
     with bookkeeping():  # asking for a frame raises an event, too
-        for seen in _concerned():
+        for seen in concerned():
             handler(seen, sys._getframe(1), *arguments)
 
 
@@ -348,10 +255,11 @@ def _prepare() -> None:
     global _prepared
     if not _prepared:
         _prepared = True
+        from ipyparcache.digest import unaudited  # noqa: F401  # registers itself
         sys.addaudithook(_hook)
 
 
-def _path_of(path: Any, folder: int | None = None) -> str | None:
+def path_of(path: Any, folder: int | None = None) -> str | None:
     """A path as text, as spelled; None for what names no file (a descriptor, standard streams)."""
     if isinstance(path, int) or path is None:
         return _path_of_descriptor(path) if isinstance(path, int) and folder == -2 else None
@@ -372,21 +280,22 @@ def _path_of_descriptor(descriptor: int) -> str | None:
         return None
 
 
-def _absolute(path: str) -> str:
-    return os.path.normpath(path if os.path.isabs(path) else os.path.join(_getcwd(), path))
+def absolute(path: str) -> str:
+    """A path from the present folder."""
+    return os.path.normpath(path if os.path.isabs(path) else os.path.join(plain_getcwd(), path))
 
 
 def signature_of(path: str) -> Signature | None:
     """Size, modification and change time, inode; None where there is no such file."""
     try:
-        facts = _stat(path)
+        facts = plain_stat(path)
     except OSError:
         return None
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
 def _use(seen: Seen, path: str) -> FileUse:
-    full = _absolute(path)
+    full = absolute(path)
     use = seen.files.get(full)
     if use is None:
         use = seen.files[full] = FileUse(seen.spelled(path))
@@ -397,14 +306,15 @@ def _use(seen: Seen, path: str) -> FileUse:
     return use
 
 
-def _on_open(
+def note_open(
     seen: Seen, frame: FrameType, path: Any, mode: Any, flags: Any, folder: int | None = None
 ) -> None:
-    spelled = _path_of(path, folder)
+    """Note that a file is opened, for reading or writing; the arguments are those of the audit event."""
+    spelled = path_of(path, folder)
     if spelled is None:
         return
-    full = _absolute(spelled)
-    if _is_ignored(full, asker_of(frame)):
+    full = absolute(spelled)
+    if is_ignored(full, asker_of(frame)):
         return
     flags = flags if isinstance(flags, int) else 0
     writes = flags & (os.O_WRONLY | os.O_RDWR)
@@ -414,7 +324,7 @@ def _on_open(
         known.is_log = known.is_log and appends
     if not writes:
         try:
-            if stat_module.S_ISDIR(_stat(full).st_mode):
+            if stat_module.S_ISDIR(plain_stat(full).st_mode):
                 return
         except OSError:
             pass
@@ -435,7 +345,7 @@ def _on_write(seen: Seen, path: str, keeps: bool) -> None:
     use = _use(seen, path)
     if keeps and not use.is_made and not use.is_written:
         use.is_read = True
-        use.content = file_content(_absolute(path))
+        use.content = file_content(absolute(path))
     use.is_written = True
     use.is_made = True
 
@@ -446,7 +356,7 @@ def file_content(path: str) -> bytes | None:
 
     hasher = blake3(max_threads=blake3.AUTO)
     try:
-        if _stat(path).st_size >= 1 << 20:
+        if plain_stat(path).st_size >= 1 << 20:
             hasher.update_mmap(path)
         else:
             with open(path, "rb") as file:
@@ -457,10 +367,10 @@ def file_content(path: str) -> bytes | None:
 
 
 def _on_listing(seen: Seen, frame: FrameType, path: Any) -> None:
-    spelled = "." if path is None else _path_of(path, -2 if isinstance(path, int) else None)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)) or seen.made(_absolute(spelled)):
+    spelled = "." if path is None else path_of(path, -2 if isinstance(path, int) else None)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)) or seen.made(absolute(spelled)):
         return
-    seen.listings.setdefault(seen.spelled(spelled), listing_of(_absolute(spelled)))
+    seen.listings.setdefault(seen.spelled(spelled), listing_of(absolute(spelled)))
 
 
 def listing_of(path: str) -> tuple[tuple[str, bool], ...] | None:
@@ -475,25 +385,25 @@ def listing_of(path: str) -> tuple[tuple[str, bool], ...] | None:
 
 
 def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
-    spelled = _path_of(database)
+    spelled = path_of(database)
     if spelled is None or spelled in ("", ":memory:"):
         return
     if spelled.startswith("file:"):
         if ":memory:" in spelled or "mode=memory" in spelled:
             return
         spelled = spelled[len("file:") :].partition("?")[0]
-    if not _is_ignored(_absolute(spelled), asker_of(frame)):
+    if not is_ignored(absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=True)
         for log in (f"{spelled}-wal", f"{spelled}-journal"):  # what was committed may still lie there
-            if os.path.exists(_absolute(log)):
+            if os.path.exists(absolute(log)):
                 _on_write(seen, log, keeps=True)
 
 
 def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
-    spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path, folder)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
-    full = _absolute(spelled)
+    full = absolute(spelled)
     use = seen.files.get(full)
     if seen.made(full) and (use is None or not use.existed):
         seen.files.pop(full, None)
@@ -502,10 +412,10 @@ def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> Non
 
 
 def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
-    spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path, folder)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
-    full = _absolute(spelled)
+    full = absolute(spelled)
     if full in seen.folders_made:
         seen.folders_made.discard(full)
     elif not seen.made(full) and os.path.lexists(full):
@@ -513,10 +423,10 @@ def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1)
 
 
 def _on_remove_tree(seen: Seen, frame: FrameType, path: Any, folder: Any = None) -> None:
-    spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path, folder)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
-    full = _absolute(spelled)
+    full = absolute(spelled)
     if not seen.made(full):
         if os.path.lexists(full):
             seen.removed.append(spelled)
@@ -528,10 +438,10 @@ def _on_remove_tree(seen: Seen, frame: FrameType, path: Any, folder: Any = None)
 def _on_rename(
     seen: Seen, frame: FrameType, source: Any, target: Any, from_folder: int = -1, to_folder: int = -1
 ) -> None:
-    old, new = _path_of(source, from_folder), _path_of(target, to_folder)
-    if old is None or new is None or _is_ignored(_absolute(old), asker_of(frame)):
+    old, new = path_of(source, from_folder), path_of(target, to_folder)
+    if old is None or new is None or is_ignored(absolute(old), asker_of(frame)):
         return
-    full, there = _absolute(old), _absolute(new)
+    full, there = absolute(old), absolute(new)
     use = seen.files.get(full)
     if full in seen.folders_made:
         seen.folders_made.discard(full)
@@ -549,32 +459,32 @@ def _on_rename(
 
 
 def _on_make_folder(seen: Seen, frame: FrameType, path: Any, mode: int = 0, folder: int = -1) -> None:
-    spelled = _path_of(path, folder)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path, folder)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
-    full = _absolute(spelled)
+    full = absolute(spelled)
     if not os.path.lexists(full):
         seen.folders_made.add(full)
 
 
 def _on_link(seen: Seen, frame: FrameType, source: Any, target: Any, *folders: int) -> None:
-    spelled = _path_of(target, folders[-1] if folders else None)
-    if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(target, folders[-1] if folders else None)
+    if spelled is not None and not is_ignored(absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=False)
 
 
 def _on_mark(seen: Seen, frame: FrameType, path: Any, *_rest: Any) -> None:
     """Mode, owner or times of a file are set: of one that was there before, no hit brings that back."""
-    spelled = _path_of(path)
-    if spelled is None or _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path)
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
-    if not seen.made(_absolute(spelled)) and os.path.lexists(_absolute(spelled)):
+    if not seen.made(absolute(spelled)) and os.path.lexists(absolute(spelled)):
         seen.removed.append(spelled)
 
 
 def _on_truncate(seen: Seen, frame: FrameType, path: Any, length: int = 0) -> None:
-    spelled = _path_of(path)
-    if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
+    spelled = path_of(path)
+    if spelled is not None and not is_ignored(absolute(spelled), asker_of(frame)):
         _on_write(seen, spelled, keeps=length > 0)
 
 
@@ -689,7 +599,7 @@ def _on_unpickle(seen: Seen, frame: FrameType, module: Any, name: Any) -> None:
 
 def note_loading(name: str) -> None:
     """Note that a local module is being executed, for every run that this thread is part of."""
-    for seen in _concerned():
+    for seen in concerned():
         seen.modules.add(name)
 
 
@@ -698,7 +608,7 @@ def _on_input(seen: Seen, frame: FrameType, *prompt: Any) -> None:
 
 
 _HANDLERS: dict[str, Callable[..., None]] = {
-    "open": _on_open,
+    "open": note_open,
     "os.listdir": _on_listing,
     "os.scandir": _on_listing,
     "sqlite3.connect": _on_sqlite,
@@ -726,390 +636,3 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "pickle.find_class": _on_unpickle,
     "builtins.input": _on_input,
 }
-
-
-# ---- functions without audit events
-
-
-def _code_of(function: Any) -> CodeType | None:
-    return getattr(function, "__code__", None)
-
-
-_QUESTIONS: dict[CodeType, str] = {}
-for _function, _question in [
-    (genericpath.exists, "exists"),
-    (genericpath.isfile, "isfile"),
-    (genericpath.isdir, "isdir"),
-    (genericpath.getsize, "size"),
-    (genericpath.getmtime, "mtime"),
-    (posixpath.lexists, "lexists"),
-    (posixpath.islink, "islink"),
-    (pathlib.Path.exists, "exists"),
-    (pathlib.Path.is_file, "isfile"),
-    (pathlib.Path.is_dir, "isdir"),
-    (pathlib.Path.is_symlink, "islink"),
-]:
-    _code = _code_of(_function)
-    if _code is not None:
-        _QUESTIONS[_code] = _question
-
-_PASSED_THROUGH = {
-    code for code in (_code_of(pathlib.Path.stat), _code_of(pathlib.Path.lstat)) if code is not None
-}
-# Functions of the standard library for which asking is a step of doing, or that ask about their own business.
-_OWN_BUSINESS = frozenset(
-    [
-        "shutil",
-        "tempfile",
-        "linecache",
-        "inspect",
-        "tokenize",
-        "zipfile",
-        "tarfile",
-        "mimetypes",
-        "os",
-        "glob",
-        "importlib",
-        "traceback",
-        "zipimport",
-        "posixpath",
-        "genericpath",
-        "fnmatch",
-        "logging",
-        "doctest",
-        "pkgutil",
-        "site",
-        "threading",
-        "subprocess",
-        "multiprocessing",
-    ]
-)
-
-
-def answer_to(question: str, path: str) -> object:
-    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there."""
-    follow = question not in ("lexists", "islink", "lstat")
-    try:
-        facts = _stat(path) if follow else _lstat(path)
-    except (OSError, ValueError):
-        return None if question in ("size", "mtime", "stat", "lstat") else False
-    return _answer(question, facts)
-
-
-def _answer(question: str, facts: os.stat_result) -> object:
-    if question == "isfile":
-        return stat_module.S_ISREG(facts.st_mode)
-    if question == "isdir":
-        return stat_module.S_ISDIR(facts.st_mode)
-    if question == "islink":
-        return stat_module.S_ISLNK(facts.st_mode)
-    if question == "size":
-        return facts.st_size
-    if question == "mtime":
-        return facts.st_mtime_ns
-    if question in ("stat", "lstat"):
-        return [facts.st_mode, facts.st_size, facts.st_mtime_ns]
-    return True
-
-
-def _ask(question: str, path: Any, frame: FrameType | None) -> None:
-    """Note a question about a path, with what is true now."""
-    if getattr(_mine, "quiet", False):
-        return
-    with bookkeeping():
-        caller = frame
-        while caller is not None and caller.f_code in _PASSED_THROUGH:
-            caller = caller.f_back
-        if caller is not None and caller.f_code in _QUESTIONS:
-            question = _QUESTIONS[caller.f_code]
-            caller = caller.f_back
-        if caller is not None and caller.f_globals.get("__name__") in _OWN_BUSINESS:
-            return
-        spelled = _path_of(path)
-        if not spelled:  # the empty path names nothing, always
-            return
-        full = _absolute(spelled)
-        asker = asker_of(frame)
-        if _is_ignored(full, asker):
-            return
-        for seen in _concerned():
-            if not seen.made(full):
-                asked = question, seen.spelled(spelled)
-                if asker[0] == "user":
-                    seen.asked_by_user.add(asked)
-                seen.answers.setdefault(asked, answer_to(question, full))
-
-
-def _wrap_stat(plain: Callable[..., Any], question: str) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def asked(path: Any, *arguments: Any, **options: Any) -> Any:
-        if options.get("dir_fd") is None and not getattr(_mine, "quiet", False):
-            kind = "lstat" if options.get("follow_symlinks") is False else question
-            _ask(kind, path, sys._getframe(1))
-        return plain(path, *arguments, **options)
-
-    return asked
-
-
-def _wrap_open(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def opened(path: Any, flags: int, *arguments: Any, **options: Any) -> Any:
-        folder = options.get("dir_fd")
-        if folder is None or getattr(_mine, "quiet", False):
-            return plain(path, flags, *arguments, **options)
-        with bookkeeping():
-            frame = sys._getframe(1)
-            for seen in _concerned():
-                _on_open(seen, frame, path, None, flags, folder)
-        with unwatched():  # its own event lacks the folder
-            return plain(path, flags, *arguments, **options)
-
-    return opened
-
-
-def _wrap_getcwd(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def asked() -> Any:
-        if not getattr(_mine, "quiet", False):
-            with bookkeeping():
-                frame = sys._getframe(1)
-                if asker_of(frame) == ("user", ""):
-                    for seen in _concerned():
-                        seen.asks_folder = True
-        return plain()
-
-    return asked
-
-
-def _wrap_access(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def asked(path: Any, mode: int, **options: Any) -> Any:
-        answer = plain(path, mode, **options)
-        if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
-            with bookkeeping():
-                frame = sys._getframe(1)
-                spelled = _path_of(path)
-                if spelled is not None and not _is_ignored(_absolute(spelled), asker_of(frame)):
-                    for seen in _concerned():
-                        if not seen.made(_absolute(spelled)):
-                            seen.answers.setdefault((f"access {mode}", seen.spelled(spelled)), answer)
-        return answer
-
-    return asked
-
-
-def _wrap_readlink(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def asked(path: Any, **options: Any) -> Any:
-        answer = plain(path, **options)
-        if not getattr(_mine, "quiet", False) and options.get("dir_fd") is None:
-            with bookkeeping():
-                frame = sys._getframe(1)
-                spelled = _path_of(path)
-                own = frame.f_globals.get("__name__") in _OWN_BUSINESS
-                if spelled is not None and not own and not _is_ignored(_absolute(spelled), asker_of(frame)):
-                    for seen in _concerned():
-                        seen.answers.setdefault(("readlink", seen.spelled(spelled)), os.fsdecode(answer))
-        return answer
-
-    return asked
-
-
-def _wrap_import(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def imported(name: Any, package: Any = None) -> Any:
-        result = plain(name, package)
-        if not getattr(_mine, "quiet", False) and modules.origin_of(result.__name__) == "local":
-            with bookkeeping():
-                frame = sys._getframe(1)
-                if asker_of(frame)[0] in ("user", "library"):
-                    note_loading(result.__name__)
-        return result
-
-    return imported
-
-
-def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def asked(*arguments: Any, **options: Any) -> Any:
-        for seen in _concerned():
-            seen.reads_stdin = True
-        return plain(*arguments, **options)
-
-    return asked
-
-
-def _wrap_handlers(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def call_handlers(logger: Any, record: Any) -> Any:
-        result = plain(logger, record)
-        with bookkeeping():
-            for seen in _concerned():
-                seen.lost = seen.lost or _where_logged(logger, record.levelno, seen)
-        return result
-
-    return call_handlers
-
-
-def _where_logged(logger: Any, level: int, seen: Seen) -> str:
-    """A handler that took a record to where no hit brings it; empty if all showed it or wrote a new file."""
-    while logger is not None:
-        for handler in logger.handlers:
-            if level >= handler.level and not _is_brought_back(handler, seen):
-                return f"it logs to {handler!r}, which was there before"
-        logger = logger.parent if logger.propagate else None
-    return ""
-
-
-def _is_brought_back(handler: Any, seen: Seen) -> bool:
-    import logging
-
-    if isinstance(handler, logging.FileHandler):
-        use = seen.files.get(handler.baseFilename)
-        return use is not None and use.is_written
-    if isinstance(handler, logging.StreamHandler):
-        stream = getattr(handler, "stream", None)
-        shown = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-        return any(stream is one for one in shown) or type(stream).__name__ == "OutStream"
-    kind = type(handler).__module__
-    return not modules.is_user_code(kind) and kind != "logging.handlers"
-
-
-_WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
-    (os, "stat", functools.partial(_wrap_stat, question="stat")),
-    (os, "lstat", functools.partial(_wrap_stat, question="lstat")),
-    (os, "open", _wrap_open),
-    (os, "getcwd", _wrap_getcwd),
-    (os, "access", _wrap_access),
-    (os, "readlink", _wrap_readlink),
-    (importlib, "import_module", _wrap_import),
-    (builtins, "input", _wrap_input),
-    (getpass, "getpass", _wrap_input),
-]
-# `os.stat in os.supports_fd` and the like decide which way `shutil` and `pathlib` go.
-_SUPPORTS = [
-    getattr(os, name)
-    for name in ("supports_fd", "supports_dir_fd", "supports_follow_symlinks", "supports_effective_ids")
-    if hasattr(os, name)
-]
-_replaced: list[tuple[Any, str, Any, Any]] = []
-
-
-PLAIN = "ipyparcache_plain"  # attribute of our wrappers: the function that it stands for
-
-
-def unwrap(namespace: dict[str, Any]) -> list[object]:
-    """Put plain functions in the place of our wrappers that code took by name; the plain functions."""
-    found = []
-    for name, value in list(namespace.items()):
-        if type(value) is FunctionType and PLAIN in value.__dict__:
-            namespace[name] = value.__dict__[PLAIN]
-            found.append(namespace[name])
-    return found
-
-
-def _put_wrappers_in() -> None:
-    wrappers = list(_WRAPPERS)
-    if "logging" in sys.modules:
-        wrappers.append((sys.modules["logging"].Logger, "callHandlers", _wrap_handlers))
-    for owner, name, wrap in wrappers:
-        plain = getattr(owner, name, None)
-        if plain is None:
-            continue
-        wrapped = wrap(plain)
-        wrapped.__dict__[PLAIN] = plain
-        for supported in _SUPPORTS:
-            if plain in supported:
-                supported.add(wrapped)
-        setattr(owner, name, wrapped)
-        _replaced.append((owner, name, plain, wrapped))
-
-
-def _take_wrappers_out() -> None:
-    while _replaced:
-        owner, name, plain, wrapped = _replaced.pop()
-        if getattr(owner, name) is wrapped:  # somebody else's wrapper around ours is left alone
-            setattr(owner, name, plain)
-        for supported in _SUPPORTS:
-            supported.discard(wrapped)
-
-
-# ---- environment variables
-
-
-class WatchedEnvironment(dict[bytes, bytes]):
-    """The entries of `os.environ`, reporting what is read by name.
-
-    A copy (`dict(os.environ)`, `.items()`) reads every key in the order of iteration: such reads count as
-    none.
-    """
-
-    copying: dict[int, Iterator[bytes]]
-
-    def __init__(self, entries: dict[bytes, bytes]):
-        super().__init__(entries)
-        self.copying = {}
-
-    def __iter__(self) -> Iterator[bytes]:
-        if _watches:
-            self.copying[threading.get_ident()] = iter(list(super().__iter__()))
-        return super().__iter__()
-
-    def __getitem__(self, key: bytes) -> bytes:
-        if _watches and not getattr(_mine, "quiet", False):
-            expected = self.copying.get(threading.get_ident())
-            if expected is None or next(expected, None) != key:
-                self.copying.pop(threading.get_ident(), None)
-                self._note(key)
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: bytes, value: bytes) -> None:
-        if _watches:
-            for seen in _concerned():
-                seen._set_here.add(os.fsdecode(key))
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key: bytes) -> None:
-        if _watches:
-            for seen in _concerned():
-                seen._set_here.add(os.fsdecode(key))
-        super().__delitem__(key)
-
-    def _note(self, key: bytes) -> None:
-        name = os.fsdecode(key)
-        if name.startswith("JPY_"):
-            return
-        with bookkeeping():
-            frame = sys._getframe(2)
-            who, _ = asker_of(frame)
-            if who in ("ours", "import"):
-                return
-            value = super().get(key)
-            for seen in _concerned():
-                if name not in seen._set_here:
-                    seen.environment.setdefault(name, None if value is None else os.fsdecode(value))
-
-
-_plain_entries: list[dict[bytes, bytes]] = []  # what os.environ holds while nobody watches
-
-
-def _watch_environment() -> None:
-    data = getattr(os.environ, "_data", None)
-    if isinstance(data, dict) and not isinstance(data, WatchedEnvironment):
-        _plain_entries[:] = [data]
-        _set_entries(WatchedEnvironment(data))
-
-
-def _leave_environment() -> None:
-    data = getattr(os.environ, "_data", None)
-    if isinstance(data, WatchedEnvironment) and _plain_entries:
-        plain = _plain_entries.pop()
-        plain.clear()
-        plain.update(dict.items(data))
-        _set_entries(plain)
-
-
-def _set_entries(entries: dict[bytes, bytes]) -> None:
-    os.environ._data = entries  # type: ignore[attr-defined]
-    if hasattr(os, "environb"):
-        os.environb._data = entries  # type: ignore[attr-defined]
