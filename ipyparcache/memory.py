@@ -69,7 +69,7 @@ _T = TypeVar("_T")
 _QUICK_SECONDS = 1e-3
 """A function that ran no longer than this is computed by whoever needs it: a lock costs as much."""
 
-_KEYS_COUNT = 8192
+_KEYS_COUNT = 65536
 """Calls of one function whose keys are kept at hand."""
 
 _SHOWN_ARGUMENT = 700

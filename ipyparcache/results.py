@@ -10,7 +10,6 @@ import pickle
 import time
 import types
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,11 @@ MISSING: Any = object()
 """Stands for no result, as None may be one."""
 
 _QUICK_BYTES = 4096
-_QUICK_COUNT = 8192
-"""Results up to this size, and so many of them, are kept in memory as pickles: their hits read nothing."""
+_QUICK_TOTAL = 32 << 20
+"""Results up to this size, and so many bytes of them, are kept in memory: their hits read nothing."""
+
+_QUICK_OVERHEAD = 500
+"""Bytes that one of them takes besides its pickle."""
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +63,8 @@ class ResultStore:
         self._backend = backend
         self._options = dict(options or {})
         self._entries: Entries | None = None
-        self._quick: OrderedDict[str, tuple[str, object, bytes | None, object, float]] = OrderedDict()
+        self._quick: dict[str, tuple[str, object, bytes | None, object, float]] = {}
+        self._quick_bytes = 0
 
     @property
     def entries(self) -> Entries:
@@ -147,15 +150,20 @@ class ResultStore:
 
         return fileformat.put_together(pickled, array)
 
+    def _forget_quick(self) -> None:
+        self._quick.clear()
+        self._quick_bytes = 0
+
     def _remember(self, entry: Entry, pickled: bytes, value: object) -> None:
         token = entry.store_token()
         if token is None:
             return
+        if entry.key not in self._quick:
+            self._quick_bytes += len(pickled) + _QUICK_OVERHEAD
         own = None if type(value) in PRIMITIVES else pickled  # a primitive is as good as a copy of it
         self._quick[entry.key] = entry.name, token, own, value if own is None else None, entry.seconds
-        while len(self._quick) > _QUICK_COUNT:
-            with contextlib.suppress(KeyError):  # another thread emptied it
-                self._quick.popitem(last=False)
+        if self._quick_bytes > _QUICK_TOTAL:
+            self._forget_quick()
 
     def write(self, key: str, manifest: dict[str, Any], value: Any, seconds: float, own_file: bool) -> None:
         """Store a value.
@@ -191,7 +199,7 @@ class ResultStore:
 
     def clear(self) -> None:
         """Remove all results."""
-        self._quick.clear()
+        self._forget_quick()
         self.entries.wipe()
 
     def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
@@ -204,13 +212,14 @@ class ResultStore:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        del state["_entries"], state["_quick"]
+        del state["_entries"], state["_quick"], state["_quick_bytes"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._entries = None
-        self._quick = OrderedDict()
+        self._quick = {}
+        self._quick_bytes = 0
 
 
 def open_results(
