@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _PIECE = 32 << 20
@@ -49,6 +48,8 @@ def fill_from_places(handle: int, arrays: Sequence[tuple[Any, int]]) -> None:
         for memory, place in pieces:
             _fill_at(handle, memory, place)
         return
+    from concurrent.futures import ThreadPoolExecutor  # 3 ms, and few files are so large
+
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
         for done in [threads.submit(_fill_at, handle, memory, place) for memory, place in pieces]:
             done.result()
