@@ -42,6 +42,7 @@ class Handle:
         assert isinstance(found, Loop | Comprehension)
         self._loop = found
         self._run = LoopRun(found.parfor, plan, host)
+        self._run.is_streamed = isinstance(found, Comprehension) and found.kind == "generator"
         report.loops.append(self._run.report)
         self._run.prepare()
         self._run.start()

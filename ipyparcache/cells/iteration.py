@@ -27,7 +27,7 @@ from ipyparcache.engine.surroundings import Surroundings
 
 FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record is sent at once
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
-CHECK_SHARE = 0.02  # of the time of an iteration that looking for changes may cost, to be done after each
+CHECK_SHARE = 0.005  # of the time of an iteration that looking for changes may cost, to be done after each
 
 Traceback = list[tuple[str, str, int]]
 
@@ -319,7 +319,7 @@ class _Run:
         self.showing.begin()
         checked = first
         self._flushed = result.started
-        simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.yields)
+        simple = not (isinstance(items, Packed) or self.random or self.body.own_rows)
         self._raised: BaseException | None = None
         self._refers = False
         self._process_version, rows = self._process.take()
@@ -417,9 +417,16 @@ class _Run:
                 return False
         if self.unbound and type(bindings) is not tuple:
             return False
+        if self.body.yields:
+            value = namespace[VALUE]
+            if not ATOMS.issuperset(map(type, value)):
+                return False
+            entry: tuple[Any, ...] = (tuple(log), bindings, value)
+        else:
+            entry = (tuple(log), bindings)
         if not self._pending:
             self._pending_first = number
-        self._pending.append((tuple(log), bindings))
+        self._pending.append(entry)
         return True
 
     def _forget(self, number: int, result: ChunkResult) -> None:

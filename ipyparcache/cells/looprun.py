@@ -155,6 +155,7 @@ class LoopRun:
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
+        self.is_streamed = False
 
     @property
     def _may_hold(self) -> bool:
@@ -770,8 +771,10 @@ class LoopRun:
         result = chunk.result
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
-        if lost_from is None and failure is None and not chunk.objects and not self.parfor.yields:
-            self._merge_plain(chunk)
+        if lost_from is None and failure is None and not chunk.objects and not self._stops_early:
+            values = self._merge_plain(chunk)
+            if values:
+                yield values
         for number, left in () if chunk.merged else self._iterations_of(chunk):
             if lost_from is not None and number >= lost_from:
                 break
@@ -800,9 +803,19 @@ class LoopRun:
                 raise error
             yield from self._collect(done, error, chunk)
 
-    def _merge_plain(self, chunk: _Chunk) -> None:
-        """The same for the commonest chunk, without looking at each iteration for what it cannot have."""
+    @property
+    def _stops_early(self) -> bool:
+        """Whether who takes the elements may stop between two of them, and it would show."""
+        shows = bool(self.parfor.sites or self.parfor.temporaries) or hasattr(self.source, "send")
+        return self.is_streamed and shows
+
+    def _merge_plain(self, chunk: _Chunk) -> list[Any]:
+        """The same for the commonest chunk, without looking at each iteration for what it cannot have.
+
+        Returns the elements of a comprehension.
+        """
         assert self.replayer is not None
+        found: list[Any] = []
         apply, apply_plain = self.replayer.apply, self.replayer.apply_plain
         chunk.merged = True
         for first in sorted(chunk.records):
@@ -811,18 +824,26 @@ class LoopRun:
             plain = data.startswith(PLAIN)
             lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
             try:
-                if plain:
+                if plain and self.parfor.yields:
+                    for number, (entries, values, elements) in enumerate(lefts, first):  # noqa: B007
+                        if entries or values:
+                            apply_plain(entries, values)
+                        found += elements
+                elif plain:
                     for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - where it failed
                         apply_plain(entries, values)
                 else:
                     for number, left in enumerate(lefts, first):  # noqa: B007 - the same
                         apply(left, {})
+                        if self.parfor.yields:
+                            found += self._values(left)
             except Exception as error:
                 bindings = self.replayer.by_name(lefts[number - first][1])
                 raise self._note(without_frames_of(error, _OWN_FILES), number, bindings) from None
             finally:
                 self.report.iterations += number - first
             self.report.iterations += 1
+        return found
 
     def _values(self, left: Left) -> list[Any]:
         value = left[4]

@@ -138,6 +138,7 @@ def _run_comprehension(
     step: Comprehension, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool, last: bool
 ) -> None:
     run = LoopRun(step.parfor, plan, host)
+    run.is_streamed = step.kind == "generator"
     report.loops.append(run.report)
     try:
         run.prepare()

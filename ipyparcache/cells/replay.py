@@ -79,6 +79,8 @@ class Replayer:
             self._bind_until(site, entries[done], self.by_name(bindings), ())
             raise
         if type(bindings) is tuple:
+            if not bindings:
+                return
             self.namespace.update(zip(self.parfor.temporaries, bindings, strict=True))
         elif bindings:
             self._bind(self.by_name(bindings), ())

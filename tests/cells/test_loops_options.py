@@ -222,9 +222,9 @@ LOST = {
         "m",
     ),
     "a generator drawn from": (
-        "import numpy as np\nrng, out = np.random.default_rng(0), []",
-        "for i in range(4):\n    out.append(rng.random())",
-        "rng",
+        "import numpy as np\nout, box = [], [np.random.default_rng(0)]",
+        "for i in range(4):\n    out.append(box[0].random())",
+        "box",
     ),
     "a closure's counter": (
         (
