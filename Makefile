@@ -55,6 +55,7 @@ test-all: $(INSTALLED) browser
 bench: $(INSTALLED)
 	$(RUN) -m benchmarks
 	$(RUN) -m benchmarks.cells
+	$(RUN) -m benchmarks.loops
 	$(RUN) -m benchmarks.engine
 	$(RUN) -m benchmarks.storage
 	$(RUN) -m benchmarks.digest

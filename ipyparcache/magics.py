@@ -31,7 +31,8 @@ from ipyparcache.cells.options import (
 )
 from ipyparcache.cells.runs import Run
 from ipyparcache.engine.cpus import cpu_count
-from ipyparcache.engine.pool import can_have_processes, the_pool
+from ipyparcache.engine.launching import can_have_processes
+from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import BadSetting, LoopRefused, UnknownSetting
 from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
@@ -332,6 +333,7 @@ def _warm_up() -> None:
     warm = settings.current().warm
     if warm == "off" or not can_have_processes():
         return
+    the_pool().preload(("ipyparcache.cells.iteration",))
     if warm == "on":
         the_pool().warm_up(cpu_count())
     else:
