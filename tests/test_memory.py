@@ -1,5 +1,6 @@
 import asyncio
 import datetime
+import decimal
 import functools
 import importlib
 import inspect
@@ -761,3 +762,35 @@ def test_a_backend_of_somebody_else_keeps_results(tmp_path, monkeypatch):
 def test_what_is_no_backend_is_told(name, backend, says):
     with pytest.raises(ValueError, match=says):
         register_store_backend(name, backend)
+
+
+def test_the_decimal_context_of_a_function_that_computes_with_it_counts(memory):
+    f = memory.cache(made("import decimal\ndef f(n):\n    runs.append(n)\n    return decimal.Decimal(1) / n"))
+    with decimal.localcontext() as context:
+        exact = f(3)
+        context.prec = 4
+        short = f(3)
+        context.prec = 28
+        again = f(3)
+
+    assert (str(short), again, runs) == ("0.3333", exact, [3, 3])
+
+
+def test_the_decimal_context_of_a_decimal_argument_counts(memory):
+    f = memory.cache(made("def f(x):\n    return x / 3"))
+    with decimal.localcontext() as context:
+        f(decimal.Decimal(1))
+        context.prec = 4
+
+        assert str(f(decimal.Decimal(1))) == "0.3333"
+
+
+def test_print_options_count_where_numpy_is_used_and_nowhere_else(memory):
+    shown = memory.cache(made("import numpy\ndef f(n):\n    return str(numpy.arange(n) / 3)"))
+    plain = memory.cache(made("def f(n):\n    runs.append(n)\n    return n"))
+    before = shown(2), plain(2)
+    with np.printoptions(precision=2):
+        during = shown(2), plain(2)
+
+    assert before == ("[0.         0.33333333]", 2)
+    assert (during, runs) == (("[0.   0.33]", 2), [2])

@@ -16,7 +16,7 @@ import os
 import sys
 import types
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from marshal import dumps
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from ipyparcache.digest import openfiles, unaudited
 from ipyparcache.digest.code import facts_of, owner_of
+from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.digest.objects import Traversal, is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
 
@@ -176,9 +177,10 @@ class FunctionDigest:
         self._functions: list[tuple[types.FunctionType, Any, Any, Any, tuple[Any, ...]]] = []
         self._names: list[tuple[Mapping[str, Any], str, Any]] = []
         self._has_mutable = True
+        self._settings: tuple[Setting, ...] = ()
 
     def now(self) -> bytes:
-        """The digest as things are.
+        """The digest as things are, the process settings of what the function reaches included.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class FunctionDigest:
             If something that the function reaches has no stable content.
         """
         if self._digest is not None and self._is_as_before():
-            return self._digest
+            return self._under_settings(self._digest) if self._settings else self._digest
         roots = [("function", self.function)]
         traversal = _traversal_of(roots, ())
         sinks = _sinks_of(traversal)
@@ -194,7 +196,12 @@ class FunctionDigest:
             traversal = _traversal_of(roots, sinks)
         self._note(traversal)
         self._digest = traversal.combined()[:16]
-        return self._digest
+        self._settings = _settings_of({*traversal.modules, *map(_module_of, [row[2] for row in self._names])})
+        return self._under_settings(self._digest)
+
+    def _under_settings(self, digest: bytes) -> bytes:
+        special = settings_now(self._settings)
+        return blake3(digest + special).digest(16) if special else digest
 
     def _note(self, traversal: Traversal) -> None:
         functions, self._has_mutable = [], False
@@ -231,6 +238,41 @@ class FunctionDigest:
             assert self._traversal is not None
             return not self._traversal.changed()
         return True
+
+
+def _module_of(value: object) -> str:
+    """The module that a global name stands for or comes from."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return str(value.__module__)
+    return ""
+
+
+def _settings_of(modules: Iterable[str]) -> tuple[Setting, ...]:
+    """The process settings on which code may depend that reaches these modules."""
+    tops = {name.partition(".")[0] for name in modules}
+    return tuple(
+        setting
+        for setting in SETTINGS
+        if setting.library.partition(".")[0] in tops or not tops.isdisjoint(setting.libraries)
+    )
+
+
+def settings_now(settings: Sequence[Setting]) -> bytes:
+    """What differs from the defaults, in a few bytes; none if nothing does."""
+    found = []
+    for setting in settings:
+        special = setting.special() if setting.library in sys.modules else None
+        if special:
+            found.append(f"{setting.name} {settings_digest(special)}")
+    return "\n".join(found).encode()
+
+
+_FOR_ANY = tuple(
+    setting for setting in SETTINGS if setting.name in ("decimal context", "NumPy print options")
+)
+"""Settings that the methods of arguments may read, whatever the code names."""
 
 
 def _names_in(traversal: Traversal) -> list[tuple[Mapping[str, Any], str, frozenset[str] | None]]:
@@ -415,7 +457,7 @@ def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
     sinks = _sinks_of(traversal)
     if sinks:
         traversal = _traversal_of(bound, sinks)
-    return traversal.combined()[:16]
+    return traversal.combined()[:16] + settings_now(_FOR_ANY)
 
 
 def _traversal_of(roots: Sequence[tuple[str, Any]], sinks: Sequence[object]) -> Traversal:
