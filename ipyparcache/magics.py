@@ -29,6 +29,7 @@ from ipyparcache.cells.options import (
     seconds,
     whole,
 )
+from ipyparcache.cells.replay import without_our_frames
 from ipyparcache.cells.runs import Run
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
@@ -220,7 +221,7 @@ def _run_loops(
             report = loops.run_cell(plan, ShellHost(shell, body, secret))
     except BaseException as error:
         report, raised = getattr(error, "report", report), error
-        show_error(shell, error)
+        show_error(shell, without_our_frames(error))
     reports.note_report(report)
     for loop in report.loops:
         asked.add(loop.asked)

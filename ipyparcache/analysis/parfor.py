@@ -38,7 +38,7 @@ from ipyparcache.analysis.walk import (
     word_of,
 )
 
-TRIAL = "__ipyparcache_trial__"
+LONGEST_TITLE = 48
 
 
 #: Calls that may read or write any name.
@@ -176,6 +176,8 @@ class Parfor:
         Containers of which each iteration has its own item.
     touched_until
         The last line that may change, in place, what belongs to an iteration: its element above all.
+    title
+        What a user knows the loop by: its own line, shortened.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -195,6 +197,7 @@ class Parfor:
     yields: bool
     own_rows: tuple[OwnRows, ...] = ()
     touched_until: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -410,7 +413,7 @@ def classify_comprehension(
     ast.copy_location(body, node)
     ast.fix_missing_locations(body)
     try:
-        return _Classifier(node.lineno, None, first.iter, [body], [], facts).parfor()
+        return _Classifier(node.lineno, None, first.iter, [body], [], facts, first.target).parfor()
     except _Refused as found:
         return found.refusal
 
@@ -468,6 +471,7 @@ class _Classifier:
     body: list[ast.stmt]
     orelse: list[ast.stmt]
     facts: Facts
+    shown: ast.expr | None = None  # the target of a comprehension, for its title
     targets: tuple[str, ...] = ()
     found: dict[int, Found] = field(default_factory=dict)
     own_rows: dict[str, OwnRows] = field(default_factory=dict)
@@ -853,7 +857,13 @@ class _Classifier:
             yields=self.target is None,
             own_rows=tuple(own_rows),
             touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
+            title=self._title(),
         )
+
+    def _title(self) -> str:
+        target = self.target or self.shown
+        text = f"for {ast.unparse(target) if target is not None else '…'} in {ast.unparse(self.iterable)}"
+        return text if len(text) <= LONGEST_TITLE else text[: LONGEST_TITLE - 1] + "…"
 
     def _touched_until(self, private: set[str]) -> int:
         last = 0

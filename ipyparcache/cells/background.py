@@ -15,6 +15,7 @@ from ipyparcache.analysis.parfor import Comprehension, Loop, Serial
 from ipyparcache.cells import loops
 from ipyparcache.cells.looprun import LoopRun, drained
 from ipyparcache.cells.plans import CellPlan, Host, RunReport
+from ipyparcache.cells.replay import without_our_frames
 from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
 from ipyparcache.progress.tracker import Snapshot, Tracker
 from ipyparcache.progress.widget import show
@@ -47,7 +48,7 @@ class Handle:
         self._run.prepare()
         self._run.start()
         self._run.open_cache(found.original if isinstance(found, Comprehension) else found.statement)
-        self._tracker = Tracker(self._run.expected, f"{name} (line {found.parfor.line})")
+        self._tracker = Tracker(self._run.expected, f"{name}: {found.parfor.title}")
         self._tracker.start()
         namespace = host.namespace
         watched = {*found.parfor.changed, *found.parfor.temporaries}
@@ -130,7 +131,7 @@ class Handle:
             except KeyboardInterrupt:
                 self._error = BackgroundCancelled(self._name, self._run.report.iterations)
             except BaseException as error:
-                self._error = error
+                self._error = without_our_frames(error)
 
     def _merge(self) -> None:
         if self._failure is not None:

@@ -29,7 +29,7 @@ FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
 CHECK_SHARE = 0.005  # of the time of an iteration that looking for changes may cost, to be done after each
 
-Traceback = list[tuple[str, str, int]]
+Traceback = list[tuple[str, str, int, int]]
 
 
 @dataclass(frozen=True)
@@ -421,12 +421,12 @@ class _Run:
             value = namespace[VALUE]
             if not ATOMS.issuperset(map(type, value)):
                 return False
-            entry: tuple[Any, ...] = (tuple(log), bindings, value)
+            done: tuple[Any, ...] = (tuple(log), bindings, value)
         else:
-            entry = (tuple(log), bindings)
+            done = (tuple(log), bindings)
         if not self._pending:
             self._pending_first = number
-        self._pending.append(entry)
+        self._pending.append(done)
         return True
 
     def _forget(self, number: int, result: ChunkResult) -> None:
@@ -820,13 +820,13 @@ def unmasked(error: BaseException, assigned: Sequence[str]) -> BaseException:
 
 
 def traceback_rows(error: BaseException) -> Traceback:
-    """File, function and line of the frames of a traceback, without ours."""
+    """File, function, line and the function's first line for the frames of a traceback, without ours."""
     rows: Traceback = []
     entry = error.__traceback__
     while entry is not None:
         code = entry.tb_frame.f_code
         if code.co_filename != __file__:
-            rows.append((code.co_filename, code.co_name, entry.tb_lineno))
+            rows.append((code.co_filename, code.co_name, entry.tb_lineno, code.co_firstlineno))
         entry = entry.tb_next
     return rows
 

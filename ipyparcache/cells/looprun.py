@@ -38,7 +38,7 @@ from ipyparcache.cells.launch import (
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
-from ipyparcache.cells.replay import Replayer, with_traceback, without_frames_of
+from ipyparcache.cells.replay import Replayer, below, of_the_cell, with_traceback, without_our_frames
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
@@ -107,6 +107,9 @@ def streamed(stream: Iterable[list[Any]]) -> Generator[Any, None, None]:
             yield from part
     except StoppedInside as carrier:
         raise RuntimeError("generator raised StopIteration") from carrier.error
+    except Exception as error:
+        without_our_frames(error)
+        raise
 
 
 class LoopRun:
@@ -452,7 +455,7 @@ class LoopRun:
         Iteration by iteration, as they are merged.
         """
         begun = time.monotonic()
-        tracker = Tracker(self._left, f"line {self.parfor.line}")
+        tracker = Tracker(self._left, self.parfor.title)
         tracker.start()
         self._tracker = tracker
         wanted = self.options.progress is not False and not self.options.no_progress
@@ -526,7 +529,7 @@ class LoopRun:
             raise KeyboardInterrupt
         self._check_states(self._states_before)
         if self._source_error is not None:
-            raise without_frames_of(self._source_error[1], _OWN_FILES)
+            raise below(self._source_error[1], self.host.file_name, self.parfor.line)
 
     def _abandon(self, error: BaseException) -> None:
         self._stop_feeding = True
@@ -839,7 +842,7 @@ class LoopRun:
                             found += self._values(left)
             except Exception as error:
                 bindings = self.replayer.by_name(lefts[number - first][1])
-                raise self._note(without_frames_of(error, _OWN_FILES), number, bindings) from None
+                raise self._note(of_the_cell(error, self.host.file_name), number, bindings) from None
             finally:
                 self.report.iterations += number - first
             self.report.iterations += 1
@@ -892,11 +895,11 @@ class LoopRun:
         try:
             self.replayer.apply(left, objects)
         except Exception as error:
-            raise self._note(without_frames_of(error, _OWN_FILES), number, left[1]) from None
+            raise self._note(of_the_cell(error, self.host.file_name), number, left[1]) from None
 
     def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
         if isinstance(failure.data, BaseException):
-            error = without_frames_of(failure.data, _OWN_FILES)
+            error = without_our_frames(failure.data)
             found = [left[1] for number, left in self._iterations_of(chunk) if number == failure.iteration]
             return self._note(error, failure.iteration, found[0] if found else {})
         data, buffers = pickle.loads(failure.data)
@@ -907,7 +910,10 @@ class LoopRun:
         for number, left in self._iterations_of(chunk):
             if number == failure.iteration:
                 bindings = left[1]
-        return self._note(with_traceback(error, failure.traceback), failure.iteration, bindings)
+        rows = failure.traceback
+        if self.parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
+            del rows[1]  # the body's own, whatever the comprehension is
+        return self._note(with_traceback(error, rows), failure.iteration, bindings)
 
     def _note(self, error: BaseException, number: int, bindings: Mapping[str, object]) -> BaseException:
         """Say in the exception which iteration it comes from."""
@@ -1019,7 +1025,6 @@ def jobs_of(jobs: int | None) -> int:
 
 
 BACKENDS = {"threading": "threads", "loky": "processes"}
-_OWN_FILES = frozenset({__file__, travel.__file__, watching.__file__, Replayer.apply.__code__.co_filename})
 _DRAWN_ADVICE = (
     "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
     "`rng = np.random.default_rng([1, i])` in the body for others."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -109,26 +110,29 @@ def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list
         body: list[ast.stmt] = [site.statement]
         if site.assigns:
             body.insert(0, ast.Global(sorted(site.assigns)))
-        made = ast.FunctionDef(f"site{number}", arguments, body, [], None, None)
+        made = ast.FunctionDef(f"{SITE}{number}", arguments, body, [], None, None)
         definitions.append(ast.copy_location(made, site.statement))
     module = ast.fix_missing_locations(ast.Module(definitions, []))
     found: dict[str, Any] = {}
     exec(compile(module, file_name, "exec", dont_inherit=True), namespace, found)
-    return [found[f"site{n}"] for n in range(len(parfor.sites))]
+    return [found[f"{SITE}{n}"] for n in range(len(parfor.sites))]
 
 
 def with_traceback(error: BaseException, rows: Traceback) -> BaseException:
     """The exception with a traceback that shows these lines, although no frame of them ran here."""
     chain: types.TracebackType | None = None
-    for file_name, name, line in reversed(rows):
-        chain = _entry(file_name, name, line, chain)
+    for row in reversed(rows):
+        chain = _entry(*row, chain)
     return error.with_traceback(chain)
 
 
 def _entry(
-    file_name: str, name: str, line: int, following: types.TracebackType | None
+    file_name: str, name: str, line: int, first: int, following: types.TracebackType | None
 ) -> types.TracebackType | None:
-    code = compile("raise error", file_name, "exec").replace(co_name=name, co_firstlineno=max(line, 1))
+    """One line of a traceback: in a function that begins in line `first`."""
+    first = max(1, min(first, line))
+    code = compile("\n" * (line - first) + "raise error", file_name, "exec")
+    code = code.replace(co_name=name, co_qualname=name, co_firstlineno=first)
     try:
         exec(code, {"__name__": "__main__", "error": ZeroDivisionError()})
     except ZeroDivisionError as error:
@@ -140,9 +144,42 @@ def _entry(
     return following
 
 
-def without_frames_of(error: BaseException, files: frozenset[str]) -> BaseException:
-    """The exception without the frames of our own files at the start of its traceback."""
+def of_the_cell(error: BaseException, file_name: str) -> BaseException:
+    """The error of a replayed statement, with the frame of the cell's own line instead of the function's."""
+    rows: Traceback = []
     entry = error.__traceback__
-    while entry is not None and entry.tb_frame.f_code.co_filename in files:
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename == file_name and code.co_name.startswith(SITE):
+            rows.append((file_name, "<module>", entry.tb_lineno, 1))
+        elif not code.co_filename.startswith(OWN_FOLDER):
+            rows.append((code.co_filename, code.co_name, entry.tb_lineno, code.co_firstlineno))
         entry = entry.tb_next
-    return error.with_traceback(entry)
+    return with_traceback(error, rows)
+
+
+def below(error: BaseException, file_name: str, line: int) -> BaseException:
+    """The exception as raised by what a line of the cell calls."""
+    inner = without_our_frames(error).__traceback__
+    return error.with_traceback(_entry(file_name, "<module>", line, 1, inner))
+
+
+def without_our_frames(error: BaseException) -> BaseException:
+    """The exception without the frames of this package, wherever they stand in its traceback.
+
+    Where nothing else is left, as for an error of our own, all of them stay.
+    """
+    kept: list[types.TracebackType] = []
+    entry = error.__traceback__
+    while entry is not None:
+        if not entry.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
+            kept.append(entry)
+        entry = entry.tb_next
+    chain: types.TracebackType | None = None
+    for part in reversed(kept):
+        chain = types.TracebackType(chain, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return error.with_traceback(chain) if chain is not None else error
+
+
+SITE = "__ipyparcache_site"
+OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

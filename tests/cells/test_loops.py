@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import traceback
+
 import numpy as np
 import pytest
 
+from ipyparcache.cells.replay import without_our_frames
 from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
@@ -294,3 +297,31 @@ def test_a_large_temporary_keeps_its_last_value(name, jobs):
             assert tested[key].flags.writeable
     assert [o is tested.get("X") for o in tested["out"]] == [o is plain.get("X") for o in plain["out"]]
     assert (tested.get("X") is tested["base"]) is (plain.get("X") is plain["base"])
+
+
+def lines_shown(error: BaseException) -> list[tuple[str, str, int]]:
+    """File, function and line of every frame that a user would see, but for those of the tests."""
+    frames = traceback.extract_tb(without_our_frames(error).__traceback__)
+    return [(f.filename, f.name, f.lineno) for f in frames if f.filename in ("<cell>", "<setup>")]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "for i in range(6):\n    y = f(i)",
+        "for i in range(6):\n    a[i] = i",
+        "def g():\n    yield 1\n    raise KeyError('g')\nfor i in g():\n    y = i",
+        "for i in undefined:\n    y = i",
+    ],
+)
+def test_a_traceback_shows_the_lines_of_the_serial_one_and_none_of_ours(cell):
+    setup = "a = [0, 0]\ndef f(x):\n    if x == 3:\n        raise ValueError('bad')\n    return x"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    _, error = serial(plain, cell)
+
+    _, raised, _ = parallel(tested, cell)
+
+    assert error is not None
+    assert raised is not None
+    assert lines_shown(raised) == lines_shown(error)
+    assert not [f for f in traceback.extract_tb(raised.__traceback__) if "ipyparcache" in f.filename]
