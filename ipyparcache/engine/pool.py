@@ -18,9 +18,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ipyparcache.engine.cpus import physical_memory
+from ipyparcache.engine.launching import Server, accept, append_only, spawn, start_method
 from ipyparcache.engine.transport import (
     CANCEL,
     Block,
@@ -38,104 +39,9 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
 GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
-LIFELINE = 9  # descriptor of the lifeline in a spawned worker
-STARTING = 30.0  # seconds in which a worker must have said hello
 KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm in any case
 KEPT_SHARE = 64  # all workers together may keep this part of the machine's memory: new pages are slow
 KEPT_OUTPUT = 1 << 20  # bytes of output that were passed on already and may stay in memory
-
-
-def start_method() -> str:
-    """How workers are started: "forkserver" on Linux, else "spawn"; IPYPARCACHE_START names one."""
-    asked = os.environ.get("IPYPARCACHE_START", "")
-    if asked in ("forkserver", "spawn"):
-        return asked
-    return "forkserver" if sys.platform == "linux" else "spawn"
-
-
-def can_have_processes() -> bool:
-    """Whether this system has what workers need; Pyodide and Windows have not."""
-    return hasattr(os, "posix_spawn") and hasattr(os, "pwritev") and hasattr(socket, "AF_UNIX")
-
-
-def _interpreter(code: str, *arguments: str) -> list[str]:
-    """Command line of a new interpreter like this one that runs `code`."""
-    flags: list[str] = []
-    if sys.flags.optimize or sys.flags.dev_mode or sys._xoptions or sys.warnoptions or sys.flags.isolated:
-        import subprocess
-
-        flags = [
-            flag
-            for flag in subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-            if not flag.startswith("-W")
-        ]
-    return [sys.executable, *flags, "-c", code, *arguments]
-
-
-# The package must be found by the new interpreter although only this one's sys.path may name it.
-_START = "import sys; sys.path[:] = eval(sys.argv.pop(1)); "
-_SERVER = _START + "from ipyparcache.engine.forkserver import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-_SPAWNED = _START + "from ipyparcache.engine.spawned import main; main(sys.argv[1])"
-
-
-def _launch(command: list[str], passed: dict[int, int]) -> int:
-    """Start a program in a process group of its own; `passed` maps descriptors here to their numbers
-    there.
-    """
-    # Two steps, since a target may be the number of another source: up first, then down to the target. No
-    # higher than needed, for the process may be near its limit of descriptors.
-    actions: list[Any] = []
-    high = max([*passed, *passed.values()]) + 1
-    for at, source in enumerate(passed):
-        actions.append((os.POSIX_SPAWN_DUP2, source, high + at))
-    for at, target in enumerate(passed.values()):
-        actions.append((os.POSIX_SPAWN_DUP2, high + at, target))
-        actions.append((os.POSIX_SPAWN_CLOSE, high + at))
-    return os.posix_spawn(
-        command[0],
-        command,
-        os.environ,
-        file_actions=actions,
-        setpgroup=0,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE],
-    )
-
-
-class Server:
-    """This side of a fork server."""
-
-    def __init__(self) -> None:
-        kind = getattr(socket, "SOCK_SEQPACKET", None) if can_memfd() else None
-        mine, theirs = socket.socketpair(socket.AF_UNIX, kind or socket.SOCK_STREAM)
-        self.channel: Channel = PacketChannel(mine) if kind else StreamChannel(mine)
-        try:
-            paths = repr([path for path in sys.path if isinstance(path, str)])
-            self.pid = _launch(_interpreter(_SERVER, paths, "3", str(os.getpid())), {theirs.fileno(): 3})
-        except BaseException:
-            mine.close()
-            raise
-        finally:
-            theirs.close()
-
-    def close(self, wait: float) -> None:
-        """Have it end all workers and itself."""
-        with contextlib.suppress(OSError, ConnectionError):
-            self.channel.send(("stop",), wait=False)
-        self.channel.close()
-        until = time.monotonic() + wait
-        while True:
-            try:
-                if os.waitpid(self.pid, os.WNOHANG)[0]:
-                    return
-            except ChildProcessError:
-                return
-            if time.monotonic() > until:
-                break
-            time.sleep(0.002)
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
 
 
 class WorkerHandle:
@@ -282,7 +188,7 @@ class Pool:
                     fd = anonymous_file(name)
                     undo.callback(os.close, fd)
                     streams.append(fd)
-                    _append_only(fd)
+                    append_only(fd)
                 worker = WorkerHandle(
                     number, PacketChannel(tasks), PacketChannel(bell), PacketChannel(tasks_there), block
                 )
@@ -292,7 +198,7 @@ class Pool:
                     self._fork(("fork", number, self.idle_seconds, None, self._forks_plain), fds)
                 else:
                     there = {fd: 3 + at for at, fd in enumerate(fds)}
-                    worker.pid, worker.lifeline = self._spawn(("fds", self.idle_seconds, os.getpid()), there)
+                    worker.pid, worker.lifeline = spawn(("fds", self.idle_seconds, os.getpid()), there)
                     worker.spawned = True
             undo.pop_all()
         return worker
@@ -313,9 +219,9 @@ class Pool:
                 if start_method() == "forkserver":
                     self._fork(("fork", number, self.idle_seconds, named, self._forks_plain), [])
                 else:
-                    launched, lifeline = self._spawn(("named", self.idle_seconds, os.getpid(), named), {})
+                    launched, lifeline = spawn(("named", self.idle_seconds, os.getpid(), named), {})
                     undo.callback(os.close, lifeline)
-                end = _accept(listener, token)
+                end = accept(listener, token)
             undo.callback(end.close)
             channel = StreamChannel(end)
             worker = WorkerHandle(number, channel, channel, None, block)
@@ -326,19 +232,6 @@ class Pool:
                 worker.spawned = True
             undo.pop_all()
         return worker
-
-    def _spawn(self, description: tuple[Any, ...], there: dict[int, int]) -> tuple[int, int]:
-        """Launch a worker; its process id, and the pipe end that keeps it alive."""
-        read, write = os.pipe()
-        try:
-            paths = repr([path for path in sys.path if isinstance(path, str)])
-            command = _interpreter(_SPAWNED, paths, repr(description))
-            return _launch(command, {**there, read: LIFELINE}), write
-        except BaseException:
-            os.close(write)
-            raise
-        finally:
-            os.close(read)
 
     # -- lending ------------------------------------------------------------------------------------------
 
@@ -645,36 +538,6 @@ class Pool:
             server.channel.close()
 
 
-def _append_only(fd: int) -> None:
-    import fcntl
-
-    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
-
-
-def _accept(listener: socket.socket, token: bytes) -> socket.socket:
-    """The connection of the worker that knows the token."""
-    import hmac
-
-    until = time.monotonic() + STARTING
-    while (left := until - time.monotonic()) > 0:
-        listener.settimeout(left)
-        try:
-            end, _ = listener.accept()
-        except TimeoutError:
-            break
-        end.settimeout(5)
-        got = b""
-        with contextlib.suppress(OSError):
-            while len(got) < len(token) and (more := end.recv(len(token) - len(got))):
-                got += more
-        if hmac.compare_digest(got, token):
-            end.settimeout(None)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return end
-        end.close()
-    raise OSError(f"a worker did not connect within {STARTING:g} s")
-
-
 _pool = Pool()
 
 
@@ -689,10 +552,9 @@ def shutdown_workers() -> None:
     The next call starts new ones. A call that runs in another thread meanwhile sees its workers die.
     """
     _pool.shutdown()
-    larges = sys.modules.get("ipyparcache.engine.larges")
-    processes = sys.modules.get("ipyparcache.engine.backends.processes")
-    if larges is not None and processes is not None:
-        processes.clear_larges()
+    packing = sys.modules.get("ipyparcache.engine.packing")
+    if packing is not None:
+        packing.clear_larges()
 
 
 def _at_exit() -> None:

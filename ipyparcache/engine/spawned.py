@@ -11,7 +11,7 @@ import sys
 import threading
 
 from ipyparcache.engine.forkserver import connect_named, line_buffer_c_output
-from ipyparcache.engine.pool import LIFELINE
+from ipyparcache.engine.launching import LIFELINE
 from ipyparcache.engine.transport import Block, Channel, PacketChannel
 from ipyparcache.engine.worker import leave, run_worker
 

@@ -216,8 +216,7 @@ class Worker:
         try:
             state = state if state is not None else self.state
             limits = (options.get("inner"), bool(options.get("forced")))
-            # What a thread that a task left behind does may come after everything was put in place.
-            if state is not None or self.in_place != limits or threading.active_count() > 1:
+            if state is not None or self.in_place != limits:
                 self._put_in_place(state, limits)
             else:
                 surroundings.enter_folder()
@@ -248,9 +247,12 @@ class Worker:
         """Put in place again, while there is nothing to do, what the next call will want to find so."""
         # Functions that come with their arguments may be initialisers, whose effects are to last.
         if self.in_place is None and self.broken is None and self.form != "t":
-            os.sched_yield()  # the caller first, if it waits for this processor
+            if hasattr(os, "sched_yield"):
+                os.sched_yield()  # the caller first, if it waits for this processor
             with contextlib.suppress(Exception):  # will be raised again when it matters
                 self._put_in_place(None, (self.options.get("inner"), bool(self.options.get("forced"))))
+                if len(sys._current_frames()) > 1:
+                    self.in_place = None  # a thread that a task left behind may change it again
 
     def _own_streams(self) -> None:
         """Give tasks a working stdout and stderr again, whatever an earlier task did to them."""
@@ -401,10 +403,12 @@ class Worker:
             ends.append(now)
             if timed:
                 words[STARTED] = int(now * 1e9)
-            if base <= words[LIMIT] <= base + done:
-                break  # the rest of the batch was taken back, see `Crew.steal`
             if not failed and now < check_at:
                 continue
+            # The rest of the batch may have been taken back, see `Crew.steal`: not while this task took less
+            # than `CHECK` seconds.
+            if base <= words[LIMIT] <= base + done:
+                break
             check_at = now + CHECK
             if done == count or words[CANCEL] >= batch:
                 break

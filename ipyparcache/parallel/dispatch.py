@@ -135,7 +135,8 @@ class Source:
         alike = self._triples
         while len(rows) < count:
             # A few at a time: what a triple is made of goes before the garbage collector has met it twice.
-            chunk = self._some(min(count - len(rows), CHUNK))
+            left = count - len(rows)
+            chunk = self._some(min(left, CHUNK) if alike else left)
             if alike and chunk:
                 functions, arguments, keywords = zip(*chunk, strict=True)
                 alike = (
@@ -175,7 +176,7 @@ class Pace:
         self.lanes = lanes
         self.fixed = fixed
         self._longest = TARGET if prompt else LONG_TARGET
-        self._begun = time.monotonic()
+        self.begun = time.monotonic()
         self._function = function if type(function) in (FunctionType, BuiltinFunctionType) else None
         # What the function took in its last call is a first guess, forgotten at the first measurement.
         self._guess = _remembered.get(self._function) if self._function is not None else None
@@ -213,7 +214,7 @@ class Pace:
         mean = self.mean()
         if mean is None:
             return 1
-        target = min(max(TARGET, PART * (time.monotonic() - self._begun)), self._longest)
+        target = min(max(TARGET, PART * (time.monotonic() - self.begun)), self._longest)
         size = min(int(target / max(mean, 1e-7)), self._largest * GROWTH, LARGEST)
         if self._row_bytes:
             size = min(size, BATCH_BYTES // self._row_bytes)

@@ -37,8 +37,9 @@ from ipyparcache.engine.backends.base import (
 )
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.filebacked import FileArrays, active, parse_limit
+from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.outcome import Error
-from ipyparcache.engine.pool import can_have_processes, shutdown_workers
+from ipyparcache.engine.pool import shutdown_workers
 from ipyparcache.errors import TaskTimeout
 from ipyparcache.logger import Logger
 from ipyparcache.parallel.config import (

@@ -1,5 +1,6 @@
 import contextlib
 import decimal
+import faulthandler
 import functools
 import logging
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ipyparcache.engine import pool
+from ipyparcache.engine import launching
 from ipyparcache.engine.outcome import Error, Value
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.engine.worker import emit
@@ -125,7 +126,7 @@ def test_a_killed_fork_server_is_replaced():
 
 def test_workers_that_cannot_start_are_an_error_that_tells_what_they_wrote(monkeypatch):
     shutdown_workers()
-    monkeypatch.setattr(pool, "_SERVER", "import sys; sys.exit()")
+    monkeypatch.setattr(launching, "_SERVER", "import sys; sys.exit()")
     begun = time.monotonic()
     with pytest.raises(WorkersNotStarted):
         outcomes(abs, [(1,)], "processes")
@@ -133,7 +134,7 @@ def test_workers_that_cannot_start_are_an_error_that_tells_what_they_wrote(monke
     shutdown_workers()
 
     monkeypatch.setenv("IPYPARCACHE_START", "spawn")
-    monkeypatch.setattr(pool, "_SPAWNED", "import os, sys; os.dup2(7, 2); sys.exit('no sitecustomize')")
+    monkeypatch.setattr(launching, "_SPAWNED", "import os, sys; os.dup2(7, 2); sys.exit('no sitecustomize')")
     with pytest.raises(WorkersNotStarted, match="no sitecustomize"):
         outcomes(abs, [(1,)], "processes")
 
@@ -590,6 +591,25 @@ def test_a_changed_folder_or_environment_does_not_outlive_its_call(tmp_path):
     assert values(look, [()] * 4, "processes") == [here] * 4
 
 
+def test_what_a_thread_does_after_its_task_does_not_reach_the_next_call(tmp_path):
+    def leave_a_thread():
+        def spoil():
+            while not (tmp_path / "go").exists():
+                time.sleep(0.001)
+            os.environ["SPOILED"] = "yes"
+            (tmp_path / "spoiled").touch()
+
+        threading.Thread(target=spoil, daemon=True).start()
+        return os.getpid()
+
+    (spoiled,) = values(leave_a_thread, [()], "processes")
+    (tmp_path / "go").touch()
+    assert ended((tmp_path / "spoiled").exists)
+
+    seen = values(lambda: (os.getpid(), os.environ.get("SPOILED")), [()], "processes")
+    assert seen == [(spoiled, None)]
+
+
 def test_threads_and_children_that_outlive_their_task_do_not_hold_it_up(backend):
     def leave_behind():
         threading.Thread(target=time.sleep, args=(30,)).start()
@@ -598,9 +618,13 @@ def test_threads_and_children_that_outlive_their_task_do_not_hold_it_up(backend)
     pids = values(leave_behind, [()] * 2, backend)
     shutdown_workers()
 
-    gone = [pid for pid in pids if not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"]
-    for pid in set(pids) - set(gone):
-        psutil.Process(pid).wait(2)
+    def is_over(pid):
+        try:
+            return psutil.Process(pid).status() == "zombie"
+        except psutil.NoSuchProcess:
+            return True
+
+    assert ended(lambda: all(map(is_over, pids)), 2)
 
 
 def test_a_task_that_forks_does_not_confuse_its_worker():
@@ -885,6 +909,7 @@ def test_a_worker_that_is_idle_for_long_goes_by_itself(monkeypatch):
 
 def test_nothing_is_left_in_memory_or_open_after_many_calls():
     values(abs, [(1,)] * 2, "processes")
+    assert ended(lambda: len(the_pool().pids()) == 2)  # the call may be over before the second has begun
     process = psutil.Process()
     before = (process.num_fds(), threading.active_count(), len(the_pool().pids()))
     for _ in range(300):
@@ -913,6 +938,7 @@ def test_restarting_the_pool_leaks_nothing():
     values(abs, [(1,)] * 2, "processes")
     shutdown_workers()
     before = (process.num_fds(), threading.active_count(), process.memory_info().rss)
+    faulthandler.cancel_dump_traceback_later()  # a thousand take minutes
     for _ in range(1000):
         assert values(abs, [(-1,)] * 2, "processes") == [1, 1]
         shutdown_workers()
@@ -976,16 +1002,16 @@ def test_an_array_that_is_gone_here_is_gone_on_the_workers():
 
 
 def test_one_shared_copy_serves_all_workers_and_the_next_call():
-    from ipyparcache.engine.backends.processes import _the_larges
+    from ipyparcache.engine.packing import the_larges
 
     array = np.ones(4_000_000)
     for _ in range(3):
         values(lambda data: float(data.sum()), [(array,)] * 8, "processes")
 
-        assert _the_larges().held() == array.nbytes
+        assert the_larges().held() == array.nbytes
     del array
 
-    assert _the_larges().held() == 0
+    assert the_larges().held() == 0
 
 
 def test_a_result_for_which_there_is_no_room_is_an_error_of_its_task(backend):

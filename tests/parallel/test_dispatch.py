@@ -5,7 +5,18 @@ import time
 import pytest
 
 from ipyparcache.engine.backends.base import crew_factory
-from ipyparcache.parallel.dispatch import LARGEST, TARGET, Options, Pace, Source, run_tasks, usual_seconds
+from ipyparcache.engine.worker import PROMPT_AFTER
+from ipyparcache.parallel.dispatch import (
+    CHUNK,
+    LARGEST,
+    LONG_TARGET,
+    TARGET,
+    Options,
+    Pace,
+    Source,
+    run_tasks,
+    usual_seconds,
+)
 
 
 def test_the_first_batch_of_unknown_tasks_is_one_task():
@@ -24,10 +35,21 @@ def test_short_tasks_go_in_large_batches_after_they_were_measured():
 
 
 def test_a_batch_runs_about_as_long_as_it_should():
-    pace = Pace(lanes=2, fixed=None)
+    pace = Pace(lanes=2, fixed=None, prompt=True)
     pace.note(10, 10 * TARGET / 8)
 
     assert pace.size(left=None) == 8
+
+
+def test_batches_grow_with_the_call_unless_results_are_waited_for():
+    patient, prompt = Pace(lanes=2, fixed=None), Pace(lanes=2, fixed=None, prompt=True)
+    for pace in (patient, prompt):
+        pace.note(10, 10 * TARGET / 8)
+        pace.begun -= 1000
+        pace.size(left=None)  # no batch is much larger than the one before
+
+    assert prompt.size(left=None) == 8
+    assert patient.size(left=None) == 8 * LONG_TARGET / TARGET
 
 
 def test_long_tasks_go_one_by_one():
@@ -77,6 +99,30 @@ def test_triples_with_keywords_or_other_functions_stay_triples():
         source.peek_function()
 
         assert source.draw(10).triples
+
+
+def test_a_batch_whose_tasks_turn_out_to_differ_is_made_of_triples():
+    rows = [(abs, (-n,), {}) for n in range(2 * CHUNK)] + [(max, ([],), {"default": 1})]
+    source = Source(iter(rows), triples=True)
+    source.peek_function()
+    batch = source.draw(10 * CHUNK)
+
+    assert batch.triples
+    assert list(batch.rows) == rows
+    assert source.exhausted
+
+
+def test_a_result_does_not_wait_for_the_tasks_behind_it_where_it_is_wanted(tmp_path):
+    def wait_for_the_reader(number):
+        time.sleep(2 * PROMPT_AFTER)
+        while number == 1 and not (tmp_path / "read").exists():
+            time.sleep(0.001)
+        return number
+
+    options = Options(n_jobs=1, batch=2, prompt=True)
+    for number, outcome in run_tasks(wait_for_the_reader, [(0,), (1,)], options):
+        assert outcome.unwrap() == number
+        (tmp_path / "read").touch()
 
 
 def test_a_source_knows_what_is_left_of_a_list_but_not_of_a_generator():

@@ -11,9 +11,7 @@ import struct
 import sys
 import time
 from array import array
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ipyparcache import pickling
@@ -30,8 +28,8 @@ from ipyparcache.engine.batches import (
     Ran,
     Report,
 )
-from ipyparcache.engine.filebacked import belongs_into_a_file
 from ipyparcache.engine.outcome import Error, load_exception, with_source_lines
+from ipyparcache.engine.packing import Packed, Packing, SharedContainer
 from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
 from ipyparcache.engine.surroundings import Surroundings
 from ipyparcache.engine.transport import (
@@ -41,12 +39,10 @@ from ipyparcache.engine.transport import (
     DOWN,
     EVENTS,
     INLINE,
-    LARGE,
     LIMIT,
     LOADED,
     LOG,
     MAPPED_FROM,
-    OUT_OF_BAND,
     POSITION_BITS,
     SLOT,
     SLOTS,
@@ -64,114 +60,15 @@ from ipyparcache.engine.worker import (
     FAR_ERROR,
     FAR_RECORD,
     FAR_VALUE,
-    SCALARS,
     TO_ERR,
     TO_OUT,
     VALUE,
 )
 
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
-PLAIN_BUFFER = 4 << 10  # a buffer of an argument leaves the pickle from this size on: one copy less
-MANY_BUFFERS = 2000  # more would not fit into the message that says where they are
-CONTAINER = 10_000  # a container with so many elements is shared if several tasks get it
-CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray, str)
-SHARED_CONTAINERS = 4  # how many of them a call keeps
 _NAN = float("nan")
 
 _surroundings = Surroundings()
-_larges: Any = None
-
-
-def _the_larges() -> Any:
-    global _larges
-    if _larges is None:
-        from ipyparcache.engine.larges import Larges
-
-        _larges = Larges()
-    return _larges
-
-
-def clear_larges() -> None:
-    """Give back the memory of arrays that were shared with workers."""
-    if _larges is not None:
-        _larges.clear()
-
-
-class _SharedContainer:
-    """An object that several tasks get, pickled once."""
-
-    def __init__(self, number: int, value: Any, packet: Any, fds: Shared | None, larges: list[Any]):
-        self.number = number
-        self.value = value  # keeps its id from being given away
-        self.snapshot = value if isinstance(value, (tuple, bytes, str, frozenset)) else _copy_of(value)
-        self.packet = packet
-        self.shared = fds
-        self.larges = larges
-
-
-def _copy_of(value: Any) -> Any:
-    return list(value.items()) if isinstance(value, dict) else value.copy()
-
-
-def _unchanged(container: _SharedContainer) -> bool:
-    """Whether a flat container still holds the very objects that it held when it was pickled."""
-    value, snapshot = container.value, container.snapshot
-    if value is snapshot:
-        return True
-    if isinstance(value, bytearray):
-        return bool(value == snapshot)
-    if len(value) != len(snapshot):
-        return False
-    if isinstance(value, dict):
-        return all(
-            one is key and other is item
-            for (one, other), (key, item) in zip(value.items(), snapshot, strict=True)
-        )
-    if isinstance(value, set):
-        return bool(value == snapshot)
-    from operator import is_
-
-    return all(map(is_, value, snapshot))
-
-
-def _is_flat(value: Any) -> bool:
-    """Whether a container holds nothing that could change without the container changing."""
-    if isinstance(value, (bytes, bytearray, str)):
-        return True
-    atoms = SCALARS | {bytes}
-    if isinstance(value, dict):
-        return set(map(type, value)) <= atoms and set(map(type, value.values())) <= atoms
-    return set(map(type, value)) <= atoms
-
-
-@dataclass(slots=True)
-class _Packed:
-    """The pickled arguments of a batch, and of the batches that are parts of it."""
-
-    form: str  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
-    constants: list[tuple[int, _SharedContainer]]  # columns that are one shared object
-    data: Any  # bytes; None while they lie in `where` alone
-    buffers: list[Any]
-    order: tuple[int, ...]
-    larges: list[Any]
-    where: tuple[WorkerHandle, int, tuple[tuple[int, int], ...]] | None = None
-
-
-def _is_plain(column: tuple[Any, ...]) -> bool:
-    """Whether the standard pickler does for these arguments what ours would do."""
-    numpy = sys.modules.get("numpy")
-    kinds = set(map(type, column)) - SCALARS - {bytes}
-    if not kinds:
-        return True
-    if numpy is None or kinds != {numpy.ndarray}:
-        return False
-    return all(
-        not value.dtype.hasobject
-        and (value.dtype.isnative or value.flags.forc)
-        and not belongs_into_a_file(value)
-        for value in column
-        if type(value) is numpy.ndarray
-    )
 
 
 class ProcessCrew(Crew):
@@ -185,15 +82,9 @@ class ProcessCrew(Crew):
         self.size = count
         self.options = options
         self._call = self.pool.next_call()
-        self._version = f"{os.getpid()}.{self._call}"
-        self._seen: dict[tuple[int, int, int], Any] = {}
-        self._pinned: dict[int, Any] = {}
+        self._packing = Packing(f"{os.getpid()}.{self._call}", options.keep_arguments)
         self._elsewhere: list[Shared] = []  # arguments for which there was no room in a block
         self._sent: list[set[int]] = []  # by lane: numbers of larges and (negative) of containers it has
-        self._containers: dict[int, _SharedContainer] = {}  # by id, oldest first
-        self._met: deque[int] = deque(maxlen=16)
-        self._numbers = 0
-        self._cleared: list[int] = []
         # The lease first: new workers start while the function is pickled.
         self._lease = self.pool.lease(count, lambda: not pickling.needs_cloudpickle(function))
         self.lanes: list[WorkerHandle] = list(self._lease.workers)
@@ -215,43 +106,12 @@ class ProcessCrew(Crew):
         try:
             # The surroundings first: they find the modules that must travel by value.
             self._state_version, self._state = _surroundings.take()
-            self._function, self._function_shared, self._function_larges = self._pack_function(function)
+            self._function, self._function_shared, self._function_larges = self._packing.function(function)
         except BaseException:
             self.pool.release(self._lease)
             raise
 
     # -- what a worker is told ----------------------------------------------------------------------------
-
-    def _pack_function(self, function: object) -> tuple[Any, Shared | None, list[Any]]:
-        buffers = pickling.Buffers(OUT_OF_BAND)
-        payload = pickling.dump_function(function, self._version, buffers)
-        return self._pack(payload, buffers.taken, trusted=False)
-
-    def _pack(
-        self, payload: bytes, buffers: Sequence[memoryview], trusted: bool
-    ) -> tuple[Any, Shared | None, list[Any]]:
-        """Describe a pickle for `Worker._load_packet`; the memory and the large buffers that go with it."""
-        order: list[int] = []
-        medium: list[memoryview] = []
-        larges: list[Any] = []
-        for raw in buffers:
-            if raw.nbytes >= LARGE:
-                large = self._share(raw, trusted)
-                larges.append(large)
-                order.append(-1 - large.number)
-            else:
-                order.append(len(medium))
-                medium.append(raw)
-        if not medium and len(payload) <= INLINE:
-            return (payload, None, None, tuple(-1 - at for at in order)), None, larges
-        parts, places = layout(payload, medium)
-        shared = Shared(parts)
-        return (None, shared.describe(), tuple(places), tuple(order)), shared, larges
-
-    def _share(self, raw: memoryview, trusted: bool) -> Any:
-        large = _the_larges().share(raw, self._seen, trusted)
-        self._pinned[large.number] = large
-        return large
 
     def _begin(self, lane: int) -> None:
         """Send a worker the state of this process and the function."""
@@ -277,7 +137,7 @@ class ProcessCrew(Crew):
             try:
                 self._tell(worker, ("state", holder.describe()), holder.passed())
                 if not holder.passed():
-                    self._pinned[-worker.number] = holder  # a named one must stay until it is read
+                    self._packing.pinned[-worker.number] = holder  # a named one must stay until it is read
             finally:
                 if holder.passed():
                     holder.close()
@@ -322,10 +182,10 @@ class ProcessCrew(Crew):
     def send(self, lane: int, batch: Batch) -> None:
         """Pickle the arguments of a batch, if they are not yet, and give it to a lane."""
         worker = self.lanes[lane]
-        while len(self._containers) > SHARED_CONTAINERS:
-            self._drop_oldest_container()
+        while (gone := self._packing.superfluous()) is not None:
+            self._forget_container(gone)
         fresh = batch.packed is None
-        packed: _Packed = self._packed(batch) if fresh else batch.packed
+        packed: Packed = self._packing.arguments(batch) if fresh else batch.packed
         if lane not in self._begun:
             self._begin(lane)
         batch.number = worker.next_batch
@@ -373,7 +233,7 @@ class ProcessCrew(Crew):
 
     def _hold(self, batch: Batch) -> Batch:
         """Fetch the pickled arguments of a batch that is to be sent again out of the block that has them."""
-        packed: _Packed | None = batch.packed
+        packed: Packed | None = batch.packed
         if packed is not None and packed.data is None and packed.where is not None:
             worker, slot, places = packed.where
             pieces = [worker.block.read(DOWN + slot, start, size) for start, size in places]
@@ -381,93 +241,13 @@ class ProcessCrew(Crew):
             packed.where = None
         return batch
 
-    def _packed(self, batch: Batch) -> _Packed:
-        """Pickle the arguments of a batch."""
-        columns: list[Any] = list(zip(*batch.rows, strict=True)) if batch.rows[0] else []
-        constants: list[tuple[int, _SharedContainer]] = []
-        plain = not batch.triples
-        for at, column in enumerate(columns):
-            if plain and set(map(type, column)) <= SCALARS and not self._is_long_text(column):
-                continue
-            container = self._container(column, batch.careful)
-            if container is None:
-                plain = False
-                continue
-            columns[at] = None
-            constants.append((at, container))
-        if plain:
-            return _Packed("m", constants, marshal.dumps(tuple(columns)), [], (), [])
-        return self._pickled(batch, columns, constants)
-
-    @staticmethod
-    def _is_long_text(column: tuple[Any, ...]) -> bool:
-        first = column[0]
-        return type(first) is str and len(first) >= CONTAINER
-
-    def _pickled(
-        self, batch: Batch, columns: list[Any], constants: list[tuple[int, _SharedContainer]]
-    ) -> _Packed:
-        plain = all(column is None or _is_plain(column) for column in columns)
-        try:
-            for threshold in (PLAIN_BUFFER, LARGE):
-                buffers = pickling.Buffers(threshold)
-                if plain:
-                    payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
-                else:
-                    payload = pickling.dumps(columns, self._version, buffers)
-                if len(buffers.taken) <= MANY_BUFFERS:
-                    break
-        except Exception as error:
-            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
-        order: list[int] = []
-        small: list[Any] = []
-        larges: list[Any] = []
-        for raw in buffers.taken:
-            if raw.nbytes >= LARGE:
-                large = self._share(raw, trusted=not batch.careful)
-                larges.append(large)
-                order.append(-1 - large.number)
-            else:
-                order.append(len(small))
-                small.append(bytes(raw) if self.options.keep_arguments else raw)
-        return _Packed("t" if batch.triples else "p", constants, payload, small, tuple(order), larges)
-
-    def _container(self, column: tuple[Any, ...], careful: bool) -> _SharedContainer | None:
-        """The shared form of the large object that is the argument of every task of a batch, if it is one."""
-        value = column[0]
-        if type(value) not in CONTAINERS or len(value) < CONTAINER:
-            return None
-        if any(other is not value for other in column):
-            return None
-        known = self._containers.get(id(value))
-        if known is not None and (not careful or _unchanged(known)):
-            return known
-        if known is not None:
-            del self._containers[id(value)]
-        elif careful and not _is_flat(value):
-            return None  # what lies inside may change between two tasks, unseen
-        buffers = pickling.Buffers(OUT_OF_BAND)
-        try:
-            payload = (
-                pickle.dumps(value, 5) if _is_flat(value) else pickling.dumps(value, self._version, buffers)
-            )
-        except Exception as error:
-            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
-        self._numbers += 1
-        made = _SharedContainer(
-            self._numbers, value, *self._pack(payload, buffers.taken, trusted=not careful)
-        )
-        self._containers[id(value)] = made
-        return made
-
-    def _drop_oldest_container(self) -> None:
-        gone = self._containers.pop(next(iter(self._containers)))
+    def _forget_container(self, gone: SharedContainer) -> None:
         for lane, sent in enumerate(self._sent):
             if -gone.number in sent:
                 sent.discard(-gone.number)
                 self._tell(self.lanes[lane], ("forget", gone.number))
 
-    def _send_container(self, lane: int, container: _SharedContainer) -> None:
+    def _send_container(self, lane: int, container: SharedContainer) -> None:
         if -container.number in self._sent[lane]:
             return
         self._send_larges(lane, container.larges)
@@ -864,7 +644,5 @@ class ProcessCrew(Crew):
                     with contextlib.suppress(BrokenPipeError, ConnectionError, BlockingIOError):
                         worker.tasks.send(("end",), wait=False)
         self.pool.release(self._lease)
-        self._containers.clear()
         self._elsewhere.clear()
-        self._pinned.clear()
-        self._seen.clear()
+        self._packing.clear()

@@ -1,0 +1,254 @@
+"""What a call sends, as bytes and shared memory: its function, arguments, and objects that many tasks get."""
+
+from __future__ import annotations
+
+import marshal
+import pickle
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ipyparcache import pickling
+from ipyparcache.engine.filebacked import belongs_into_a_file
+from ipyparcache.engine.transport import INLINE, LARGE, OUT_OF_BAND, Shared, layout
+from ipyparcache.engine.worker import SCALARS
+
+if TYPE_CHECKING:
+    from ipyparcache.engine.batches import Batch
+    from ipyparcache.engine.larges import Larges
+    from ipyparcache.engine.pool import WorkerHandle
+
+PLAIN_BUFFER = 4 << 10  # a buffer of an argument leaves the pickle from this size on: one copy less
+MANY_BUFFERS = 2000  # more would not fit into the message that says where they are
+CONTAINER = 10_000  # a container with so many elements is shared if several tasks get it
+CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray, str)
+SHARED_CONTAINERS = 4  # how many of them a call keeps
+
+_larges: Larges | None = None
+
+
+def the_larges() -> Larges:
+    """The shared copies of large buffers of this process."""
+    global _larges
+    if _larges is None:
+        from ipyparcache.engine.larges import Larges
+
+        _larges = Larges()
+    return _larges
+
+
+def clear_larges() -> None:
+    """Give back the memory of arrays that were shared with workers."""
+    if _larges is not None:
+        _larges.clear()
+
+
+class SharedContainer:
+    """An object that several tasks get, pickled once."""
+
+    def __init__(self, number: int, value: Any, packet: Any, fds: Shared | None, larges: list[Any]):
+        self.number = number
+        self.value = value  # keeps its id from being given away
+        self.snapshot = value if isinstance(value, (tuple, bytes, str, frozenset)) else _copy_of(value)
+        self.packet = packet
+        self.shared = fds
+        self.larges = larges
+
+
+def _copy_of(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, dict) else value.copy()
+
+
+def _unchanged(container: SharedContainer) -> bool:
+    """Whether a flat container still holds the very objects that it held when it was pickled."""
+    value, snapshot = container.value, container.snapshot
+    if value is snapshot:
+        return True
+    if isinstance(value, bytearray):
+        return bool(value == snapshot)
+    if len(value) != len(snapshot):
+        return False
+    if isinstance(value, dict):
+        return all(
+            one is key and other is item
+            for (one, other), (key, item) in zip(value.items(), snapshot, strict=True)
+        )
+    if isinstance(value, set):
+        return bool(value == snapshot)
+    from operator import is_
+
+    return all(map(is_, value, snapshot))
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a container holds nothing that could change without the container changing."""
+    if isinstance(value, (bytes, bytearray, str)):
+        return True
+    atoms = SCALARS | {bytes}
+    if isinstance(value, dict):
+        return set(map(type, value)) <= atoms and set(map(type, value.values())) <= atoms
+    return set(map(type, value)) <= atoms
+
+
+@dataclass(slots=True)
+class Packed:
+    """The pickled arguments of a batch, and of the batches that are parts of it."""
+
+    form: str  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
+    constants: list[tuple[int, SharedContainer]]  # columns that are one shared object
+    data: Any  # bytes; None while they lie in `where` alone
+    buffers: list[Any]
+    order: tuple[int, ...]
+    larges: list[Any]
+    where: tuple[WorkerHandle, int, tuple[tuple[int, int], ...]] | None = None
+
+
+def _is_plain(column: tuple[Any, ...]) -> bool:
+    """Whether the standard pickler does for these arguments what ours would do."""
+    numpy = sys.modules.get("numpy")
+    kinds = set(map(type, column)) - SCALARS - {bytes}
+    if not kinds:
+        return True
+    if numpy is None or kinds != {numpy.ndarray}:
+        return False
+    return all(
+        not value.dtype.hasobject
+        and (value.dtype.isnative or value.flags.forc)
+        and not belongs_into_a_file(value)
+        for value in column
+        if type(value) is numpy.ndarray
+    )
+
+
+class Packing:
+    """Pickles for one call; what was shared for it stays as long as it runs."""
+
+    def __init__(self, version: str, keep_arguments: bool):
+        self._version = version
+        self._keep = keep_arguments  # tasks may be sent again after they have run
+        self._seen: dict[tuple[int, int, int], Any] = {}
+        self.pinned: dict[int, Any] = {}
+        self._containers: dict[int, SharedContainer] = {}  # by id, oldest first
+        self._numbers = 0
+
+    def function(self, function: object) -> tuple[Any, Shared | None, list[Any]]:
+        """Pickle the function of the call; what describes it, its memory and its large buffers."""
+        buffers = pickling.Buffers(OUT_OF_BAND)
+        payload = pickling.dump_function(function, self._version, buffers)
+        return self._pack(payload, buffers.taken, trusted=False)
+
+    def _pack(
+        self, payload: bytes, buffers: Sequence[memoryview], trusted: bool
+    ) -> tuple[Any, Shared | None, list[Any]]:
+        """Describe a pickle for `Worker._load_packet`; the memory and the large buffers that go with it."""
+        order: list[int] = []
+        medium: list[memoryview] = []
+        larges: list[Any] = []
+        for raw in buffers:
+            if raw.nbytes >= LARGE:
+                large = self._share(raw, trusted)
+                larges.append(large)
+                order.append(-1 - large.number)
+            else:
+                order.append(len(medium))
+                medium.append(raw)
+        if not medium and len(payload) <= INLINE:
+            return (payload, None, None, tuple(-1 - at for at in order)), None, larges
+        parts, places = layout(payload, medium)
+        shared = Shared(parts)
+        return (None, shared.describe(), tuple(places), tuple(order)), shared, larges
+
+    def _share(self, raw: memoryview, trusted: bool) -> Any:
+        large = the_larges().share(raw, self._seen, trusted)
+        self.pinned[large.number] = large
+        return large
+
+    def arguments(self, batch: Batch) -> Packed:
+        """Pickle the arguments of a batch."""
+        columns: list[Any] = list(zip(*batch.rows, strict=True)) if batch.rows[0] else []
+        constants: list[tuple[int, SharedContainer]] = []
+        plain = not batch.triples
+        for at, column in enumerate(columns):
+            if plain and set(map(type, column)) <= SCALARS and not self._is_long_text(column):
+                continue
+            container = self._container(column, batch.careful)
+            if container is None:
+                plain = False
+                continue
+            columns[at] = None
+            constants.append((at, container))
+        if plain:
+            return Packed("m", constants, marshal.dumps(tuple(columns)), [], (), [])
+        return self._pickled(batch, columns, constants)
+
+    @staticmethod
+    def _is_long_text(column: tuple[Any, ...]) -> bool:
+        first = column[0]
+        return type(first) is str and len(first) >= CONTAINER
+
+    def _pickled(
+        self, batch: Batch, columns: list[Any], constants: list[tuple[int, SharedContainer]]
+    ) -> Packed:
+        plain = all(column is None or _is_plain(column) for column in columns)
+        try:
+            for threshold in (PLAIN_BUFFER, LARGE):
+                buffers = pickling.Buffers(threshold)
+                if plain:
+                    payload = pickle.dumps(columns, 5, buffer_callback=buffers.keep)
+                else:
+                    payload = pickling.dumps(columns, self._version, buffers)
+                if len(buffers.taken) <= MANY_BUFFERS:
+                    break
+        except Exception as error:
+            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
+        order: list[int] = []
+        small: list[Any] = []
+        larges: list[Any] = []
+        for raw in buffers.taken:
+            if raw.nbytes >= LARGE:
+                large = self._share(raw, trusted=not batch.careful)
+                larges.append(large)
+                order.append(-1 - large.number)
+            else:
+                order.append(len(small))
+                small.append(bytes(raw) if self._keep else raw)
+        return Packed("t" if batch.triples else "p", constants, payload, small, tuple(order), larges)
+
+    def _container(self, column: tuple[Any, ...], careful: bool) -> SharedContainer | None:
+        """The shared form of the large object that is the argument of every task of a batch, if it is one."""
+        value = column[0]
+        if type(value) not in CONTAINERS or len(value) < CONTAINER:
+            return None
+        if any(other is not value for other in column):
+            return None
+        known = self._containers.get(id(value))
+        if known is not None and (not careful or _unchanged(known)):
+            return known
+        if known is not None:
+            del self._containers[id(value)]
+        elif careful and not _is_flat(value):
+            return None  # what lies inside may change between two tasks, unseen
+        buffers = pickling.Buffers(OUT_OF_BAND)
+        try:
+            payload = (
+                pickle.dumps(value, 5) if _is_flat(value) else pickling.dumps(value, self._version, buffers)
+            )
+        except Exception as error:
+            raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
+        self._numbers += 1
+        made = SharedContainer(self._numbers, value, *self._pack(payload, buffers.taken, trusted=not careful))
+        self._containers[id(value)] = made
+        return made
+
+    def superfluous(self) -> SharedContainer | None:
+        """The oldest shared object, which is no longer kept, if there are more than are."""
+        if len(self._containers) <= SHARED_CONTAINERS:
+            return None
+        return self._containers.pop(next(iter(self._containers)))
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._containers.clear()
+        self.pinned.clear()
+        self._seen.clear()
