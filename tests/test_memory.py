@@ -4,22 +4,21 @@ import decimal
 import functools
 import importlib
 import inspect
-import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
 
-from ipyparcache import MemorizedResult, Memory, StoreBackendBase, expires_after, register_store_backend
+from ipyparcache import MemorizedResult, Memory, expires_after, register_store_backend
 from ipyparcache.memory import CacheWarning, MemorizedFunc, NotMemorizedFunc
 from ipyparcache.storage.entry import close_entries
 from ipyparcache.storage.store import STORE_BACKENDS
+from tests.contracts.foreign import FolderBackend
 
 runs = []
 
@@ -708,42 +707,10 @@ def test_pickled_functions_find_the_same_results(memory):
     assert str(pickle.loads(pickle.dumps(memory))) == str(memory)
 
 
-class FilesBackend(StoreBackendBase):
-    """A backend as somebody would write it."""
-
-    def configure(self, location, verbose=0, backend_options=None):
-        self.location = location
-        self.options = backend_options
-        os.makedirs(location, exist_ok=True)
-
-    def _open_item(self, f, mode):
-        return open(f, mode)
-
-    def _item_exists(self, location):
-        return os.path.exists(location)
-
-    def _move_item(self, src, dst):
-        os.replace(src, dst)
-
-    def create_location(self, location):
-        os.makedirs(location, exist_ok=True)
-
-    def clear_location(self, location):
-        os.remove(location)
-
-    def get_items(self):
-        for folder, _, files in os.walk(self.location):
-            for file in files:
-                path = os.path.join(folder, file)
-                yield types.SimpleNamespace(
-                    path=path, size=os.path.getsize(path), last_access=os.path.getatime(path)
-                )
-
-
 def test_a_backend_of_somebody_else_keeps_results(tmp_path, monkeypatch):
     monkeypatch.setattr("ipyparcache.storage.store.STORE_BACKENDS", STORE_BACKENDS)
     monkeypatch.setitem(STORE_BACKENDS, "files", None)
-    register_store_backend("files", FilesBackend)
+    register_store_backend("files", FolderBackend)
     f = Memory(tmp_path / "x", backend="files", verbose=0, backend_options={"a": 1}).cache(
         made("import numpy as np\ndef f(x):\n    runs.append(x)\n    return np.arange(x)")
     )
@@ -757,7 +724,7 @@ def test_a_backend_of_somebody_else_keeps_results(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "backend", "says"),
-    [(1, FilesBackend, "should be a string"), ("x", dict, "should inherit StoreBackendBase")],
+    [(1, FolderBackend, "should be a string"), ("x", dict, "should inherit StoreBackendBase")],
 )
 def test_what_is_no_backend_is_told(name, backend, says):
     with pytest.raises(ValueError, match=says):
