@@ -341,8 +341,6 @@ class IteratorKind(Kind):
 
     def state(self, obj: Any) -> dict[str, Any]:
         _, (over, *_rest), *at = obj.__reduce__()
-        if type(over) is range:  # made for the occasion
-            over = (over.start, over.stop, over.step)
         return {"over": over, "at": at[0] if at else None}  # without a position: it came to its end
 
     def put(self, obj: Any, state: Any) -> None:
@@ -354,6 +352,31 @@ class IteratorKind(Kind):
             raise Unrestorable(type_name(obj), "it is over something else, or came to its end")
         else:
             obj.__setstate__(state["at"])
+
+
+class RangeIteratorKind(Kind):
+    """Iterators over ranges: what is left of the range. How far they came is told from Python 3.12 on by the
+    range that they name, before that by a position in it.
+    """
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"range iterator", *self.state(obj)["left"])
+
+    def _left(self, obj: Any) -> tuple[range, int]:
+        _, (over, *_rest), *at = obj.__reduce__()
+        position = at[0] if at and at[0] is not None else 0
+        return over[position:], position
+
+    def state(self, obj: Any) -> dict[str, Any]:
+        left, _ = self._left(obj)
+        return {"left": (left.start, left.stop, left.step)}
+
+    def put(self, obj: Any, state: Any) -> None:
+        (left, position), wanted = self._left(obj), range(*state["left"])
+        further = (wanted.start - left.start) // left.step if left != wanted else 0
+        if further < 0 or left[further:] != wanted:
+            raise Unrestorable(type_name(obj), "it is over something else, or came further")
+        obj.__setstate__(position + further)
 
 
 class LazyKind(Kind):
@@ -423,10 +446,11 @@ KINDS.update(
     }
 )
 _ITERATORS: tuple[object, ...] = (
-    *map(iter, ([], (), "a", "\xff", b"", range(0))),
+    *map(iter, ([], (), "a", "\xff", b"")),
     reversed([]),
 )
 KINDS.update(dict.fromkeys(map(type, _ITERATORS), IteratorKind()))
+KINDS.update(dict.fromkeys(map(type, map(iter, (range(0), range(1 << 70)))), RangeIteratorKind()))
 KINDS.update(dict.fromkeys((zip, map, filter), LazyKind()))
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 for _view in _VIEWS:

@@ -127,7 +127,7 @@ def _file_rows(seen: Seen, logs: bool) -> Iterable[Row]:
 
 
 def static_rows(
-    reached: Mapping[str, str], *, files: Sequence[str] = (), variables: Sequence[str] = ()
+    reached: Collection[str], *, files: Sequence[str] = (), variables: Sequence[str] = ()
 ) -> list[Row]:
     """Rows known before a run: files and variables that the user declares, settings of the libraries reached.
 

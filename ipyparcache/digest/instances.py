@@ -6,6 +6,7 @@ import copyreg
 import importlib
 import pickle
 import sys
+import warnings
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -183,6 +184,7 @@ class LoggerKind(Kind):
     """Loggers: what decides which records pass and how they look, up to the root."""
 
     def write(self, walk: Walk, obj: Any) -> None:
+        walk.traversal.note_module("logging")
         walk.token(b"logger", repr(logger_facts(obj)))
 
     def mark(self, walk: Walk, obj: Any) -> object:
@@ -226,7 +228,7 @@ def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
         if base is not None:
             value = base.__reduce_ex__(obj, 4)
         else:
-            value = hook(obj) if hook is not None else obj.__reduce_ex__(4)
+            value = hook(obj) if hook is not None else _reduced(obj)
     except Exception as error:
         raise walk.fail(f"it has no stable content ({error})", obj) from None
     walk.keep(value)
@@ -252,6 +254,14 @@ def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
             parts += listed
     walk.keep(parts)
     walk.push(parts)
+
+
+def _reduced(obj: Any) -> Any:
+    if type(obj).__module__ != "itertools":
+        return obj.__reduce_ex__(4)
+    with warnings.catch_warnings():  # from Python 3.12 to 3.13 it says that 3.14 does without
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return obj.__reduce_ex__(4)
 
 
 def find_kind(cls: type) -> Kind:

@@ -17,7 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import openfiles
+from ipyparcache.digest import openfiles, registries
 from ipyparcache.digest.askers import is_asked_by_user
 from ipyparcache.digest.instances import logger_facts
 from ipyparcache.digest.objects import digest_of
@@ -199,6 +199,32 @@ def _restore_locale(facts: Mapping[str, str]) -> None:
         locale.setlocale(getattr(locale, part), name)
 
 
+def _recursion_limit() -> int:
+    limit = sys.getrecursionlimit()
+    return 0 if limit == 1000 else limit
+
+
+def _digit_limit() -> int | None:
+    digits = sys.get_int_max_str_digits()
+    return None if digits == sys.int_info.default_max_str_digits else digits + 1  # 0 stands for no limit
+
+
+def _socket_timeout() -> float | None:
+    timeout: float | None = sys.modules["socket"].getdefaulttimeout()
+    return None if timeout is None else timeout + 1  # a timeout of 0 is one, too
+
+
+_ARGUMENT_PARSERS = frozenset({"argparse", "optparse", "getopt", "click", "typer", "fire", "absl"})
+
+
+def _nothing() -> None:
+    """What there is to capture of a setting whose change prevents storing."""
+
+
+def _leave(_state: object) -> None:
+    """What there is to restore of such a setting."""
+
+
 user_filters: list[tuple[Any, ...]] = []
 
 
@@ -228,7 +254,42 @@ SETTINGS = (
     Setting(
         "time zone", "time", lambda: _zone() if "TZ" in os.environ else None, _zone, lambda _: time.tzset()
     ),
-    Setting("logging", "logging", _root_logger_special, lambda: None, lambda _: None),
+    Setting("logging", "logging", _root_logger_special, _nothing, _leave),
+    Setting(
+        "loggers",
+        "logging",
+        registries.loggers,
+        registries.loggers,
+        registries.restore_loggers,
+        frozenset({"logging"}),
+    ),
+    Setting(
+        "CSV dialects",
+        "csv",
+        registries.dialects,
+        registries.dialects,
+        registries.restore_dialects,
+        frozenset({"csv", "pandas"}),
+    ),
+    Setting(
+        "XML prefixes",
+        "xml.etree.ElementTree",
+        registries.special_namespaces,
+        registries.namespaces,
+        registries.restore_namespaces,
+        frozenset({"xml"}),
+    ),
+    Setting("sys.argv", "sys", registries.special_arguments, _nothing, _leave, _ARGUMENT_PARSERS),
+    Setting("recursion limit", "sys", _recursion_limit, _nothing, _leave, frozenset({"sys"})),
+    Setting(
+        "limit of digits",
+        "sys",
+        _digit_limit,
+        sys.get_int_max_str_digits,
+        sys.set_int_max_str_digits,
+        frozenset({"sys"}),
+    ),
+    Setting("socket timeout", "socket", _socket_timeout, _nothing, _leave, frozenset({"socket"})),
     Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
     Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
     Setting(

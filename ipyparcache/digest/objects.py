@@ -141,6 +141,7 @@ class Traversal:
         self.shared: list[tuple[tuple[str, int], tuple[str, int]]] = []
         self.reads: list[Read] = []
         self.modules: dict[str, str] = {}
+        self.standard: set[str] = set()  # Python's own modules: no inputs, but settings may concern them
         self.kept: list[object] = []  # temporaries of pickle hooks: their ids must stay taken
         self.frozen: dict[int, bytes] = {}  # digests of immutable containers and large payloads met before
         self.arrays: list[tuple[str, int, int, int]] = []  # (root, number, start, end) of arrays in memory
@@ -490,6 +491,8 @@ class Traversal:
             if name in self.modules:
                 continue
             origin = modules.origin_of(name)
+            if origin == "standard":
+                self.standard.add(name.partition(".")[0])
             if origin in ("notebook", "standard"):
                 continue
             if origin == "library":

@@ -7,7 +7,6 @@ import functools
 import gc
 import importlib
 import os
-import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import modules, openfiles
+from ipyparcache.digest import modules, openfiles, registries
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded, seeded
 from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.errors import Unrepeatable
@@ -62,10 +61,9 @@ def _fixtures() -> dict[str, object]:
     """What user code sets once for the whole process and no hit brings back; compared by equality."""
     found: dict[str, object] = {
         "the recursion limit": sys.getrecursionlimit(),
-        "sys.excepthook": sys.excepthook,
         "the garbage collector": (gc.isenabled(), gc.get_threshold()),
         "the builtins": {name: id(value) for name, value in vars(builtins).items() if name != "_"},
-        "the signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        **registries.fixtures(),
     }
     logging = sys.modules.get("logging")
     if logging is not None:

@@ -1130,7 +1130,11 @@ def test_zip_moves_what_it_draws_from() -> None:
 
 
 @pytest.mark.parametrize("taken", [1, 3, 4])
-@pytest.mark.parametrize("over", [[1, 2, 3], (1, 2, 3), "abc", "äöü", b"abc", range(1, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "over",
+    [[1, 2, 3], (1, 2, 3), "abc", "äöü", b"abc", range(1, 4), range(9, 0, -3), range(1 << 70, (1 << 70) + 3)],
+    ids=repr,
+)
 def test_an_iterator_can_be_put_where_another_is(over: Any, taken: int) -> None:
     one, other = iter(over), iter(over)
     traversal = Traversal({})
