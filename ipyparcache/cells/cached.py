@@ -472,11 +472,9 @@ def _store(
     if opened:
         raise NotStorable(f"it leaves figure {min(opened)} open in pyplot; end with plt.close()")
     source = cell.source()
-    attribute = inputs.library_attribute_set(
-        source.compile(cell.body.tree), cell.namespace, cell.inputs.traversal
-    )
-    if attribute is not None:
-        raise NotStorable(f"it changes {attribute}, which belongs to a library")
+    effect = inputs.effect_on_libraries(source.compile(cell.body.tree), cell.namespace, cell.inputs.traversal)
+    if effect is not None:
+        raise NotStorable(effect)
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden, cell.inputs.names.touched)
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.namespace)

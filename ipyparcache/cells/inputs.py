@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import types
+from abc import ABCMeta
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ from ipyparcache.analysis.cell import (
     names_of,
 )
 from ipyparcache.cells.runs import InputChange
-from ipyparcache.digest import environment, openfiles
+from ipyparcache.digest import environment, openfiles, registries
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
 from ipyparcache.digest.objects import ABSENT, Traversal
 from ipyparcache.errors import ParcacheError, Undigestible
@@ -152,7 +153,9 @@ def _collect(
         raise NoKey(f"something that the cell calls uses an object without a digest: {error}") from error
     _refuse_dynamic_helpers(traversal)
     rows = {root: digest.hex() for root, digest in traversal.digests.items()}
-    extra = environment.static_rows(traversal.modules, files=options.files, variables=options.env)
+    extra = environment.static_rows(
+        {*traversal.modules, *traversal.standard}, files=options.files, variables=options.env
+    )
     rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
     key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
     key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
@@ -241,42 +244,84 @@ def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.See
     return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
 
 
-def library_attribute_set(
+def effect_on_libraries(
     compiled: types.CodeType, namespace: Mapping[str, Any], traversal: Traversal
 ) -> str | None:
-    """An attribute of a library's module or class that the cell, or a function it calls, assigns; as
-    `np.name`.
+    """What the cell, or a function that it calls, does to a library that no entry could bring back.
 
-    No entry could bring such a change back: the library is imported anew by the next kernel.
+    It assigns an attribute of a library's module or class, as `np.name`, or fills a table of the process,
+    as `atexit.register`: the library is imported anew by the next kernel.
     """
     scopes: list[tuple[types.CodeType, Mapping[str, Any]]] = [(compiled, namespace)]
     scopes += [(function.__code__, function.__globals__) for function in _reached_functions(traversal)]
     for code, scope in scopes:
-        found = _library_attribute(code, scope)
+        found = _effect_on_libraries(code, scope)
         if found is not None:
             return found
     return None
 
 
-def _library_attribute(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
-    """The first assignment in the code to an attribute that hangs on a library's module or class."""
+def _effect_on_libraries(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
+    """The first such effect in the code, by the names that it goes along."""
     chain: list[str] = []
+    table: list[str] = []  # the names that led to what an index, a single step, is about to be applied to
     sets_by_name = {"setattr", "delattr"} & set(code.co_names)
     for step in dis.get_instructions(code):
+        changed = ""
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            chain = [str(step.argval)]
+            table, chain = chain, [str(step.argval)]
             if sets_by_name and _is_of_library(_resolved(chain, scope)):
-                return f"{chain[0]} by {min(sets_by_name)}"
+                changed = f"{chain[0]} by {min(sets_by_name)}"
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
+            if step.argval in _CHANGING_METHODS and _is_table_of_library(chain, scope):
+                changed = ".".join(chain)
             chain.append(str(step.argval))
         elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and chain:
             if _is_of_library(_resolved(chain, scope)):
-                return ".".join([*chain, str(step.argval)])
+                changed = ".".join([*chain, str(step.argval)])
             chain = []
+        elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") and table:
+            if _is_table_of_library(table, scope):
+                changed = ".".join(table)
+            table = []
         elif step.opname not in ("CACHE", "EXTENDED_ARG", "PRECALL"):
-            chain = []
+            table, chain = chain, []
+        if changed:
+            return f"it changes {changed}, which belongs to a library"
+        registers = registries.registrar(_resolved(chain, scope)) if chain else None
+        if registers is not None:
+            return f"it calls {registers}(), whose effect a hit could not bring back"
     nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return next(filter(None, (_library_attribute(inner, scope) for inner in nested)), None)
+    return next(filter(None, (_effect_on_libraries(inner, scope) for inner in nested)), None)
+
+
+_CHANGING_METHODS = frozenset(
+    {
+        "add",
+        "append",
+        "clear",
+        "discard",
+        "extend",
+        "insert",
+        "pop",
+        "popitem",
+        "remove",
+        "setdefault",
+        "update",
+    }
+)
+
+
+def _is_table_of_library(chain: Sequence[str], scope: Mapping[str, Any]) -> bool:
+    """Whether the names lead to a list, dict or set that a module or class of a library holds.
+
+    What is brought back with the process (`sys.path`, warning filters) is none.
+    """
+    if len(chain) < 2 or not _is_of_library(_resolved(chain[:-1], scope)):
+        return False
+    thing = _resolved(chain, scope)
+    own = (sys.path, sys.modules, sys.modules["warnings"].filters)
+    return type(thing) in (list, dict, set) and not any(thing is one for one in own)
 
 
 def _resolved(chain: Sequence[str], scope: Mapping[str, Any]) -> object:
@@ -284,8 +329,19 @@ def _resolved(chain: Sequence[str], scope: Mapping[str, Any]) -> object:
     for part in chain[1:]:
         if not isinstance(found, types.ModuleType | type):
             return None  # attributes of other objects may be computed
+        if (
+            part == "register"
+            and type(found) is ABCMeta
+            and not any("register" in vars(k) for k in found.__mro__)
+        ):
+            return found.register  # of its metaclass
         found = vars(found).get(part)
     return found
+
+
+def _has(cls: type, name: str) -> bool:
+    """Whether the class or one above it has the attribute; its metaclass is not asked."""
+    return any(name in vars(kind) for kind in cls.__mro__)
 
 
 def _is_of_library(thing: object) -> bool:

@@ -433,6 +433,19 @@ def test_an_environment_variable_that_was_read_is_an_input(cell, cached, monkeyp
         ("r = helper()", "a function that it calls uses eval()"),
         ("import sys\nsys.setrecursionlimit(sys.getrecursionlimit() + 1)", "it changes the recursion limit"),
         ("with lock_above:\n  r = 1", "`lock_above` has no digest"),
+        ("import atexit\natexit.register(bool)", "it calls atexit.register(), whose effect"),
+        (
+            "import codecs\ncodecs.register_error('m', codecs.ignore_errors)",
+            "it calls codecs.register_error()",
+        ),
+        ("from collections.abc import Sized\nSized.register(complex)", "it calls Sized.register()"),
+        ("import calendar\ncalendar.mdays.append(calendar.mdays.pop())", "it changes calendar.mdays"),
+        ("import calendar\ncalendar.mdays[0] = 0", "it changes calendar.mdays, which belongs to a library"),
+        ("import signal\nsignal.signal(signal.SIGUSR2, signal.SIG_IGN)", "it changes the signal handlers"),
+        (
+            "import logging\nlogging.getLogger('app').addHandler(logging.NullHandler())",
+            "the handlers of loggers",
+        ),
     ],
 )
 def test_what_is_not_stored_says_why_and_stays(cell, cached, names, body, reason):
@@ -441,6 +454,48 @@ def test_what_is_not_stored_says_why_and_stays(cell, cached, names, body, reason
 
     assert reason in last_run().reason
     assert list(open_entries().all()) == []
+
+
+def test_a_csv_dialect_is_an_input_and_comes_back(cell, cached, names):
+    cell("import csv\ncsv.register_dialect('above', delimiter=';')")
+    body = "csv.register_dialect('mine', delimiter='|')\nr = list(csv.reader(['a;b|c'], 'above'))"
+    cached(body)
+    cell("csv.unregister_dialect('mine')")
+    assert cached(body) == "hit"
+    assert names["csv"].get_dialect("mine").delimiter == "|"
+    cell("csv.unregister_dialect('mine')\ncsv.register_dialect('above', delimiter='|')")
+
+    assert cached(body) == "miss"
+    assert names["r"] == [["a;b", "c"]]
+    cell("csv.unregister_dialect('mine')\ncsv.unregister_dialect('above')")
+
+
+def test_the_level_of_a_logger_that_the_cell_finds_by_name_is_an_input_and_comes_back(cell, cached, names):
+    cell("import logging")
+    body = "r = logging.getLogger('app.a').getEffectiveLevel()\nlogging.getLogger('made').setLevel(10)"
+    cached(body)
+    cell("logging.getLogger('made').setLevel(0)")
+    assert cached(body) == "hit"
+    assert names["logging"].getLogger("made").level == 10
+    cell("logging.getLogger('made').setLevel(0)\nlogging.getLogger('app').setLevel(40)")
+
+    assert cached(body) == "miss"
+    assert names["r"] == 40
+    cell("logging.getLogger('made').setLevel(0)\nlogging.getLogger('app').setLevel(0)")
+
+
+def test_the_arguments_that_a_parser_takes_from_the_command_line_are_an_input(
+    cell, cached, names, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["prog", "--n", "3"])
+    cell("import argparse\nparser = argparse.ArgumentParser()\n_ = parser.add_argument('--n')")
+    body = "r = parser.parse_args().n"
+    cached(body)
+    assert cached(body) == "hit"
+    monkeypatch.setattr("sys.argv", ["prog", "--n", "4"])
+
+    assert cached(body) == "miss"
+    assert names["r"] == "4"
 
 
 def test_a_cell_that_raises_is_not_stored_and_its_effects_stay(cell, cached, names):

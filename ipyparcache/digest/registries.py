@@ -1,0 +1,230 @@
+"""Tables of the whole process that user code fills and no name leads to: dialects, loggers, handlers, hooks.
+
+Only what differs from a fresh interpreter is told, so that it makes no difference which libraries are loaded.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from abc import ABCMeta
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+from ipyparcache.digest import modules
+
+# ---- dialects of csv
+
+_DIALECT_FACTS = (
+    "delimiter",
+    "doublequote",
+    "escapechar",
+    "lineterminator",
+    "quotechar",
+    "quoting",
+    "skipinitialspace",
+    "strict",
+)
+_OWN_DIALECTS = frozenset({"excel", "excel-tab", "unix"})
+
+
+def dialects() -> dict[str, dict[str, Any]]:
+    """The dialects that were registered besides those of the csv module itself."""
+    csv = sys.modules["csv"]
+    return {
+        name: {fact: getattr(csv.get_dialect(name), fact) for fact in _DIALECT_FACTS}
+        for name in sorted(csv.list_dialects())
+        if name not in _OWN_DIALECTS
+    }
+
+
+def restore_dialects(wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register these dialects, and no others besides the csv module's own."""
+    csv = sys.modules["csv"]
+    for name in dialects():
+        if name not in wanted:
+            csv.unregister_dialect(name)
+    for name, facts in wanted.items():
+        csv.register_dialect(name, **facts)
+
+
+# ---- prefixes of XML namespaces
+
+
+def namespaces() -> dict[str, str]:
+    """The prefixes that ElementTree writes, by namespace; it brings eight of its own."""
+    tree = sys.modules["xml.etree.ElementTree"]
+    return dict(tree._namespace_map)
+
+
+def restore_namespaces(wanted: Mapping[str, str]) -> None:
+    """Make these the prefixes that ElementTree writes."""
+    known = sys.modules["xml.etree.ElementTree"]._namespace_map
+    known.clear()
+    known.update(wanted)
+
+
+_OWN_PREFIXES = frozenset({"xml", "html", "rdf", "wsdl", "xs", "xsi", "dc"})
+
+
+def special_namespaces() -> dict[str, str]:
+    """The prefixes that ElementTree does not bring itself."""
+    return {space: prefix for space, prefix in namespaces().items() if prefix not in _OWN_PREFIXES}
+
+
+# ---- loggers
+
+_users_names: dict[str, bool] = {}
+
+
+def _is_users(name: str) -> bool:
+    """Whether a logger of this name is the user's: no library has a module of the name's first part."""
+    top = name.partition(".")[0]
+    known = _users_names.get(top)
+    if known is None:
+        known = _users_names[top] = modules.is_user_code(top)
+    return known
+
+
+def _loggers() -> list[Any]:
+    logging = sys.modules["logging"]
+    found = list(logging.root.manager.loggerDict.items())
+    return [one for name, one in found if isinstance(one, logging.Logger) and _is_users(name)]
+
+
+def loggers() -> dict[str, tuple[int, bool, bool]]:
+    """Level, being disabled and passing on of the user's loggers that are not as they were made."""
+    facts = {one.name: (one.level, one.disabled, one.propagate) for one in _loggers()}
+    return {name: fact for name, fact in sorted(facts.items()) if fact != (0, False, True)}
+
+
+def restore_loggers(wanted: Mapping[str, tuple[int, bool, bool]]) -> None:
+    """Give the user's loggers these levels; those that are not named are as they were made."""
+    logging = sys.modules["logging"]
+    for name in loggers().keys() - wanted.keys():
+        _set_logger(logging.getLogger(name), 0, False, True)
+    for name, facts in wanted.items():
+        _set_logger(logging.getLogger(name), *facts)
+
+
+def _set_logger(logger: Any, level: int, disabled: bool, propagate: bool) -> None:
+    logger.setLevel(level)
+    logger.disabled, logger.propagate = disabled, propagate
+
+
+# ---- arguments of the command line
+
+_first_arguments = list(sys.argv)
+
+
+def special_arguments() -> list[str] | None:
+    """`sys.argv`, if it is not as the kernel was started."""
+    return None if sys.argv == _first_arguments else list(sys.argv)
+
+
+# ---- what no hit brings back, compared before and after a run
+
+
+def fixtures() -> dict[str, object]:
+    """What user code hangs up for the whole process; compared by equality."""
+    found: dict[str, object] = {
+        "the signal handlers": [signal.getsignal(number) for number in _SIGNALS],
+        "the hooks of sys": (sys.excepthook, sys.unraisablehook, threading.excepthook),
+        "what traces the code": (sys.gettrace(), sys.getprofile()),
+        "sys.argv": list(sys.argv),
+    }
+    if "logging" in sys.modules:
+        found["the handlers of loggers"] = {
+            one.name: (list(one.handlers), list(one.filters))
+            for one in _loggers()
+            if one.handlers or one.filters
+        }
+    found["the methods of pandas"] = _methods_added_to_pandas()
+    return found
+
+
+_SIGNALS = [
+    getattr(signal, name)
+    for name in (
+        "SIGINT",
+        "SIGTERM",
+        "SIGHUP",
+        "SIGQUIT",
+        "SIGALRM",
+        "SIGPROF",
+        "SIGPIPE",
+        "SIGUSR1",
+        "SIGUSR2",
+    )
+    if hasattr(signal, name)
+]
+_PANDAS_CLASSES = ("DataFrame", "Series", "Index")
+_added: dict[
+    str, tuple[int, frozenset[str]]
+] = {}  # by class: how many attributes it had, and which were added
+
+
+def _methods_added_to_pandas() -> dict[str, frozenset[str]]:
+    """Methods of pandas' classes that others have added (`tqdm.pandas()`), by class."""
+    pandas = sys.modules.get("pandas")
+    found = {}
+    for name in _PANDAS_CLASSES:
+        cls = getattr(pandas, name, None)
+        if not isinstance(cls, type):
+            continue
+        members = vars(cls)
+        known = _added.get(name)
+        if known is None or known[0] != len(members):
+            names = frozenset(key for key, member in members.items() if _is_foreign(member))
+            known = _added[name] = (len(members), names)
+        if known[1]:
+            found[name] = known[1]
+    return found
+
+
+def _is_foreign(member: object) -> bool:
+    module = getattr(member, "__module__", None)
+    return (
+        callable(member)
+        and isinstance(module, str)
+        and module.partition(".")[0] not in ("pandas", "builtins", "functools", "typing")
+    )
+
+
+# ---- calls that fill a table which cannot be read
+
+_REGISTRARS = frozenset(
+    {
+        ("_codecs", "register"),
+        ("_codecs", "register_error"),
+        ("_sqlite3", "register_adapter"),
+        ("_sqlite3", "register_converter"),
+        ("sqlite3", "register_adapter"),
+        ("sqlite3", "register_converter"),
+        ("atexit", "register"),
+        ("atexit", "unregister"),
+        ("copyreg", "pickle"),
+        ("copyreg", "add_extension"),
+        ("logging", "addLevelName"),
+        ("mimetypes", "add_type"),
+        ("shutil", "register_archive_format"),
+        ("shutil", "register_unpack_format"),
+        ("asyncio.events", "set_event_loop_policy"),
+    }
+)
+
+
+def registrar(thing: object) -> str | None:
+    """The name of a function that fills a table of the process which no hit fills again; None for others.
+
+    A class's `register`, as of `Sequence`, is such a function, too.
+    """
+    if isinstance(thing, MethodType) and thing.__func__ is ABCMeta.register:
+        return f"{getattr(thing.__self__, '__qualname__', '')}.register"
+    name = getattr(thing, "__name__", None)
+    module = getattr(thing, "__module__", None)
+    if isinstance(module, str) and isinstance(name, str) and (module, name) in _REGISTRARS:
+        return f"{module.lstrip('_')}.{name}"
+    return None
