@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from ipyparcache.analysis.flow import Flow
+from ipyparcache.analysis.forms import changed_roots
 from ipyparcache.cells.runs import Run, duration
 from ipyparcache.errors import ParcacheError
 
+SHOWN = 26  # characters of a cell's first line
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y = 190, 44, 60, 26
 COLOURS = {
     "hit": "#7fb3d5",
@@ -44,12 +48,27 @@ def edges_of(latest: Sequence[Run]) -> list[Edge]:
     found: list[Edge] = []
     for position, run in enumerate(latest):
         by_source: dict[int, list[str]] = {}
-        for name in run.inputs:
+        reads, binds = names_of(run)
+        for name in reads:
             if name in writers:
                 by_source.setdefault(writers[name], []).append(name)
         found += [Edge(source, position, tuple(sorted(names))) for source, names in sorted(by_source.items())]
-        writers.update(dict.fromkeys(run.names, position))
+        writers.update(dict.fromkeys(binds, position))
     return found
+
+
+def names_of(run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that a cell reads and binds: as recorded, or, of a parallel cell, as its text tells."""
+    if run.status != "parallel":
+        return tuple(run.inputs), run.names
+    try:
+        tree = ast.parse(run.cell)
+    except SyntaxError:
+        return (), ()
+    flow = Flow()
+    flow.run(tree.body, ())
+    changed = {root for node in ast.walk(tree) for root, _ in changed_roots(node)}
+    return tuple(name for name in flow.reads if flow.early(name)), tuple({*flow.bound, *changed})
 
 
 def levels_of(count: int, edges: Sequence[Edge]) -> list[int]:
@@ -64,8 +83,9 @@ def graph(all_runs: Sequence[Run]) -> Picture:
     """Draw the latest run of each cell and what flows between them."""
     by_cell: dict[str, Run] = {}
     for run in all_runs:
-        by_cell.pop(run.identity, None)
-        by_cell[run.identity] = run
+        key = run.identity or run.cell
+        by_cell.pop(key, None)
+        by_cell[key] = run
     latest = list(by_cell.values())
     if not latest:
         return Picture("", "no cell has run under %%cached in this kernel")
@@ -83,7 +103,8 @@ def graph(all_runs: Sequence[Run]) -> Picture:
     parts += [_box(place, run) for place, run in zip(places, latest, strict=True)]
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
-        f'aria-label="which cell feeds which" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
+        f'aria-label="which cell feeds which" font-family="sans-serif" font-size="11">'
+        f"{paper(width, height)}{''.join(parts)}</svg>"
     )
     text = [
         f"{_number(latest[edge.source])} → {_number(latest[edge.target])}: {', '.join(edge.names)}"
@@ -99,11 +120,12 @@ def _number(run: Run) -> str:
 def _box(place: tuple[int, int], run: Run) -> str:
     x, y = place
     first = next((line for line in run.cell.splitlines() if line.strip()), "")
+    first = first if len(first) <= SHOWN else first[: SHOWN - 1] + "…"
     colour = COLOURS.get(run.status, "#ffffff")
     return (
         f'<g><title>{html.escape(run.cell[:500])}</title><rect x="{x}" y="{y}" width="{BOX_WIDTH}" '
         f'height="{BOX_HEIGHT}" rx="5" fill="{colour}" stroke="#555555"/>'
-        f'<text x="{x + 8}" y="{y + 17}" fill="#111111">{_number(run)} {html.escape(first[:26])}</text>'
+        f'<text x="{x + 8}" y="{y + 17}" fill="#111111">{_number(run)} {html.escape(first)}</text>'
         f'<text x="{x + 8}" y="{y + 34}" fill="#333333">{run.status} · {duration(run.body_seconds)}</text>'
         "</g>"
     )
@@ -116,7 +138,8 @@ def _arrow(source: tuple[int, int], target: tuple[int, int], label: str) -> str:
     return (
         f'<g><path d="M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}" fill="none" stroke="#888888" '
         f'stroke-width="1.5"/><circle cx="{x2}" cy="{y2}" r="3" fill="#888888"/>'
-        f'<text x="{middle}" y="{(y1 + y2) // 2 - 3}" text-anchor="middle" fill="#777777">'
+        f'<text x="{middle}" y="{(y1 + y2) // 2 - 3}" text-anchor="middle" fill="#666666" '
+        f'stroke="white" stroke-width="3" paint-order="stroke">'
         f"{html.escape(label[:24])}</text></g>"
     )
 
@@ -131,6 +154,11 @@ class CannotDraw(ParcacheError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be drawn: {self.reason}"
+
+
+def paper(width: float, height: float) -> str:
+    """White paper below a picture: its colours are made for that, also where the page is dark."""
+    return f'<rect x="0" y="0" width="{width}" height="{height}" fill="white"/>'
 
 
 def save(picture: Picture, path: str) -> None:
@@ -164,19 +192,27 @@ def _rasterise(svg: str, path: str) -> None:
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.axis("off")
-    for part in root.iter():
+    for place, part in enumerate(root.iter()):  # what comes later lies above, as in SVG
         kind, facts = part.tag.rpartition("}")[2], part.attrib
         if kind == "rect":
             corner = float(facts["x"]), float(facts["y"])
             size = float(facts["width"]), float(facts["height"])
             axes.add_patch(
-                Rectangle(corner, *size, facecolor=facts["fill"], edgecolor="white", linewidth=0.3)
+                Rectangle(
+                    corner, *size, facecolor=facts["fill"], edgecolor="white", linewidth=0.3, zorder=place
+                )
             )
         elif kind == "line":
             xs = [float(facts["x1"]), float(facts["x2"])]
-            axes.plot(xs, [float(facts["y1"]), float(facts["y2"])], color=facts["stroke"], linewidth=0.6)
+            axes.plot(
+                xs,
+                [float(facts["y1"]), float(facts["y2"])],
+                color=facts["stroke"],
+                linewidth=0.6,
+                zorder=place,
+            )
         elif kind == "text":
-            anchor = "right" if facts.get("text-anchor") == "end" else "left"
+            anchor = {"end": "right", "middle": "center"}.get(facts.get("text-anchor", ""), "left")
             axes.text(
                 float(facts["x"]),
                 float(facts["y"]),

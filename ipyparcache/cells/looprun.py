@@ -127,7 +127,7 @@ class LoopRun:
         self.launch = Launch(parfor, host.namespace, plan.facts)
         self.host = host
         self.namespace = host.namespace
-        self.report = LoopReport(parfor.line)
+        self.report = LoopReport(parfor.line, title=parfor.title)
         self.interrupts = Interrupts()
         self.jobs = jobs_of(self.options.jobs)
         self.chunks: dict[int, _Chunk] = {}

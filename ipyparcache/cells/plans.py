@@ -89,6 +89,7 @@ class LoopReport:
     asked: list[Any] | None = field(default_factory=list)
     restored: int = 0
     figures: list[object] = field(default_factory=list)
+    title: str = ""
 
 
 @dataclass

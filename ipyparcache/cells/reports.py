@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
+import math
 import reprlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ipyparcache.cells.drawing import Picture
+from ipyparcache.cells.drawing import Picture, paper
 from ipyparcache.cells.loops import LoopReport, RunReport
 from ipyparcache.cells.runs import duration
 
 WIDTH, LANE, LEFT, TOP = 720, 22, 90, 24
+TICK_ROOM = 45  # pixels that the last label needs for itself
 BARS = 2000  # more bars than this are joined, or the picture would be all border
 COLOURS = ("#5b8fb9", "#86b6d9")
 
@@ -114,16 +116,22 @@ def timeline() -> Picture:
         longest = max(bar.end for bar in bars) or 1e-9
         scale = (WIDTH - LEFT - 10) / longest
         said = (
-            f"line {loop.line}: {loop.iterations} iterations in {duration(longest)} "
+            f"{loop.title or f'line {loop.line}'}: {loop.iterations} iterations in {duration(longest)} "
             f"on {len(workers)} workers, busy {busy_share(bars):.0%}"
         )
         texts.append(said)
         right = WIDTH - 10
         parts.append(_text(4, top - 8, said, "#444444"))
+        for tick in ticks_of(longest):
+            x = round(LEFT + tick * scale)
+            bottom = top + len(workers) * LANE
+            parts.append(f'<line x1="{x}" y1="{top}" x2="{x}" y2="{bottom}" stroke="#e8e8e8"/>')
+            if (longest - tick) * scale > TICK_ROOM:
+                parts.append(_text(x, bottom + 12, duration(tick), "#777777", anchor="middle"))
         for lane, worker in enumerate(workers):
             y = top + lane * LANE
             floor = y + LANE - 2
-            parts.append(_text(4, y + 14, str(worker), "#444444"))
+            parts.append(_text(4, y + 14, f"worker {worker}", "#444444"))
             parts.append(f'<line x1="{LEFT}" y1="{floor}" x2="{right}" y2="{floor}" stroke="#dddddd"/>')
             mine = [bar for bar in bars if bar.worker == worker]
             parts += [_drawn(bar, y, scale, COLOURS[number % 2]) for number, bar in enumerate(mine)]
@@ -134,9 +142,16 @@ def timeline() -> Picture:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top}" role="img" '
         f'aria-label="which worker ran what when" font-family="sans-serif" font-size="11">'
-        f"{''.join(parts)}</svg>"
+        f"{paper(WIDTH, top)}{''.join(parts)}</svg>"
     )
     return Picture(svg, "\n".join(texts))
+
+
+def ticks_of(longest: float) -> list[float]:
+    """Round times within a duration, three to seven of them."""
+    step = 10.0 ** math.floor(math.log10(longest))
+    step *= next(part for part in (0.2, 0.5, 1.0, 2.0) if longest / (step * part) < 8)
+    return [step * n for n in range(1, math.ceil(longest / step - 1e-9))]
 
 
 def _text(x: int, y: int, text: str, colour: str, anchor: str = "start") -> str:

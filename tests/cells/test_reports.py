@@ -38,7 +38,8 @@ def test_the_timeline_is_a_picture_and_a_sentence(loop):
     picture = reports.timeline()
 
     assert picture.text == "line 3: 5 iterations in 4.0 s on 2 workers, busy 75%"
-    assert picture.svg.count("<rect") == 3
+    assert picture.svg.count("<rect") == 3 + 1  # the bars, and the paper
+    assert reports.ticks_of(4.0) == [1.0, 2.0, 3.0]
     assert "iterations 2 to 4: 2.0 s" in picture.svg
 
 
