@@ -15,6 +15,7 @@ FACTS = Facts(
         "reads_tmp": Helper(reads=frozenset({"tmp"})),
         "memo": Helper(mutates=frozenset({"cache"})),
         "runs": Helper(dynamic="exec"),
+        "writes": Helper(file="'log'"),
     },
     modules=frozenset({"np", "os", "sys", "plt", "heapq"}),
 )
@@ -61,6 +62,14 @@ FORMS = {
     "if x > best: best, where = x, 1": ["conditional"],
     "if x not in seen: seen.add(x)": ["conditional"],
     "if best is None or x > best['v']: best = {'v': x}": ["conditional"],
+    "if len(x) > len(t): t = x": ["conditional"],
+    "if f(x) > best: best = x": ["conditional"],
+    "ok = ok and x > 0": ["reduce"],
+    "ok = f(x) or ok": ["reduce"],
+    "df.drop(columns=x, inplace=True)": ["drop"],
+    "print(x, file=f)": ["call"],
+    "xs.set_postfix(at=x)": ["set_postfix"],
+    "print(x, file=sys.stderr)": [],
     "y = x * 2": [],
     "x.score = 1": [],
     "x.append(2)": [],
@@ -102,6 +111,11 @@ REFUSED = {
     "if x: flag = 1\n    y = flag": (refusals.CarriedVariable, "flag"),
     "for j in x: last = j\n    y = last": (refusals.CarriedVariable, "last"),
     "np.add(x, 1, out=acc)": (refusals.TargetNotAName, "acc"),
+    "y = next(source)": (refusals.TakenByNext, "source"),
+    "f = open('log', 'a')": (refusals.SameFile, None),
+    "np.savetxt('a.txt', x)": (refusals.SameFile, None),
+    "writes(x)": (refusals.SameFile, None),
+    "ok = ok and f(x)": (refusals.CarriedVariable, "ok"),
 }
 
 
@@ -238,3 +252,29 @@ def test_what_a_function_does_follows_the_functions_that_it_names():
     assert {"note", "helper"} <= helper.reads
     assert helper.writes == {"N"}
     assert helper.changes == {1}
+
+
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        ("open(f'{x}.txt', 'w')", None),
+        ("open('a.txt')", None),
+        ("open('a.txt', mode='wb')", "'a.txt'"),
+        ("open(folder + '/a', 'a')", "folder + '/a'"),
+        ("frame.to_csv('a.csv')", "'a.csv'"),
+        ("frame.to_csv(f'{x}.csv')", None),
+        ("frame.to_csv()", None),
+    ],
+)
+def test_a_file_that_every_iteration_writes_is_found(call, path):
+    found = steps_of(ast.parse(f"for x in xs:\n    {call}"), FACTS)
+
+    assert (found.path if isinstance(found, refusals.SameFile) else None) == path
+
+
+def test_names_assigned_on_both_sides_of_a_replayed_statement_are_kept_with_it():
+    site = loop_of("for x in xs:\n    t = 1\n    a[x] = t\n    t = 2\n    u = 3").parfor.sites[0]
+    inner = loop_of("for x in xs:\n    for j in x:\n        a[j] = 1").parfor.sites[0]
+
+    assert site.unstable == ("t",)
+    assert inner.unstable == ("j",)
