@@ -12,6 +12,7 @@ type codes are ASCII; the tokens written here begin with 0xff.
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import math
 import operator
@@ -373,7 +374,13 @@ def is_pure(items: Iterable[object]) -> bool:
 
 def has_nan(items: Sequence[Any]) -> bool:
     """Whether one of the primitives is NaN."""
-    return not _WITH_NAN.isdisjoint(map(type, items)) and any(map(operator.ne, items, items))
+    if _WITH_NAN.isdisjoint(map(type, items)):
+        return False
+    with contextlib.suppress(TypeError, OverflowError):  # strings among them, or integers beyond any float
+        total = sum(items)
+        if total == total:  # a sum takes a tenth of the time, and is NaN if one of them is
+            return False
+    return any(map(operator.ne, items, items))
 
 
 def without_nan(items: Sequence[Any]) -> Sequence[Any]:

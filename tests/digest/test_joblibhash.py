@@ -1,7 +1,9 @@
 import decimal
 import itertools
+import math
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -170,3 +172,12 @@ def test_many_strings_are_told_apart():
     assert hash(strings) == hash(list(strings))
     assert hash(strings) != hash([*strings[:-2], strings[-2] + "4", "999"])
     assert hash(tuple(strings)) != hash(strings)
+
+
+@pytest.mark.parametrize("others", [[math.inf, -math.inf], [10**400], ["a", None], [1j], []], ids=str)
+def test_a_nan_is_found_among_whatever_else(others):
+    quiet, loud = (
+        struct.unpack("<d", struct.pack("<Q", bits))[0] for bits in (0x7FF8 << 48, 0xFFF8 << 48 | 5)
+    )
+
+    assert hash([*others, quiet]) == hash([*others, loud]) != hash([*others, 1.0])
