@@ -285,6 +285,9 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
         if isinstance(statement, ast.Assign):
             made.extend(_plainer_assign(statement, numbers))
             continue
+        if isinstance(statement, ast.Expr):
+            made.extend(_plainer_call(statement))
+            continue
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             made.append(statement)
             continue
@@ -299,6 +302,22 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
             new.cases = [ast.match_case(c.pattern, c.guard, plainer(c.body, numbers)) for c in new.cases]
         made.append(new)
     return made
+
+
+def _plainer_call(statement: ast.Expr) -> list[ast.stmt]:
+    """`d.setdefault(k, []).append(f(x))` makes its item before `f(x)` may raise: a statement of its own."""
+    match statement.value:
+        case ast.Call(
+            func=ast.Attribute(
+                value=ast.Call(func=ast.Attribute(attr="setdefault"), args=[key, new]) as made
+            ),
+            args=args,
+        ):
+            plain = ast.Name | ast.Constant
+            is_empty = isinstance(new, ast.Constant) or ast.unparse(new) in ("[]", "{}", "set()", "()")
+            if is_empty and isinstance(key, plain) and not all(isinstance(a, plain) for a in args):
+                return [ast.copy_location(ast.Expr(made), statement), statement]
+    return [statement]
 
 
 def _with_body(handler: ast.ExceptHandler, body: list[ast.stmt]) -> ast.ExceptHandler:

@@ -533,7 +533,7 @@ class _Run:
             self._flush(result, emit=True)
         if failure is not None:
             self._flush(result, emit=False)
-            result.failure = self._failure(number, unmasked(failure, self.body.assigned), objects)
+            result.failure = self._failure(number, failure, objects)
             return True
         return False
 
@@ -802,21 +802,6 @@ def _unsendable(error: Exception, left: Left) -> BaseException:
         except Exception:
             return TypeError(f"{what} of this iteration cannot come back from its worker: {error}")
     return TypeError(f"what this iteration leaves cannot come back from its worker: {error}")
-
-
-def unmasked(error: BaseException, assigned: Sequence[str]) -> BaseException:
-    """The exception that ended an iteration, where a `finally` on its way read what no worker has.
-
-    It is a name that this iteration had not assigned yet: the serial loop has its value of an earlier one.
-    """
-    first = error.__context__
-    if type(error) is not NameError or error.name not in assigned or first is None:
-        return error
-    first.add_note(
-        f"`finally` read `{error.name}` as an earlier iteration left it, which a worker does not have, and "
-        "ended there"
-    )
-    return first
 
 
 def traceback_rows(error: BaseException) -> Traceback:

@@ -13,7 +13,7 @@ import pickle
 import sys
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -38,7 +38,14 @@ from ipyparcache.cells.launch import (
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
-from ipyparcache.cells.replay import Replayer, below, of_the_cell, with_traceback, without_our_frames
+from ipyparcache.cells.replay import (
+    Replayer,
+    below,
+    of_the_cell,
+    unmasked,
+    with_traceback,
+    without_our_frames,
+)
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
@@ -159,6 +166,7 @@ class LoopRun:
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
         self.is_streamed = False
+        self._before_failed: Set[str] = frozenset()  # temporaries that were bound when an iteration failed
 
     @property
     def _may_hold(self) -> bool:
@@ -781,8 +789,10 @@ class LoopRun:
         for number, left in () if chunk.merged else self._iterations_of(chunk):
             if lost_from is not None and number >= lost_from:
                 break
-            if failure is not None and number == failure.iteration and self.options.on_error == "collect":
-                break
+            if failure is not None and number == failure.iteration:
+                self._before_failed = self.namespace.keys() & set(self.parfor.temporaries)
+                if self.options.on_error == "collect":
+                    break
             self._apply(number, left, chunk)
             if failure is None or number < failure.iteration:
                 self.report.iterations += 1
@@ -899,13 +909,14 @@ class LoopRun:
 
     def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
         if isinstance(failure.data, BaseException):
-            error = without_our_frames(failure.data)
+            error = unmasked(without_our_frames(failure.data), self._before_failed)
             found = [left[1] for number, left in self._iterations_of(chunk) if number == failure.iteration]
             return self._note(error, failure.iteration, found[0] if found else {})
         data, buffers = pickle.loads(failure.data)
         objects = chunk.objects[failure.iteration - chunk.first] if chunk.objects else {}
-        error = self._load(data, buffers, objects)
-        assert isinstance(error, BaseException)
+        loaded = self._load(data, buffers, objects)
+        assert isinstance(loaded, BaseException)
+        error = unmasked(loaded, self._before_failed)
         bindings: Mapping[str, object] = {}
         for number, left in self._iterations_of(chunk):
             if number == failure.iteration:

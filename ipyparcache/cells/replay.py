@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from ipyparcache.analysis.body import HOLE, UNBOUND, Site
@@ -156,6 +156,21 @@ def of_the_cell(error: BaseException, file_name: str) -> BaseException:
             rows.append((code.co_filename, code.co_name, entry.tb_lineno, code.co_firstlineno))
         entry = entry.tb_next
     return with_traceback(error, rows)
+
+
+def unmasked(error: BaseException, bound: Set[str]) -> BaseException:
+    """The exception that ended an iteration, where a `finally` on its way read what no worker has.
+
+    It is a name that this iteration had not assigned yet: the serial loop has its value of an earlier one.
+    """
+    first = error.__context__
+    if type(error) is not NameError or error.name not in bound or first is None:
+        return error
+    first.add_note(
+        f"`finally` read `{error.name}` as an earlier iteration left it, which a worker does not have, and "
+        "ended there"
+    )
+    return first
 
 
 def below(error: BaseException, file_name: str, line: int) -> BaseException:

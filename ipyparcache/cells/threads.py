@@ -28,7 +28,6 @@ from ipyparcache.cells.iteration import (
     snapshot,
     text_of,
     traceback_rows,
-    unmasked,
 )
 from ipyparcache.cells.showing import AGAIN, SHOWN, TEXT, emit_event
 from ipyparcache.cells.travel import ATOMS
@@ -90,7 +89,6 @@ class ThreadTask:
             done.append((entries, bindings, [n for n in unbound if n not in bindings], [], value, {}))
             result.seconds.append(time.monotonic() - begun)
             if error is not None:
-                error = unmasked(error, self.assigned)
                 text = f"{type(error).__name__}: {error}"
                 result.failure = Failure(number, error, text, traceback_rows(error))
                 break

@@ -17,7 +17,7 @@ from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 SOURCE = Path(__file__).with_name("loops_of_people.txt")
-PAGE = Path(__file__).parents[2] / "docs" / "refusals.md"
+PAGE = Path(__file__).parents[2] / "docs" / "acceptance.md"
 
 
 def loops() -> dict[str, tuple[str, str, str]]:
@@ -64,7 +64,7 @@ def test_a_loop_leaves_what_the_serial_loop_leaves_or_is_held_back(name, monkeyp
         assert host.stdout == text
 
 
-def test_the_page_of_refusals_tells_how_many_of_them_run():
+def test_the_page_of_acceptance_tells_how_many_of_them_run():
     verdicts = [verdict for verdict, _, _ in LOOPS.values()]
     said = (
         f"Of {len(LOOPS)} loops written like those of public notebooks, {verdicts.count('ran')} run in "
