@@ -193,7 +193,7 @@ def test_replaced_code_is_a_miss(memory):
 def test_a_list_that_the_function_only_fills_is_no_input(memory):
     log = []
     f = memory.cache(
-        made("def f(x):\n    runs.append(x)\n    log.append((x, [i for i in 'ab']))\n    return x", log=log)
+        made("def f(x):\n    runs.append(x)\n    log.append((x, list('ab')))\n    return x", log=log)
     )
 
     assert [f(1), f(1)] == [1, 1]

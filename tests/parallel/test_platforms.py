@@ -18,7 +18,10 @@ WITHOUT_THREADS = """
     import _thread, threading
     def refuse(*args, **kwargs):
         raise RuntimeError("can't start new thread")
-    _thread.start_new_thread = threading._start_new_thread = refuse
+    for module in (_thread, threading):
+        for name in ("start_new_thread", "_start_new_thread", "start_joinable_thread", "_start_joinable_thread"):
+            if hasattr(module, name):
+                setattr(module, name, refuse)
 """
 PROGRAM = """
     import warnings
