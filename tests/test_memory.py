@@ -657,7 +657,8 @@ def test_a_damaged_result_is_computed_again_with_a_warning(memory, tmp_path, cap
 
 
 def test_two_threads_compute_a_call_once(memory, monkeypatch):
-    monkeypatch.setattr("ipyparcache.memorized._QUICK_SECONDS", 0)  # what is quicker, everybody computes alone
+    # What is quicker than this, everybody computes alone.
+    monkeypatch.setattr("ipyparcache.memorized._QUICK_SECONDS", 0)
     started, go_on = threading.Event(), threading.Event()
 
     def slow(x, started, go_on):
