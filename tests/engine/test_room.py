@@ -32,7 +32,7 @@ FINISH = """
 
 
 def can_mount():
-    """Whether this user may have mounts of its own, and this interpreter is not under the temporary folder."""
+    """Whether this user may have mounts of its own that do not hide this interpreter."""
     if sys.platform != "linux" or any(path.startswith("/tmp/") for path in (__file__, sys.prefix)):
         return False
     try:
@@ -44,9 +44,7 @@ def can_mount():
     return probe.returncode == 0
 
 
-mounts = pytest.mark.skipif(
-    not can_mount(), reason="needs mounts of its own, over a temporary folder that it does not live in"
-)
+mounts = pytest.mark.skipif(not can_mount(), reason="needs mounts of its own, not over its own folder")
 
 
 def run(script, *commands, **environment):
