@@ -19,9 +19,8 @@ WITHOUT_THREADS = """
     def refuse(*args, **kwargs):
         raise RuntimeError("can't start new thread")
     for module in (_thread, threading):
-        for name in ("start_new_thread", "_start_new_thread", "start_joinable_thread", "_start_joinable_thread"):
-            if hasattr(module, name):
-                setattr(module, name, refuse)
+        for start in [name for name in vars(module) if "start_" in name and "thread" in name]:
+            setattr(module, start, refuse)
 """
 PROGRAM = """
     import warnings
