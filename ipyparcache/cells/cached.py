@@ -460,6 +460,8 @@ def _store(
         cell.no_key = f"it ran shorter than {runs.duration(auto.min_seconds())}"
         return None
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
+    if record.tracebacks:
+        raise NotStorable("it shows the traceback of an error that did not end it")
     changed = cell.inputs.ignored.changed()
     if changed:
         raise NotStorable(f"it changes `{changed[0][0]}`, which --ignore leaves out")

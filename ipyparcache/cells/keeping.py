@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 from ipyparcache.analysis.cell import QUIET_NAMES, Definition, first_line_of, re_executable_definitions
 from ipyparcache.cells import values
@@ -70,20 +71,10 @@ class Source:
         runs, and what stood there before is put back.
         """
         scratch: dict[str, Any] = {}
-        absent = object()
-        before: dict[str, Any] = {}
-        try:
+        with _standing_in(self.namespace, {}) as stand_in:
             for index in statements:
                 exec(self.compile(ast.Module([self.tree.body[index]], [])), self.namespace, scratch)
-                for name in scratch:
-                    before.setdefault(name, self.namespace.get(name, absent))
-                self.namespace.update(scratch)
-        finally:
-            for name, value in before.items():
-                if value is absent:
-                    self.namespace.pop(name, None)
-                else:
-                    self.namespace[name] = value
+                stand_in(scratch)
         return scratch
 
     def known(self, defined: Mapping[str, object]) -> list[object]:
@@ -93,16 +84,70 @@ class Source:
 
     def made(self, defined: Mapping[str, object]) -> list[object]:
         """The first of what exists on both sides: the namespace, and what the cell defines."""
-        parts = (part for name in sorted(defined) for part in _with_nested_classes(defined[name]))
-        return [self.namespace, *parts]
+        parts = (part for name in sorted(defined) for part in _held_by(defined[name]))
+        return [self.namespace, *{id(part): part for part in parts}.values()]
 
 
-def _with_nested_classes(thing: object) -> Iterator[object]:
-    yield thing
-    if isinstance(thing, type) and thing.__module__ == "__main__":
-        for part in vars(thing).values():
-            if isinstance(part, type) and part.__qualname__.startswith(f"{thing.__qualname__}."):
-                yield from _with_nested_classes(part)
+@contextmanager
+def _standing_in(
+    namespace: dict[str, Any], things: Mapping[str, object]
+) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """Have things stand in the namespace, and more when the block says so; afterwards all is as it was."""
+    absent = object()
+    before: dict[str, Any] = {}
+
+    def stand_in(more: Mapping[str, object]) -> None:
+        for name in more:
+            before.setdefault(name, namespace.get(name, absent))
+        namespace.update(more)
+
+    try:
+        stand_in(things)
+        yield stand_in
+    finally:
+        for name, value in before.items():
+            if value is absent:
+                namespace.pop(name, None)
+            else:
+                namespace[name] = value
+
+
+def _held_by(definition: object) -> Iterator[object]:
+    """A class or function, and what it holds that other results may refer to, in an order of its own."""
+    waiting: list[object] = [definition]
+    seen: dict[int, object] = {}
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        kind = type(thing)
+        held: Iterable[object] = ()
+        if isinstance(thing, type):
+            inner = thing.__qualname__.startswith(f"{getattr(definition, '__qualname__', '')}.")
+            if thing.__module__ != "__main__" or not (inner or thing is definition):
+                continue
+            held = vars(thing).values()
+        elif isinstance(thing, FunctionType):
+            if thing.__module__ != "__main__":
+                continue
+            held = [
+                *(thing.__defaults__ or ()),
+                *(thing.__kwdefaults__ or {}).values(),
+                *vars(thing).values(),
+            ]
+        elif isinstance(thing, staticmethod | classmethod):
+            waiting.append(thing.__func__)
+            continue
+        elif kind is list or kind is tuple:
+            held = cast("Iterable[object]", thing)
+        elif kind is dict:
+            held = cast("dict[object, object]", thing).values()
+        elif kind not in (set, bytearray):
+            continue
+        if kind is not tuple:
+            yield thing
+        waiting += reversed(list(held))
 
 
 def what_is_left(
@@ -357,10 +402,19 @@ def _state(traversal: Traversal, root: str, number: int) -> object:
         raise NotStorable(f"it changes `{root}` in place: {error}") from error
     if state is live:
         return copy.copy(state)
-    if isinstance(state, dict):
-        window: Any = live
-        return {part: window.view() if value is live else value for part, value in state.items()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(live, numpy.ndarray) and isinstance(state, dict):
+        return {part: _apart(value, live) for part, value in state.items()}
     return state
+
+
+def _apart(value: Any, live: Any) -> Any:
+    """A part of a state in an object of its own; memory with gaps is stored, and comes back, without them."""
+    if not isinstance(value, sys.modules["numpy"].ndarray):
+        return value
+    if not (value.flags.c_contiguous or value.flags.f_contiguous):
+        return value.copy(order="C")
+    return value.view() if value is live else value
 
 
 def _try_out(
@@ -377,8 +431,11 @@ def _try_out(
     again, defined_again, known_again = unpack(
         source, repeated, pickled, [buffer.raw() for buffer in buffers], referred
     )
-    for name in defined:
-        if _digest_or_none(defined[name], source) != _digest_or_none(defined_again[name], source):
+    digests = {name: _digest_or_none(thing, source) for name, thing in defined.items()}
+    with _standing_in(source.namespace, defined_again):  # what was made again calls itself by name
+        digests_again = {name: _digest_or_none(thing, source) for name, thing in defined_again.items()}
+    for name, digest in digests.items():
+        if digest != digests_again[name]:
             raise NotStorable(f"`{name}` would not come back as it is, {_where(source, name)}")
     other = _digested(source, again, known_again)
     drawn = _drawn_roots(original)

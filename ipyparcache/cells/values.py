@@ -11,12 +11,15 @@ finds the live class.
 
 from __future__ import annotations
 
+import collections
 import enum
 import importlib
 import io
+import math
 import os
 import pickle
 import re
+import struct
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,9 +124,27 @@ class _Packer(pickle.Pickler):
 
     def _class(self, cls: type) -> Any:
         if cls.__module__ != "__main__":
-            return NotImplemented
+            return _reduce_tuple_class(cls) or NotImplemented
         # classes among the inputs and those that a hit makes again are known: the run has made this one
         raise NotStorable(f"the class `{cls.__qualname__}` cannot be made again without running the cell")
+
+
+class _NanPacker(_Packer):
+    """Also keeps which NaN is the one of `math` or NumPy: `in` and `==` of lists tell it by its identity."""
+
+    def persistent_id(self, obj: object) -> int | None:
+        if type(obj) is not float or obj == obj:
+            return None
+        return next((place for place, nan in _nans().items() if nan is obj), None)
+
+
+_NAN_BYTES = pickle.BINFLOAT + struct.pack(">d", math.nan)
+
+
+def _nans() -> dict[int, object]:
+    """The NaNs that have a name, by what stands for them in a pickle."""
+    numpy = sys.modules.get("numpy")
+    return {-1: math.nan} if numpy is None else {-1: math.nan, -2: numpy.nan}
 
 
 class ArrayOwners:
@@ -224,6 +245,9 @@ def pack(
     file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     try:
         _Packer(file, known, buffers, namespace, is_taken_apart, owners).dump(outputs)
+        if _NAN_BYTES in file.getvalue():
+            file, buffers = io.BytesIO(), []
+            _NanPacker(file, known, buffers, namespace, is_taken_apart, owners).dump(outputs)
     except NotStorable:
         raise
     except RecursionError:
@@ -254,6 +278,8 @@ class _Unpacker(pickle.Unpickler):
         super().load()
 
     def persistent_load(self, number: int) -> object:
+        if number < 0:
+            return _nans().get(number, math.nan)
         return self._known[number]
 
 
@@ -279,6 +305,27 @@ def lookup(namespace: Mapping[str, object], qualname: str) -> object:
 def _is_importable(function: types.FunctionType) -> bool:
     module = sys.modules.get(function.__module__ or "")
     return module is not None and lookup(vars(module), function.__qualname__) is function
+
+
+_TUPLE_CLASS_PARTS = frozenset(vars(collections.namedtuple("_Plain", ()))) | {"__slotnames__"}
+
+
+def _reduce_tuple_class(cls: type) -> Reduction | None:
+    """A namedtuple class that a library makes while it runs, as `DataFrame.itertuples` does; else None."""
+    fields = vars(cls).get("_fields")
+    if cls.__bases__ != (tuple,) or type(fields) is not tuple:
+        return None
+    if vars(cls).keys() - _TUPLE_CLASS_PARTS - set(fields):
+        return None
+    if lookup(vars(sys.modules.get(cls.__module__, math)), cls.__qualname__) is cls:
+        return None
+    return _make_tuple_class, (cls.__name__, fields, vars(cls)["_field_defaults"], cls.__module__)
+
+
+def _make_tuple_class(name: str, fields: tuple[str, ...], defaults: dict[str, object], module: str) -> type:
+    values = [defaults[field] for field in fields if field in defaults] or None
+    made: type = collections.namedtuple(name, fields, rename=True, defaults=values, module=module)  # type: ignore[misc]
+    return made
 
 
 def _make_function(code: bytes, namespace: dict[str, Any], name: str, cells: tuple[Any, ...]) -> Any:

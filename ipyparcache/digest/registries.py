@@ -219,10 +219,11 @@ _REGISTRARS = frozenset(
 def registrar(thing: object) -> str | None:
     """The name of a function that fills a table of the process which no hit fills again; None for others.
 
-    A class's `register`, as of `Sequence`, is such a function, too.
+    The `register` of a library's class, as of `Sequence`, is such a function, too.
     """
     if isinstance(thing, MethodType) and thing.__func__ is ABCMeta.register:
-        return f"{getattr(thing.__self__, '__qualname__', '')}.register"
+        cls: Any = thing.__self__
+        return None if modules.is_user_code(cls.__module__) else f"{cls.__qualname__}.register"
     name = getattr(thing, "__name__", None)
     module = getattr(thing, "__module__", None)
     if isinstance(module, str) and isinstance(name, str) and (module, name) in _REGISTRARS:

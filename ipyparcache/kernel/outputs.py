@@ -65,11 +65,25 @@ class Record:
     def __init__(self) -> None:
         self._events: list[OutputEvent] = []
         self.values: list[object] = []  # of the results shown
+        self.tracebacks = 0  # shown: also of errors that did not end the cell, as of a `__repr__`
         self.muted = 0  # a shell without a front end writes displays to stdout: they are recorded as displays
 
     def add(self, event: OutputEvent) -> None:
         """Append an event."""
         self._events.append(event)
+
+    def add_result(self, value: object) -> None:
+        """Append a value that the display hook has put into `_`, before it writes it."""
+        self.values.append(value)
+        self._events.append(Result({}, {}, len(self.values) - 1))
+
+    def fill_result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Tell how the last value was written."""
+        places = [place for place, event in enumerate(self._events) if isinstance(event, Result)]
+        if not places:
+            self.add_result(None)
+            places = [len(self._events) - 1]
+        self._events[places[-1]] = Result(data, metadata, len(self.values) - 1)
 
     def events(self) -> tuple[OutputEvent, ...]:
         """What is to be replayed: neighbouring texts of a stream joined, our own notes left out."""
@@ -272,26 +286,36 @@ def _tap_display(shell: Any, record: Record) -> list[Callable[[], None]]:
         return done
 
     publisher.publish, publisher.clear_output = tapped_publish, tapped_clear
+    show = shell._showtraceback
+
+    def tapped_show(*args: Any, **kwargs: Any) -> Any:
+        record.tracebacks += 1
+        return show(*args, **kwargs)
+
+    own = shell.__dict__.get("_showtraceback")
+    shell.__dict__["_showtraceback"] = tapped_show
 
     def undo() -> None:
         for name in ("publish", "clear_output"):
             publisher.__dict__.pop(name, None)
+        if own is None:
+            shell.__dict__.pop("_showtraceback", None)
+        else:
+            shell.__dict__["_showtraceback"] = own
 
     return [undo]
 
 
 def _tap_display_hook(hook: Any, record: Record, silenced: bool) -> list[Callable[[], None]]:
     write_format_data, update_user_ns = hook.write_format_data, hook.update_user_ns
-    shown: list[object] = []
 
     def tapped_write(format_dict: Any, md_dict: Any = None) -> Any:
         done = write_format_data(format_dict, md_dict)
-        record.values.append(shown[-1] if shown else None)
-        record.add(Result(dict(format_dict), dict(md_dict or {}), len(record.values) - 1))
+        record.fill_result(dict(format_dict), dict(md_dict or {}))
         return done
 
     def tapped_update(result: object) -> Any:
-        shown.append(result)
+        record.add_result(result)  # also of what shows itself (`_ipython_display_`), which is not written
         return update_user_ns(result)
 
     hook.write_format_data, hook.update_user_ns = tapped_write, tapped_update

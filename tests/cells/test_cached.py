@@ -456,6 +456,96 @@ def test_what_is_not_stored_says_why_and_stays(cell, cached, names, body, reason
     assert list(open_entries().all()) == []
 
 
+def test_functions_and_classes_that_call_themselves_come_back(cell, cached, names):
+    body = """
+def even(n): return n == 0 or odd(n - 1)
+def odd(n): return n != 0 and even(n - 1)
+class Tree:
+    def __init__(self, depth): self.inner = Tree(depth - 1) if depth else None
+tree, r = Tree(2), even(10)
+"""
+    cached(body)
+    cell("del even, odd, Tree, tree, r")
+
+    assert cached(body) == "hit"
+    assert names["odd"](3)
+    assert type(names["tree"].inner) is names["Tree"]
+
+
+def test_what_a_definition_holds_is_one_object_with_the_results_that_refer_to_it(cell, cached, names):
+    body = """
+class Table:
+    rows = {'a': [1]}
+    @staticmethod
+    def f(): return 1
+def g(memo={}): return memo
+rows, row, f, memo = Table.rows, Table.rows['a'], Table.f, g()
+"""
+    cached(body)
+    cell("del Table, g, rows, row, f, memo")
+
+    assert cached(body) == "hit"
+    table = names["Table"]
+    assert names["rows"] is table.rows
+    assert names["row"] is table.rows["a"]
+    assert names["f"] is table.f
+    assert names["memo"] is names["g"]()
+
+
+def test_the_row_that_a_loop_over_a_frame_leaves_comes_back(cell, cached, names):
+    cell("import pandas as pd\ndf = pd.DataFrame({'a': [1, 2], 'b c': [3, 4]})")
+    body = "rows = list(df.itertuples())\nfor row in df.itertuples(name='Rec'): pass"
+    cached(body)
+    row = names["row"]
+    cell("del row, rows")
+
+    assert cached(body) == "hit"
+    assert names["row"] == row
+    assert names["row"].a == 2
+    assert names["row"]._fields == row._fields
+    assert type(names["row"]).__name__ == "Rec"
+    assert type(names["rows"][0]) is type(names["rows"][1])
+
+
+def test_a_named_nan_is_found_in_a_restored_list(cell, cached, names):
+    cell("import math, numpy as np")
+    body = "values = ['a', np.nan, math.nan, float('nan')]"
+    cached(body)
+    cell("del values")
+
+    assert cached(body) == "hit"
+    assert names["np"].nan in names["values"]
+    assert names["math"].nan in names["values"]
+    assert names["values"][3] is not names["np"].nan
+
+
+def test_a_view_with_gaps_of_an_array_that_the_cell_changes_comes_back(cell, cached, names):
+    make = "import numpy as np\nm = np.arange(12.0).reshape(4, 3)\ncolumn = m[:, 1]"
+    cell(make)
+    cached("m *= 2\ns = column.sum()")
+    cell(make)
+
+    assert cached("m *= 2\ns = column.sum()") == "hit"
+    assert names["column"].tolist() == [2, 8, 14, 20]
+    assert names["np"].shares_memory(names["column"], names["m"])
+
+
+def test_a_result_that_shows_itself_is_the_last_value_after_a_hit(cell, cached, names):
+    cell("class Shown:\n  def _ipython_display_(self): print('shown')")
+    cached("Shown()")
+    cell("0;")
+
+    assert cached("Shown()") == "hit"
+    assert type(names["_"]) is names["Shown"]
+
+
+def test_a_cell_whose_result_cannot_be_shown_is_not_stored(cell, cached, names):
+    cell("class Broken:\n  def __repr__(self): raise ValueError('no text')")
+
+    assert cached("Broken()") == "not stored"
+    assert "traceback" in last_run().reason
+
+
 def test_a_csv_dialect_is_an_input_and_comes_back(cell, cached, names):
     cell("import csv\ncsv.register_dialect('above', delimiter=';')")
     body = "csv.register_dialect('mine', delimiter='|')\nr = list(csv.reader(['a;b|c'], 'above'))"
