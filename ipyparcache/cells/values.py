@@ -66,6 +66,8 @@ class _Packer(pickle.Pickler):
         self.namespace = namespace
         self.is_taken_apart = is_taken_apart
         self.owners = owners
+        self.known = known
+        self.tuple_classes: dict[type, bool] = {}  # met: whether one was made while a library ran
         self.memo = {id(thing): (number, thing) for number, thing in enumerate(known)}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -90,7 +92,16 @@ class _Packer(pickle.Pickler):
             return NotImplemented
         if self.is_taken_apart(kind):
             return _reduce_instance(obj)
+        if isinstance(obj, tuple):
+            self._check_tuple(kind)
         return NotImplemented
+
+    def _check_tuple(self, kind: type) -> None:
+        """Refuse rows of an input's own class: which of them are the input's could not be told."""
+        if kind not in self.tuple_classes:
+            self.tuple_classes[kind] = _reduce_tuple_class(kind) is not None
+            if self.tuple_classes[kind] and any(thing is kind for thing in self.known):
+                raise NotStorable(f"it keeps a `{kind.__name__}` of an input")
 
     def _function(self, function: types.FunctionType) -> Any:
         if function.__globals__ is not self.namespace and _is_importable(function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import OrderedDict, defaultdict, deque
@@ -13,6 +14,7 @@ from weakref import ReferenceType, WeakKeyDictionary, WeakSet, WeakValueDictiona
 from ipyparcache.digest.walk import (
     KINDS,
     Kind,
+    NoDigest,
     Walk,
     content_of,
     is_pure,
@@ -379,6 +381,38 @@ class RangeIteratorKind(Kind):
         obj.__setstate__(position + further)
 
 
+class CountKind(Kind):
+    """`itertools.count` over whole numbers, as it numbers objects: told by its text, set by counting on."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"count", self.state(obj))
+
+    def state(self, obj: Any) -> str:
+        text = repr(obj)
+        if _COUNT.fullmatch(text) is None:
+            raise NoDigest("it counts in something else than numbers", obj)
+        return text
+
+    def put(self, obj: Any, state: Any) -> None:
+        (now, step), (wanted, wanted_step) = _counted(self.state(obj)), _counted(state)
+        further, rest = divmod(wanted - now, step) if step else (0, wanted - now)
+        if step != wanted_step or further < 0 or rest:
+            raise Unrestorable(type_name(obj), "it came further, or counts otherwise")
+        deque(itertools.islice(obj, further), maxlen=0)
+
+
+_COUNT = re.compile(r"count\(([-+.\w]+)(?:, ([-+.\w]+))?\)")
+
+
+def _counted(text: str) -> tuple[int, int]:
+    """Next number and step of a count."""
+    told = _COUNT.fullmatch(text)
+    try:
+        return (0, 0) if told is None else (int(told[1]), int(told[2] or 1))
+    except ValueError:
+        raise Unrestorable("itertools.count", "it does not count in whole numbers") from None
+
+
 class LazyKind(Kind):
     """`zip`, `map`, `filter`: what they draw from moves on, they themselves hold nothing that does."""
 
@@ -452,6 +486,7 @@ _ITERATORS: tuple[object, ...] = (
 KINDS.update(dict.fromkeys(map(type, _ITERATORS), IteratorKind()))
 KINDS.update(dict.fromkeys(map(type, map(iter, (range(0), range(1 << 70)))), RangeIteratorKind()))
 KINDS.update(dict.fromkeys((zip, map, filter), LazyKind()))
+KINDS[itertools.count] = CountKind()
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 for _view in _VIEWS:
     KINDS[_view] = PartsKind(_view.__name__.encode(), lambda obj: (obj.mapping,))

@@ -507,6 +507,13 @@ def test_the_row_that_a_loop_over_a_frame_leaves_comes_back(cell, cached, names)
     assert type(names["rows"][0]) is type(names["rows"][1])
 
 
+def test_a_row_that_may_be_one_of_the_inputs_is_not_stored(cell, cached, names):
+    cell("import pandas as pd\nrows = list(pd.DataFrame({'a': [2, 1]}).itertuples())")
+
+    assert cached("best = min(rows, key=lambda row: row.a)") == "not stored"
+    assert "of an input" in last_run().reason
+
+
 def test_a_named_nan_is_found_in_a_restored_list(cell, cached, names):
     cell("import math, numpy as np")
     body = "values = ['a', np.nan, math.nan, float('nan')]"
@@ -544,6 +551,18 @@ def test_a_cell_whose_result_cannot_be_shown_is_not_stored(cell, cached, names):
 
     assert cached("Broken()") == "not stored"
     assert "traceback" in last_run().reason
+
+
+def test_a_count_that_the_cell_advances_is_as_far_after_a_hit(cell, cached, names):
+    make = (
+        "import itertools\nids = itertools.count(1)\nclass Item:\n  def __init__(self): self.id = next(ids)"
+    )
+    cell(make)
+    cached("items = [Item(), Item()]")
+    cell(make)
+
+    assert cached("items = [Item(), Item()]") == "hit"
+    assert next(names["ids"]) == 3
 
 
 def test_a_csv_dialect_is_an_input_and_comes_back(cell, cached, names):

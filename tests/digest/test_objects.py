@@ -1113,6 +1113,22 @@ def test_what_cannot_be_put_back_says_so() -> None:
         put_state(enumerate([1]), None)
 
 
+@pytest.mark.parametrize("numbers", [(5,), (0, 3), (7, -2)])
+def test_a_count_is_set_by_counting_on(numbers: tuple[int, ...]) -> None:
+    ahead, behind = itertools.count(*numbers), itertools.count(*numbers)
+    assert digest_of(ahead) == digest_of(behind)
+    next(ahead)
+    next(ahead)
+    assert digest_of(ahead) != digest_of(behind)
+
+    put_state(behind, state_of(ahead))
+
+    assert next(behind) == next(ahead)
+    with pytest.raises(Unrestorable):
+        put_state(behind, state_of(itertools.count(*numbers)))  # back
+    assert digest_of(itertools.count(0.5)) != digest_of(itertools.count(0.25))
+
+
 def test_zip_moves_what_it_draws_from() -> None:
     first, second = iter([1, 2, 3]), iter("abc")
     pairs = zip(first, second, strict=True)
