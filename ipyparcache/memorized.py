@@ -35,7 +35,8 @@ from ipyparcache.digest.calls import (
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.walk import KINDS, PRIMITIVES
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Undigestible, Unrepeatable
-from ipyparcache.logger import Logger, format_time, pformat
+from ipyparcache.func_inspect import call_lines, call_text, get_func_code
+from ipyparcache.logger import Logger, format_time
 from ipyparcache.results import (
     MISSING,
     MemorizedResult,
@@ -54,9 +55,6 @@ _QUICK_SECONDS = 1e-3
 
 _KEYS_COUNT = 65536
 """Calls of one function whose keys are kept at hand."""
-
-_SHOWN_ARGUMENT = 700
-"""Characters of an argument that a printed call shows."""
 
 
 class CacheWarning(UserWarning):
@@ -185,14 +183,9 @@ class MemorizedFunc(Logger):
         self._seconds = float("inf")  # of the last run, once there was one
 
     @property
-    def func_code_info(self) -> tuple[str, str, int]:
+    def func_code_info(self) -> tuple[str, str | None, int]:
         """Source, file and first line of the function."""
-        code = getattr(inspect.unwrap(self._target), "__code__", None)
-        try:
-            source = inspect.getsource(self._target)
-        except (OSError, TypeError):
-            source = ""
-        return source, code.co_filename if code else "<unknown>", code.co_firstlineno if code else -1
+        return get_func_code(inspect.unwrap(self._target))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """As a method of a class: the instance becomes the first argument."""
@@ -387,7 +380,7 @@ class MemorizedFunc(Logger):
                 f"The store location is {self.store_backend.location}."
             )
         if self._verbose > 0:
-            print(f"{'_' * 80}\n[Memory] Calling {self.func_id}...\n{self._call_text(args, kwargs)}")
+            print(call_lines("Memory", self.func_id, self._call_text(args, kwargs)))
         return time.perf_counter()
 
     def _finish(
@@ -456,10 +449,7 @@ class MemorizedFunc(Logger):
             warnings.warn(text, CacheWarning, stacklevel=4)
 
     def _call_text(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        parts = [*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())]
-        name = self.func_id.rpartition(".")[2]
-        joined = ", ".join(parts)
-        return f"{name}({joined})"
+        return call_text(self.func_id.rpartition(".")[2], args, kwargs)
 
     # ---- pickling
 
@@ -563,12 +553,6 @@ def _short(value: object) -> str:
         return repr(value)[:200]
     except Exception:  # a value that cannot show itself
         return f"<{type(value).__name__}>"
-
-
-def _shown(value: object) -> str:
-    text = pformat(value, indent=2)
-    half = _SHOWN_ARGUMENT // 2
-    return text if len(text) <= 1500 else f"{text[:half]}...{text[-half:]}"
 
 
 # What a function reaches through a cached one is that one's code, not where its results lie.

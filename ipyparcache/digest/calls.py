@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 import types
 from collections import Counter, deque
@@ -323,6 +324,9 @@ def _is_array(value: object) -> bool:
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
+_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
 class Parameters:
     """The parameters of a function, for binding arguments to them."""
 
@@ -350,7 +354,9 @@ class Parameters:
     def _check_ignored(self) -> None:
         if not self.ignore or self._signature is None:
             return
-        known = set(self._signature.parameters) | {"*", "**"}
+        known = set(self._signature.parameters)
+        kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+        known |= {star for kind, star in _STARS.items() if kind in kinds}
         unknown = sorted(self.ignore - known)
         if unknown:
             raise ValueError(
@@ -428,6 +434,12 @@ class Parameters:
         if "too many positional" in reason:
             return (
                 f"Too many arguments for {self.name}{self._signature}: {len(args)} positional ones were given"
+            )
+        twice = re.fullmatch(r"multiple values for argument '(.*)'", reason)
+        if twice:
+            return (
+                f"Argument {twice[1]} was given both as positional and as keyword for "
+                f"{self.name}{self._signature}"
             )
         return f"Wrong number of arguments for {self.name}{self._signature}: {reason}"
 

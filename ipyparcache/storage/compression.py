@@ -88,6 +88,10 @@ class _Inflating(io.RawIOBase):
 class StreamFile(io.BufferedIOBase):
     """A compressing or decompressing file object made of the parts that a library offers."""
 
+    # Closing one that could not be made finds nothing to do.
+    _reader: io.BufferedReader | None = None
+    _finish: Callable[[], bytes] | None = None
+
     def __init__(
         self,
         file: IO[bytes],
@@ -177,6 +181,10 @@ class StreamFile(io.BufferedIOBase):
         self._position += count
         return count
 
+    def fileno(self) -> int:
+        """The descriptor of the file below."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Write what is left; the file below stays open."""
         if self.closed:
@@ -196,16 +204,65 @@ class StreamFile(io.BufferedIOBase):
         return self._reader
 
 
-def _zlib_file(file: IO[bytes], mode: str, compresslevel: int = DEFAULT_LEVEL) -> StreamFile:
-    deflate = zlib.compressobj(compresslevel)
-    if mode == "rb":
-        return StreamFile(file, mode, reader=_Inflating)
-    return StreamFile(file, mode, reader=_Inflating, compress=deflate.compress, finish=deflate.flush)
+class BinaryZlibFile(StreamFile):
+    """A file that is compressed with zlib.
+
+    Parameters
+    ----------
+    filename : str, path or file object
+        Where it lies; a file object stays open when this one is closed.
+    mode : {'rb', 'wb'}
+        Read or write.
+    compresslevel : int
+        1 to 9.
+    """
+
+    _own: Any = None
+
+    def __init__(self, filename: Any, mode: str = "rb", compresslevel: int = DEFAULT_LEVEL):
+        file, is_own = _opened(filename, mode, compresslevel)
+        self._own = file if is_own else None
+        if mode == "rb":
+            super().__init__(file, mode, reader=_Inflating)
+        else:
+            deflate = zlib.compressobj(compresslevel)
+            super().__init__(file, mode, reader=_Inflating, compress=deflate.compress, finish=deflate.flush)
+
+    def close(self) -> None:
+        """Write what is left; close the file below if it was opened here."""
+        try:
+            super().close()
+        finally:
+            if self._own is not None:
+                self._own.close()
 
 
-def _gzip_file(file: IO[bytes], mode: str, compresslevel: int = DEFAULT_LEVEL) -> Any:
-    # No name and no time in the header: the same value gives the same file.
-    return gzip.GzipFile("", mode, compresslevel, file, mtime=0)
+class BinaryGzipFile(gzip.GzipFile):
+    """The same with gzip; neither name nor time in it, so the same data gives the same file."""
+
+    fileobj: Any = None
+
+    def __init__(self, filename: Any, mode: str = "rb", compresslevel: int = DEFAULT_LEVEL):
+        file, is_own = _opened(filename, mode, compresslevel)
+        super().__init__("", mode, compresslevel, file, mtime=0)
+        if is_own:
+            self.myfileobj = file  # `close` closes it as well
+
+
+def _opened(filename: Any, mode: str, compresslevel: object) -> tuple[Any, bool]:
+    """The file object to compress into, and whether it was opened for that."""
+    if mode not in ("rb", "wb"):
+        raise ValueError(f"Invalid mode: {mode!r} is neither 'rb' nor 'wb'")
+    if not isinstance(compresslevel, int) or isinstance(compresslevel, bool) or not 1 <= compresslevel <= 9:
+        raise ValueError(
+            "'compresslevel' must be an integer between 1 and 9. "
+            f"You provided 'compresslevel={compresslevel}'"
+        )
+    if isinstance(filename, str | bytes | os.PathLike):
+        return open(filename, mode), True
+    if not hasattr(filename, "read") and not hasattr(filename, "write"):
+        raise TypeError(f"filename must be a str or bytes object, or a file, not {type(filename).__name__}")
+    return filename, False
 
 
 def _bz2_file(file: IO[bytes], mode: str, compresslevel: int = 9) -> Any:
@@ -261,8 +318,8 @@ class _Zstd(CompressorWrapper):
 
 
 CODECS: dict[str, CompressorWrapper] = {
-    "zlib": CompressorWrapper(_zlib_file, b"\x78", ".z"),
-    "gzip": CompressorWrapper(_gzip_file, b"\x1f\x8b", ".gz"),
+    "zlib": CompressorWrapper(BinaryZlibFile, b"\x78", ".z"),
+    "gzip": CompressorWrapper(BinaryGzipFile, b"\x1f\x8b", ".gz"),
     "bz2": CompressorWrapper(_bz2_file, b"BZ", ".bz2"),
     "lzma": CompressorWrapper(_lzma_file, b"\x5d\x00", ".lzma"),
     "xz": CompressorWrapper(_xz_file, b"\xfd\x37\x7a\x58\x5a", ".xz"),

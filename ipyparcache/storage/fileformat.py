@@ -50,10 +50,13 @@ _RESERVED = 1 << 20
 
 _WITHOUT_ARRAYS = (int, float, str, bytes, bool, type(None))
 
+FindClass = Callable[[str, str], Any]
+"""Gives what a module and a name in a pickle stand for."""
+
 _MMAP_MODES = (None, "r", "r+", "w+", "c")
 
 
-class _Dumper(pickle.Pickler):
+class Dumper(pickle.Pickler):
     """A pickler that leaves the bytes of arrays out and collects the arrays."""
 
     def __init__(self, file: IO[bytes], protocol: int | None):
@@ -64,6 +67,7 @@ class _Dumper(pickle.Pickler):
         self._plain = () if numpy is None else (numpy.ndarray, numpy.memmap)
 
     def reducer_override(self, obj: Any) -> Any:
+        """For an array, its number."""
         if type(obj) not in self._plain or obj.dtype.hasobject:
             return NotImplemented
         fortran = obj.flags.f_contiguous and not obj.flags.c_contiguous
@@ -92,17 +96,18 @@ def take_apart(value: object, protocol: int = 5) -> tuple[memoryview, list[np.nd
     if type(value) in _WITHOUT_ARRAYS:
         return memoryview(pickle.dumps(value, protocol)), []
     text = io.BytesIO()
-    dumper = _Dumper(text, protocol)
+    dumper = Dumper(text, protocol)
     dumper.dump(value)
     return text.getbuffer(), dumper.arrays
 
 
-def put_together(pickled: Any, array: Callable[..., Any]) -> Any:
+def put_together(pickled: Any, array: Callable[..., Any], find_class: FindClass | None = None) -> Any:
     """The value of a pickle from `take_apart`.
 
     `array` makes each array, from its number, dtype, shape, order ("C" or "F") and whether it was writable.
+    `find_class` gives what a module and a name stand for, if not the attribute of the imported module.
     """
-    return _ArrayUnpickler(io.BytesIO(pickled), array).load()
+    return _ArrayUnpickler(io.BytesIO(pickled), array, find_class).load()
 
 
 def raw_bytes(array: np.ndarray[Any, Any]) -> memoryview:
@@ -206,10 +211,10 @@ def load(
     if hasattr(filename, "read"):
         given = cast("IO[bytes]", filename)
         name = getattr(given, "name", "")
-        return _load_from(given, name if isinstance(name, str) else "", mmap_mode, native)
+        return load_from(given, name if isinstance(name, str) else "", mmap_mode, native)
     path = os.fspath(filename)
     with open(path, "rb") as file:
-        return _load_from(file, path, mmap_mode, native)
+        return load_from(file, path, mmap_mode, native)
 
 
 def _dump_into(
@@ -266,6 +271,13 @@ def _mode_of(path: str) -> int:
 
 def _write(value: object, file: Any, protocol: int | None, folder: str | None = None) -> None:
     pickled, arrays = take_apart(value, pickle.DEFAULT_PROTOCOL if protocol is None else protocol)
+    write_parts(pickled, arrays, file, folder)
+
+
+def write_parts(
+    pickled: memoryview, arrays: list[np.ndarray[Any, Any]], file: Any, folder: str | None = None
+) -> None:
+    """Write what `take_apart` gave; `folder` is where the file lies if nothing else is written into it."""
     if not arrays:
         file.write(pickled)
         return
@@ -319,26 +331,32 @@ def _write_array(array: np.ndarray[Any, Any], file: Any) -> None:
         file.write(np.ascontiguousarray(piece).view(np.uint8).data)
 
 
-def _load_from(file: IO[bytes], name: str, mmap_mode: str | None, native: bool) -> Any:
+def load_from(
+    file: IO[bytes], name: str, mmap_mode: str | None, native: bool, find_class: FindClass | None = None
+) -> Any:
+    """Read from a file object; `find_class` decides what the names in a pickle stand for, and its errors
+    are raised as they are."""
     front = _peek(file, max(longest_prefix(), len(_MAGIC)))
     codec = codec_of_prefix(front)
     mmap_mode = _usable_mode(file, name, codec, mmap_mode)
     try:
         if front.startswith(OLD_PREFIX):
-            return load_old(file, name)
+            return load_old(file, name, find_class)
         if codec is None:
-            return _read(file, front, name, mmap_mode, native)
+            return _read(file, front, name, mmap_mode, native, find_class)
         decompressing = codec.decompressor_file(file)
         if not hasattr(decompressing, "peek"):
             decompressing = io.BufferedReader(decompressing)
         inner = _peek(decompressing, len(_MAGIC))
-        return _read(decompressing, inner, name, None, native)
+        return _read(decompressing, inner, name, None, native, find_class)
     except UnicodeDecodeError as error:
         raise DamagedFile(
             name or repr(file),
             "You may be trying to read with python 3 a joblib pickle generated with python 2.",
         ) from error
     except (EOFError, struct.error, pickle.UnpicklingError) as error:
+        if find_class is not None:
+            raise
         raise DamagedFile(name or repr(file), str(error)) from error
 
 
@@ -380,18 +398,20 @@ def _peek(file: Any, count: int) -> bytes:
     return bytes(front)
 
 
-def _read(file: Any, front: bytes, name: str, mmap_mode: str | None, native: bool) -> Any:
+def _read(
+    file: Any, front: bytes, name: str, mmap_mode: str | None, native: bool, find_class: FindClass | None
+) -> Any:
     if not front:
         raise EOFError("it is empty")
     if front.startswith(_MAGIC):
-        return _Loader(file, name, mmap_mode, native).load()
+        return _Loader(file, name, mmap_mode, native, find_class).load()
     start = file.tell() if file.seekable() else None
     if start is not None:
         try:
-            return _PlainUnpickler(file).load()
+            return _PlainUnpickler(file, find_class).load()
         except _WrittenByJoblib:
             file.seek(start)
-    return JoblibUnpickler(file, name, mmap_mode, native).load()
+    return JoblibUnpickler(file, name, mmap_mode, native, find_class).load()
 
 
 class _WrittenByJoblib(Exception):
@@ -399,17 +419,24 @@ class _WrittenByJoblib(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], find_class: FindClass | None):
+        super().__init__(file)
+        self._find = find_class
+
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("joblib.numpy_pickle"):
             raise _WrittenByJoblib
-        return super().find_class(module, name)
+        return super().find_class(module, name) if self._find is None else self._find(module, name)
 
 
 class _Loader:
     """One reading of a file in our own format."""
 
-    def __init__(self, file: Any, name: str, mmap_mode: str | None, native: bool):
+    def __init__(
+        self, file: Any, name: str, mmap_mode: str | None, native: bool, find_class: FindClass | None
+    ):
         self._file = file
+        self._find = find_class
         self._name = name
         self._mode = mmap_mode
         self._native = native
@@ -428,7 +455,7 @@ class _Loader:
         elif self._rows:
             # Where the next object begins, if several were written into one file.
             self._file.seek(self._base + sum(self._rows[-1]))
-        return put_together(pickled, self._array)
+        return put_together(pickled, self._array, self._find)
 
     def _is_plain_file(self) -> bool:
         """Whether arrays can be read from their places, in any order."""
@@ -478,14 +505,15 @@ class _Loader:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], array: Callable[..., Any]):
+    def __init__(self, file: IO[bytes], array: Callable[..., Any], find_class: FindClass | None):
         super().__init__(file)
         self._array = array
+        self._find = find_class
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name == stored_array.__name__:
             return self._array
-        return super().find_class(module, name)
+        return super().find_class(module, name) if self._find is None else self._find(module, name)
 
 
 def _exactly(file: Any, count: int) -> bytes:

@@ -14,6 +14,7 @@ import os
 import pickle
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
 from ipyparcache.storage.rawarrays import fill, in_native_order
@@ -83,7 +84,8 @@ class FileOfArray:
 
         path = os.path.join(os.path.dirname(unpickler.name), self.filename)
         mode: Any = unpickler.mmap_mode if self.allow_mmap else None
-        array = np.load(path, mmap_mode=mode, allow_pickle=True)
+        # A pickle in that file would not ask `find_class`.
+        array = np.load(path, mmap_mode=mode, allow_pickle=unpickler.find is None)
         if unpickler.native:
             array = in_native_order(array)
         return array if self.subclass in (np.ndarray, np.memmap) else array.view(self.subclass)
@@ -114,9 +116,9 @@ _DESCRIPTIONS = {
 }
 
 
-def load_old(file: IO[bytes], name: str) -> Any:
+def load_old(file: IO[bytes], name: str, find_class: Callable[[str, str], Any] | None = None) -> Any:
     """What joblib before 0.10 wrote compressed."""
-    unpickler = JoblibUnpickler(io.BytesIO(_inflated(file)), name, None, True)
+    unpickler = JoblibUnpickler(io.BytesIO(_inflated(file)), name, None, True, find_class)
     value = unpickler.load()
     _warn_of_age(name)
     return value
@@ -144,8 +146,16 @@ class JoblibUnpickler(_PythonUnpickler):  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, file: IO[bytes], name: str, mmap_mode: str | None, native: bool):
+    def __init__(
+        self,
+        file: IO[bytes],
+        name: str,
+        mmap_mode: str | None,
+        native: bool,
+        find_class: Callable[[str, str], Any] | None = None,
+    ):
         super().__init__(file)
+        self.find = find_class
         self.file: Any = file
         self.name = name
         self.mmap_mode = mmap_mode
@@ -154,13 +164,13 @@ class JoblibUnpickler(_PythonUnpickler):  # type: ignore[misc]
 
     def nested(self) -> JoblibUnpickler:
         """Reads a pickle that lies inside this one, with the same rules for classes."""
-        return type(self)(self.file, self.name, None, self.native)
+        return type(self)(self.file, self.name, None, self.native, self.find)
 
     def find_class(self, module: str, name: str) -> Any:
         """The class, or the description of an array for joblib's own."""
         if module.startswith("joblib.numpy_pickle"):
             return _DESCRIPTIONS[name]
-        return super().find_class(module, name)
+        return super().find_class(module, name) if self.find is None else self.find(module, name)
 
     def load_build(self) -> None:
         """Give an object its state; an array description becomes the array."""
