@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
 from ipyparcache.digest.instances import INSTANCES
 from ipyparcache.digest.modules import is_user_code
-from ipyparcache.digest.objects import Traversal, digest_of, state_of
+from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
 from ipyparcache.errors import Undigestible, Unrestorable
 from ipyparcache.kernel.namespace import collector_paused, difference
 
@@ -232,6 +233,7 @@ def _keep(
         "events": tuple(events),
         "process": process,
         "annotations": _annotations(source),
+        "memos": _memos(defined),
     }
     repeated = [definition.index for definition in definitions]
     known = source.known(defined)
@@ -305,7 +307,21 @@ def unpack(
     defined = source.execute_apart(definitions)
     with collector_paused():
         known = source.known(defined)
-        return values.unpack(pickled, buffers, known, referred), defined, known
+        payload = values.unpack(pickled, buffers, known, referred)
+        for name, state in payload["memos"].items():
+            put_state(defined[name], state)
+        return payload, defined, known
+
+
+def _memos(defined: Mapping[str, object]) -> dict[str, object]:
+    """What the memos (`functools.cache`) that the cell defines remember already."""
+    memos = {
+        name: thing for name, thing in defined.items() if isinstance(thing, functools._lru_cache_wrapper)
+    }
+    try:
+        return {name: state_of(memo) for name, memo in memos.items() if memo.cache_info().currsize}
+    except Unrestorable as error:
+        raise NotStorable(f"`{min(memos)}` cannot be stored: {error}") from error
 
 
 def _annotations(source: Source) -> dict[str, object]:

@@ -942,6 +942,16 @@ def test_what_a_memo_remembered_comes_back_with_the_cell(cell, cached, names, re
     assert names["pairs"](9, b=1) == [9, 1]
 
 
+def test_a_memo_that_a_cell_defines_and_uses_comes_back_with_what_it_remembers(cell, cached, names, restart):
+    body = "import functools\n@functools.lru_cache\ndef square(n): return [n, n * n]\nfour = square(2)"
+    assert cached(body) == "miss"
+    restart()
+    assert cached(body) == "hit"
+
+    assert names["square"](2) is names["four"]
+    assert names["square"](3) == [3, 9]
+
+
 def test_a_memo_that_remembers_objects_is_not_stored(cell, cached):
     cell("import functools\nclass A:\n  @functools.cache\n  def m(self): return [1]\na = A()")
     assert cached("x = a.m()") == "not stored"
