@@ -16,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from ipyparcache import settings
 from ipyparcache.analysis.cell import has_top_level_await
-from ipyparcache.cells import auto, cached, commands, loops, reports, runs
+from ipyparcache.cells import auto, cached, loops, reports, runs
 from ipyparcache.cells.cached import CACHED_OPTIONS, Asked, CachedOptions
 from ipyparcache.cells.loops import CellPlan, LoopOptions
 from ipyparcache.cells.options import (
@@ -106,6 +106,8 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
     @line_magic  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     def parcache(self, line: str) -> None:
         """Look at the store, the runs and the workers: `%parcache --help`."""
+        from ipyparcache.cells import commands  # with pictures and archives, which loading need not wait for
+
         try:
             said = commands.run(line)
         except (WrongOption, UnknownSetting, BadSetting) as error:

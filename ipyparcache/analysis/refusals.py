@@ -45,7 +45,6 @@ class Refusal:
         return f"line {self.line}: {self.reason}.\n{self.advice}"
 
 
-@dataclass(frozen=True)
 class NothingParallel(Refusal):
     """The cell has no loop of a kind that can be run in tasks."""
 
@@ -56,7 +55,6 @@ class NothingParallel(Refusal):
     )
 
 
-@dataclass(frozen=True)
 class BreakInLoop(Refusal):
     """A `break` that belongs to the loop itself: which iterations run depends on the ones before."""
 
@@ -210,7 +208,6 @@ class DynamicNames(Refusal):
     INSTEAD = "Name the variables it uses in the loop itself, or drop %%parallel from the cell."
 
 
-@dataclass(frozen=True)
 class ShellInLoop(Refusal):
     """IPython syntax or the shell object in the body."""
 
@@ -221,7 +218,6 @@ class ShellInLoop(Refusal):
     )
 
 
-@dataclass(frozen=True)
 class DeletesOuter(Refusal):
     """`del` of a name that the iteration has not bound itself."""
 
@@ -229,7 +225,6 @@ class DeletesOuter(Refusal):
     INSTEAD = "Move `del {variable}` behind the loop."
 
 
-@dataclass(frozen=True)
 class TargetNotAName(Refusal):
     """`for o.x in …`, `for d['k'] in …`, and other places where only a name can be told apart."""
 
@@ -237,7 +232,6 @@ class TargetNotAName(Refusal):
     INSTEAD = "Loop over a plain name (`for value in …:`) and assign from it in the first line of the body."
 
 
-@dataclass(frozen=True)
 class ModuleChanged(Refusal):
     """The body changes a module or the process: the environment, sys.path, a module's attribute."""
 
@@ -255,7 +249,6 @@ class IterableChanged(Refusal):
     INSTEAD = "Iterate over a copy: `for … in list({variable}):`."
 
 
-@dataclass(frozen=True)
 class ConsumerUnknown(Refusal):
     """A generator handed to a function that may not read it to its end, or not at once."""
 
@@ -277,7 +270,6 @@ class ReadByHelper(Refusal):
     INSTEAD = "Hand `{variable}` to `{function}` as an argument, assigned earlier in the same iteration."
 
 
-@dataclass(frozen=True)
 class MayRaiseHere(Refusal):
     """A collected write whose exception the body would catch.
 
@@ -320,7 +312,6 @@ class SharedWithResult(Refusal):
     INSTEAD = "Read from a copy (`{other} = copy.deepcopy({other})` before the loop), or drop %%parallel."
 
 
-@dataclass(frozen=True)
 class TakenByNext(Refusal):
     """An iterator from outside is advanced: what it gives depends on how often it was asked before."""
 
@@ -341,7 +332,6 @@ class SameFile(Refusal):
     )
 
 
-@dataclass(frozen=True)
 class SharedGenerator(Refusal):
     """A random generator from outside, from which every iteration would draw on."""
 
@@ -352,7 +342,6 @@ class SharedGenerator(Refusal):
     )
 
 
-@dataclass(frozen=True)
 class SharedGroups(Refusal):
     """The groups of `itertools.groupby`, which end when the next one is asked for."""
 
@@ -360,7 +349,6 @@ class SharedGroups(Refusal):
     INSTEAD = "Iterate over `[(key, list(group)) for key, group in groupby(…)]`, made before the loop."
 
 
-@dataclass(frozen=True)
 class DrawsOn(Refusal):
     """Drawing into the current figure of pyplot, which all iterations would share."""
 
@@ -400,7 +388,6 @@ class CarriedAttribute(Refusal):
     )
 
 
-@dataclass(frozen=True)
 class ModuleEdited(Refusal):
     """A local module whose file was edited after it was imported."""
 
