@@ -41,7 +41,8 @@ class NumpyPickler(Dumper):
 class NumpyUnpickler(pickle.Unpickler):
     """An unpickler for the files that `load` reads; in a subclass, `find_class` decides what they may name.
 
-    Whatever lies in the file, nested pickles too, asks `find_class`.
+    Whatever lies in the file, nested pickles too, asks `find_class`. Arrays of objects that joblib before
+    0.10 wrote into files of their own are refused, as they would not.
 
     Parameters
     ----------

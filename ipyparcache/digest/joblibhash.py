@@ -22,8 +22,9 @@ from typing import Any
 from blake3 import blake3
 
 from ipyparcache.digest import arrays, modules
+from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.objects import Traversal, digest_of
-from ipyparcache.digest.walk import PRIMITIVES, is_pure, large_digest, without_nan
+from ipyparcache.digest.walk import KINDS, PRIMITIVES, is_pure, large_digest, without_nan
 from ipyparcache.errors import ParcacheError
 
 _LARGE = 1 << 16
@@ -129,6 +130,12 @@ class _Hashing:
             )
         elif "numpy" in sys.modules and isinstance(obj, sys.modules["numpy"].ndarray):
             return self._joined("array of", [self._code(cls), self._array(obj), self.content(vars(obj))])
+        elif family == "ipyparcache" and isinstance(kind := KINDS.get(cls), PartsKind):
+            # The state of a cached function tells when and by whom it was made.
+            parts = kind.parts_of(obj)
+            self._kept.append(parts)
+            if parts:
+                return self._joined("own", [kind.tag, *map(self.content, parts)])
         return self._reduced(obj, cls)
 
     def _joined(self, tag: str, parts: Iterable[bytes]) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipyparcache import hash
+from ipyparcache import Memory, hash
 
 
 def helper(x, by=2):
@@ -181,3 +181,15 @@ def test_a_nan_is_found_among_whatever_else(others):
     )
 
     assert hash([*others, quiet]) == hash([*others, loud]) != hash([*others, 1.0])
+
+
+def test_a_cached_function_is_named_by_its_function_and_not_by_when_it_was_wrapped(tmp_path):
+    one, later = (Memory(tmp_path, verbose=0) for _ in range(2))
+    later.timestamp = one.timestamp + 1
+    cached, again = one.cache(helper), later.cache(helper)
+    again.timestamp = cached.timestamp + 1
+
+    assert hash(one) == hash(later) != hash(Memory(tmp_path / "elsewhere", verbose=0))
+    assert hash(cached) == hash(again)
+    assert len({hash(cached), hash(one.cache(helper, ignore=["by"])), hash(one.cache(Point.norm))}) == 3
+    assert hash(cached) != hash(helper)
