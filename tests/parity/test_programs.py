@@ -1,6 +1,9 @@
 """Programs that joblib's own documentation shows, run with `import ipyparcache as joblib`."""
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from math import modf, sqrt
@@ -211,6 +214,82 @@ def test_tasks_can_be_drawn_as_they_are_needed():
 
     assert found == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert list(map(itemgetter(0), produced)) == list(range(6))
+
+
+def run_script(folder, text, **environment):
+    """The lines that a program prints, run from a file as its users do."""
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(text))
+    run = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, env=os.environ | environment, timeout=60
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("backend", "environment"),
+    [
+        ("loky", {}),
+        ("loky", {"IPYPARCACHE_START": "spawn"}),
+        ("multiprocessing", {"JOBLIB_START_METHOD": "spawn"}),
+    ],
+    ids=["forked", "spawned", "multiprocessing"],
+)
+def test_the_main_part_of_a_program_runs_once(tmp_path, backend, environment):
+    program = f"""
+        from math import sqrt
+        from ipyparcache import Parallel, delayed
+
+        OFFSET = 1
+
+        def shifted(x):
+            return sqrt(x) + OFFSET
+
+        if __name__ == "__main__":
+            print("main part")
+            print(Parallel(n_jobs=2, backend={backend!r})(delayed(shifted)(i**2) for i in range(4)))
+        """
+
+    assert run_script(tmp_path, program, **environment) == ["main part", "[1.0, 2.0, 3.0, 4.0]"]
+
+
+@pytest.mark.parametrize("pickler", ["", "pickle", "cloudpickle"])
+def test_wrapped_objects_travel_whatever_pickler_is_asked_for(tmp_path, pickler):
+    """joblib's workers cannot load the function that is not wrapped under LOKY_PICKLER=pickle; ours can."""
+    program = """
+        from ipyparcache import Parallel, delayed, wrap_non_picklable_objects
+
+        large_list = list(range(100_000))
+
+        def plain(i, *args):
+            return 2 * i
+
+        @delayed
+        @wrap_non_picklable_objects
+        def wrapped(i, *args):
+            return 2 * i
+
+        @wrap_non_picklable_objects
+        class Adder:
+            def __init__(self, step):
+                self.step = step
+
+            def __call__(self, x):
+                return x + self.step
+
+        def make():
+            return wrap_non_picklable_objects(lambda x: -x, keep_wrapper=False)
+
+        if __name__ == "__main__":
+            with Parallel(n_jobs=2) as parallel:
+                print(parallel(delayed(plain)(21, large_list) for _ in range(1)))
+                print(parallel(wrapped(21, large_list) for _ in range(1)))
+                print(parallel(delayed(Adder(3))(i) for i in range(2)), Adder.__name__)
+                print(parallel(delayed(make())(i) for i in range(2)))
+        """
+
+    assert run_script(tmp_path, program, LOKY_PICKLER=pickler) == ["[42]", "[42]", "[3, 4] Adder", "[0, -1]"]
 
 
 def test_every_name_of_joblib_is_there():
