@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ipyparcache.analysis.forms import Found
+from ipyparcache.analysis.forms import COPYING_METHODS, Found, looked_up_before
 from ipyparcache.analysis.walk import leaves_of
 
 LOG = "__ipyparcache_log__"
@@ -44,10 +44,16 @@ ITERABLE = "__ipyparcache_iterable__"
 OURS = "__ipyparcache_"
 
 
+LOOKED_UP = "looked up"
+
+
 TEMPORARY = "__ipyparcache_t%d__"
 
 
 HOLE = "__ipyparcache_h%d__"
+
+
+KEPT = "__ipyparcache_k%d__"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Site:
     assigns
         Those of them that it rebinds (reductions), else empty.
     method
-        How it changes the root: a method's name, `item`, `attribute`, `assign`, `delete` or `call`.
+        How it changes the root: a method's name, `item`, `attribute`, `assign`, `delete`, `call`, or
+        `looked up` for the part of a statement that came before an operand that raised.
     guarded
         Whether an `except` of the body encloses it, so that it must not be able to raise.
     slot
@@ -162,7 +169,7 @@ class Builder:
     def _statement(self, node: ast.stmt, *, guarded: bool) -> list[ast.stmt]:
         found = self.found.get(id(node))
         if found is not None:
-            return [self._entry(found, guarded=guarded)]
+            return self._entry(found, guarded=guarded)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             return [node]
         new = copy.copy(node)
@@ -200,10 +207,12 @@ class Builder:
             new.body.insert(0, _call_statement(UNBIND, [ast.Constant(node.name)], node))
         return new
 
-    def _entry(self, found: Found, *, guarded: bool) -> ast.stmt:
+    def _entry(self, found: Found, *, guarded: bool) -> list[ast.stmt]:
         """The call that logs one replayed statement; the statement itself becomes a site."""
         places: dict[int, ast.expr] = {}
         operands: list[ast.expr] = []
+        holes: list[ast.expr] = []
+        content: list[int] = []
         number = ast.Constant(len(self.sites))
         for n, hole in enumerate(found.holes):
             if isinstance(hole, ast.Constant):
@@ -214,8 +223,9 @@ class Builder:
             if guarded and n in found.keys:
                 operand = _call(HASHED, [operand], hole)
             if n in found.by_content and not _is_fresh(hole):
-                operand = _call(CONTENT, [number, operand], hole)
+                content.append(len(operands))
             operands.append(operand)
+            holes.append(hole)
         template = replaced(found.statement, places)
         assert isinstance(template, ast.stmt)
         unstable = self.unstable(found.statement)
@@ -232,11 +242,102 @@ class Builder:
                 unstable,
             )
         )
+        before = self._looked_up(found, holes, operands, guarded=guarded)
+        for n in content:
+            ahead = operands[:n]
+            reads = n == len(operands) - 1 and not any(map(_may_raise, ahead)) and _consumes(found)
+            entered = [ast.Tuple(ahead, ast.Load())] if reads else []
+            operands[n] = _call(CONTENT, [number, operands[n], *entered], holes[n])
         entry: list[ast.expr] = [number, *operands]
         if unstable:
             now = _call(NOW, [number, *map(ast.Constant, unstable)], found.statement)
             entry.append(ast.Starred(now, ast.Load()))
+        logged = _call_statement(LOG, [ast.Tuple(entry, ast.Load())], found.statement)
+        if not before:
+            return [logged]
+        before[-1][0].append(logged)
+        return [part for statements, lookup in before for part in _trying(statements, lookup)]
+
+    def _looked_up(
+        self, found: Found, holes: Sequence[ast.expr], operands: list[ast.expr], *, guarded: bool
+    ) -> list[tuple[list[ast.stmt], ast.stmt | None]]:
+        """The operands in runs before which the same was looked up, each with the entry for that.
+
+        The operands of all runs but the last are kept under names, which take their place in `operands`.
+        Empty where nothing was looked up before an operand that may raise.
+        """
+        owners = looked_up_before(found)
+        runs: list[tuple[ast.expr | None, list[int]]] = []
+        for n, hole in enumerate(holes):
+            owner = owners.get(id(hole))
+            if not runs or runs[-1][0] is not owner:
+                runs.append((owner, []))
+            runs[-1][1].append(n)
+        if not any(owner is not None and any(_may_raise(holes[n]) for n in run) for owner, run in runs):
+            return []
+        made: list[tuple[list[ast.stmt], ast.stmt | None]] = []
+        for owner, run in runs:
+            lookup = None
+            if owner is not None and any(_may_raise(holes[n]) for n in run):
+                lookup = self._lookup(found, owner, holes, operands, guarded=guarded)
+            kept: list[ast.stmt] = []
+            for n in run if run is not runs[-1][1] else ():
+                if not isinstance(operands[n], ast.Constant):
+                    place, name = (ast.Name(KEPT % n, c) for c in (ast.Store(), ast.Load()))
+                    kept.append(ast.copy_location(ast.Assign([place], operands[n]), holes[n]))
+                    operands[n] = ast.copy_location(name, holes[n])
+            made.append((kept, lookup))
+        return made
+
+    def _lookup(
+        self,
+        found: Found,
+        owner: ast.expr,
+        holes: Sequence[ast.expr],
+        operands: Sequence[ast.expr],
+        *,
+        guarded: bool,
+    ) -> ast.stmt:
+        """The entry for what was looked up before an operand raised."""
+        inside = {id(node) for node in ast.walk(owner)}
+        mine = [n for n, hole in enumerate(holes) if id(hole) in inside]
+        names = (ast.copy_location(ast.Name(HOLE % m, ast.Load()), owner) for m in range(len(mine)))
+        loaded = replaced(owner, {id(holes[n]): name for n, name in zip(mine, names, strict=True)})
+        assert isinstance(loaded, ast.expr)
+        if isinstance(loaded, ast.Subscript | ast.Attribute):
+            loaded.ctx = ast.Load()
+        statement = ast.copy_location(ast.Expr(loaded), found.statement)
+        line = found.statement.lineno
+        self.sites.append(
+            Site(statement, len(mine), tuple(found.roots), frozenset(), LOOKED_UP, guarded, line)
+        )
+        entry: list[ast.expr] = [ast.Constant(len(self.sites) - 1), *(operands[n] for n in mine)]
         return _call_statement(LOG, [ast.Tuple(entry, ast.Load())], found.statement)
+
+
+def _consumes(found: Found) -> bool:
+    """Whether the changed object takes the elements of an iterator one by one: those before an error stay."""
+    return found.method in COPYING_METHODS or isinstance(found.statement, ast.AugAssign)
+
+
+def _may_raise(hole: ast.expr) -> bool:
+    match hole:
+        case ast.Name() | ast.Constant() | ast.Lambda() | ast.Dict(keys=[]):
+            return False
+        case ast.Tuple(elts=elts) | ast.List(elts=elts):
+            return any(map(_may_raise, elts))
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            return any(_may_raise(part) for part in (lower, upper, step) if part is not None)
+    return True
+
+
+def _trying(statements: list[ast.stmt], lookup: ast.stmt | None) -> list[ast.stmt]:
+    """Statements with an entry that is made where they raise."""
+    if lookup is None or not statements:
+        return statements
+    handler = ast.ExceptHandler(None, None, [lookup, ast.copy_location(ast.Raise(), lookup)])
+    tried = ast.Try(statements, [ast.copy_location(handler, lookup)], [], [])
+    return [ast.copy_location(tried, lookup)]
 
 
 def _call(function: str, args: list[ast.expr], at: ast.AST) -> ast.expr:
@@ -285,9 +386,6 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
         if isinstance(statement, ast.Assign):
             made.extend(_plainer_assign(statement, numbers))
             continue
-        if isinstance(statement, ast.Expr):
-            made.extend(_plainer_call(statement))
-            continue
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             made.append(statement)
             continue
@@ -302,22 +400,6 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
             new.cases = [ast.match_case(c.pattern, c.guard, plainer(c.body, numbers)) for c in new.cases]
         made.append(new)
     return made
-
-
-def _plainer_call(statement: ast.Expr) -> list[ast.stmt]:
-    """`d.setdefault(k, []).append(f(x))` makes its item before `f(x)` may raise: a statement of its own."""
-    match statement.value:
-        case ast.Call(
-            func=ast.Attribute(
-                value=ast.Call(func=ast.Attribute(attr="setdefault"), args=[key, new]) as made
-            ),
-            args=args,
-        ):
-            plain = ast.Name | ast.Constant
-            is_empty = isinstance(new, ast.Constant) or ast.unparse(new) in ("[]", "{}", "set()", "()")
-            if is_empty and isinstance(key, plain) and not all(isinstance(a, plain) for a in args):
-                return [ast.copy_location(ast.Expr(made), statement), statement]
-    return [statement]
 
 
 def _with_body(handler: ast.ExceptHandler, body: list[ast.stmt]) -> ast.ExceptHandler:

@@ -623,3 +623,61 @@ def template_nodes(found: Found) -> Iterator[ast.AST]:
             yield from visit(child)
 
     yield from visit(found.statement)
+
+
+def looked_up_before(found: Found) -> dict[int, ast.expr]:
+    """By the id of a hole: what Python has looked up of the changed object when it comes to that hole.
+
+    Looking up may raise, or make an item as a `defaultdict` does, and happens whether or not the hole raises.
+    """
+    match found.statement:
+        case ast.Expr(value=ast.Call(args=[first, *rest], keywords=[])) if found.method == "call":
+            known = _on_the_way(first) | {id(hole): first for hole in rest}
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=keywords)):
+            given = [*args, *(k.value for k in keywords)] if found.method != "call" else []
+            known = _on_the_way(owner) | {id(hole): owner for hole in given}
+        case ast.Assign(targets=[ast.Subscript()], value=value) if found.method == "own":
+            known = _beside_own_item(value, next(iter(found.roots)))
+        case ast.Assign(targets=[ast.Subscript() | ast.Attribute() as target]):
+            known = _on_the_way(target)
+        case ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target, value=value):
+            known = _on_the_way(target) | {id(value): target}
+        case ast.Delete(targets=[ast.Subscript() as target]):
+            known = _on_the_way(target)
+        case _:
+            known = {}
+    return {hole: owner for hole, owner in known.items() if not isinstance(owner, ast.Name)}
+
+
+def _on_the_way(node: ast.expr) -> dict[int, ast.expr]:
+    """The same for the holes of a path."""
+    match node:
+        case ast.Attribute(value=value):
+            return _on_the_way(value)
+        case ast.Subscript(value=value, slice=key):
+            return _on_the_way(value) | {id(key): value}
+        case ast.Call(func=ast.Attribute(value=value), args=args):
+            return _on_the_way(value) | {id(hole): value for hole in args}
+    return {}
+
+
+def _beside_own_item(value: ast.expr, root: str) -> dict[int, ast.expr]:
+    """The same for the operands of `d[k] = d[k] + f(x)`."""
+    known: dict[int, ast.expr] = {}
+    seen: list[ast.expr] = []
+
+    def visit(node: ast.expr) -> None:
+        match node:
+            case ast.Subscript(value=ast.Name(id=name)) if name == root:
+                seen.append(node)
+            case ast.BinOp(left=left, right=right):
+                visit(left)
+                visit(right)
+            case ast.Call(args=args):
+                for argument in args:
+                    visit(argument)
+        if seen:
+            known.setdefault(id(node), seen[-1])
+
+    visit(value)
+    return known

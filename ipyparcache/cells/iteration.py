@@ -295,11 +295,11 @@ class _Run:
         self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
         self.namespace[TEXT_OF] = text_of
 
-    def _content(self, site: int, value: Any) -> Any:
+    def _content(self, site: int, value: Any, ahead: Plain | None = None) -> Any:
         """The operand as it is now, where the target copies it; else the operand itself."""
         if type(value) in ATOMS or site not in self.body.by_content:
             return value
-        return snapshot(value)
+        return snapshot(value, None if ahead is None else partial_entry(self.log, site, ahead))
 
     def _state(self, obj: object) -> watching.State:
         return watching.state_of(obj, self._is_user_code)
@@ -764,7 +764,12 @@ def hashed(key: Any) -> Any:
     return key
 
 
-def snapshot(value: Any) -> Any:
+def partial_entry(log: list[Plain], site: int, ahead: Plain) -> Callable[[list[Any]], None]:
+    """What logs the elements that an iterator gave before it raised: its consumer has them by then."""
+    return lambda found: log.append((site, *ahead, found))
+
+
+def snapshot(value: Any, broken: Callable[[list[Any]], None] | None = None) -> Any:
     """A shallow copy of what may change later; iterators are read to their end, as their consumer would."""
     kind = type(value)
     if kind in (list, dict, set, bytearray, deque, OrderedDict, defaultdict):
@@ -774,9 +779,16 @@ def snapshot(value: Any) -> Any:
     module = kind.__module__.partition(".")[0]
     if module in ("numpy", "pandas") and hasattr(value, "copy"):
         return value.copy()
-    if hasattr(value, "__next__"):
-        return list(value)
-    return value
+    if not hasattr(value, "__next__"):
+        return value
+    found: list[Any] = []
+    try:
+        found.extend(value)
+    except BaseException:
+        if broken is not None:
+            broken(found)
+        raise
+    return found
 
 
 def _is_plain(left: Left) -> bool:

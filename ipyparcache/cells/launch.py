@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.body import Site
+from ipyparcache.analysis.body import LOOKED_UP, Site
 from ipyparcache.analysis.forms import PROGRESS_METHODS
 from ipyparcache.analysis.parfor import Facts, Parfor
 from ipyparcache.cells import showing, travel
@@ -36,7 +36,7 @@ class Launch:
     def writes_items_only(self, name: str) -> bool:
         """Whether the loop changes no more of an object than items that are there."""
         return all(
-            site.method in {"item", "augmented", "own", *PROGRESS_METHODS}
+            site.method in {"item", "augmented", "own", LOOKED_UP, *PROGRESS_METHODS}
             for site in self.parfor.sites
             if name in site.roots
         )
@@ -44,6 +44,8 @@ class Launch:
     def check_guards(self) -> None:
         """A replayed write inside of a `try` must be one that cannot raise."""
         for site in self.parfor.sites:
+            if site.method == LOOKED_UP:  # with the statement that it is a part of
+                continue
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
 
@@ -312,6 +314,12 @@ def seeded_libraries() -> tuple[str, ...]:
 
 def _cannot_raise(site: Site, root: object) -> bool:
     """Whether a replayed write certainly succeeds; unhashable keys are found out on the worker."""
+    match site.statement:  # what an item or attribute of the root is, or whether it is there, is not known
+        case (
+            ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Subscript() | ast.Call())))
+            | ast.Assign(targets=[ast.Subscript(value=ast.Subscript() | ast.Call())])
+        ):
+            return False
     if site.method in ("append", "appendleft"):
         return type(root).__name__ in ("list", "deque")
     if site.method in ("add", "discard"):

@@ -22,9 +22,11 @@ from ipyparcache.cells.iteration import (
     Failure,
     KeyOf,
     Left,
+    Plain,
     RandomStreams,
     hashed,
     now,
+    partial_entry,
     snapshot,
     text_of,
     traceback_rows,
@@ -127,7 +129,7 @@ class ThreadTask:
             log: list[Any] = []
             unbound: list[str] = []
             namespace.update({LOG: log.append, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
-            namespace[CONTENT] = self._content
+            namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of
             if getattr(namespace.get("display"), "__module__", "IPython").startswith("IPython"):
@@ -147,8 +149,10 @@ class ThreadTask:
         made.__dict__.update(value.__dict__)
         return made
 
-    def _content(self, site: int, value: Any) -> Any:
-        return value if type(value) in ATOMS or site not in self.by_content else snapshot(value)
+    def _content(self, log: list[Any], site: int, value: Any, ahead: Plain | None = None) -> Any:
+        if type(value) in ATOMS or site not in self.by_content:
+            return value
+        return snapshot(value, None if ahead is None else partial_entry(log, site, ahead))
 
     def _display(self, *objects: object, **options: object) -> None:
         key = len(self.shown)

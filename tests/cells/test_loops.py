@@ -325,3 +325,71 @@ def test_a_traceback_shows_the_lines_of_the_serial_one_and_none_of_ours(cell):
     assert raised is not None
     assert lines_shown(raised) == lines_shown(error)
     assert not [f for f in traceback.extract_tb(raised.__traceback__) if "ipyparcache" in f.filename]
+
+
+RISKY = """
+from collections import defaultdict
+import heapq, types
+import numpy as np
+def risky(x):
+    if x == 3:
+        raise ValueError(x)
+    return x
+def many(x):
+    return [risky(x)]
+lists, counts, heaps, sets = defaultdict(list), defaultdict(int), defaultdict(list), defaultdict(set)
+tables = defaultdict(lambda: defaultdict(int))
+plain, rows, made, state, arr = {0: [], 1: []}, [[], [], []], {}, types.SimpleNamespace(), np.zeros(3)
+"""
+
+
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"backend": "threads"}], ids=["processes", "threads"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "lists[i].append(risky(i))",
+        "lists[i] += many(i)",
+        "counts[i % 2 + i] -= risky(i)",
+        "counts[i] = counts[i] + risky(i)",
+        "counts[i] = risky(i) + counts[i]",
+        "counts[i] = max(counts[i], risky(i))",
+        "tables[i][risky(i)] += 1",
+        "tables[i][risky(i)] = 1",
+        "tables[i + 1][i * 2] += risky(i)",
+        "tables[risky(i)][i] = i",
+        "heapq.heappush(heaps[i], risky(i))",
+        "lists[(j := i + 1)].append((i := risky(j)))",
+        "made.setdefault(i + 1, []).append(risky(i))",
+        "made.setdefault(i, {}).setdefault(risky(i), []).append(i)",
+        "del tables[i][risky(i)]",
+        "plain[i].append(risky(i + 1))",
+        "rows[i].append(risky(i))",
+        "arr[i:i + 1] += risky(i)",
+        "arr[i] += risky(i)",
+        "state.log.append(risky(i + 3))",
+        "lists[i].extend(risky(v) for v in range(i, i + 3))",
+        "rows += map(risky, range(i, i + 3))",
+        "sets[str(i)].update(risky(v) for v in range(i, i + 3))",
+        "made.update(((v, risky(v)) for v in range(i, i + 3)), a=1)",
+    ],
+)
+def test_what_comes_before_an_operand_that_raises_has_happened(statement, options):
+    plain, tested = new_namespace(RISKY), new_namespace(RISKY)
+    cell = f"for i in range(6):\n    {statement}"
+    _, error = serial(plain, cell)
+
+    _, raised, _ = parallel(tested, cell, **options)
+
+    assert error is not None
+    assert (type(raised), str(raised)) == (type(error), str(error))
+    assert describe(tested) == describe(plain)
+
+
+def test_a_write_to_an_item_that_may_be_missing_cannot_be_caught_here():
+    namespace = new_namespace("rows = [[], []]")
+    cell = "for i in range(4):\n    try:\n        rows[i].append(i)\n    except IndexError:\n        print(i)"
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, LoopRefused)
+    assert namespace["rows"] == [[], []]
