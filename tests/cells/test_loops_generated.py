@@ -13,10 +13,12 @@ from tests.cells.sessions import describe, new_namespace, parallel, serial
 
 SETUP = """
 import numpy as np
+from collections import defaultdict
 K = 3
 cfg = {'a': 1, 'b': [2]}
 out, more, ref, names = [], ['x'], [0], {}
 d, g, s = {}, {}, set()
+lists, counts = defaultdict(list), defaultdict(lambda: defaultdict(int))
 total, prod, best, where, text, flag = 0.5, 1.0, None, None, '', False
 arr, mat, row = np.zeros(12), np.arange(24.0).reshape(12, 2), np.ones(2)
 xs, words, pairs = [3, 1, 4, 1, 5, 9, 2, 6], 'to be or not to be'.split(), [(1, 'a'), (2, 'b'), (3, 'c')]
@@ -65,6 +67,11 @@ SIMPLE = [
     "d[{k}] = {e}",
     "d[{k}] = d.get({k}, 0) + 1",
     "g.setdefault({k}, []).append({e})",
+    "g.setdefault({k}, []).append(risky({k}))",
+    "lists[{k}].append(risky({k}))",
+    "lists[{k}].extend(risky(v) for v in range({k}))",
+    "counts[{k}][risky({k})] += {e}",
+    "counts[{k}][risky({k})] = {e}",
     "s.add({k})",
     "total += {e}",
     "total = total + {e}",
