@@ -256,6 +256,7 @@ def _prepare() -> None:
     if not _prepared:
         _prepared = True
         from ipyparcache.digest import unaudited  # noqa: F401  # registers itself
+
         sys.addaudithook(_hook)
 
 
