@@ -273,6 +273,8 @@ def _where_logged(logger: Any, level: int, seen: Seen) -> str:
 def _is_brought_back(handler: Any, seen: Seen) -> bool:
     import logging
 
+    if modules.is_user_code(type(handler).__module__):
+        return False  # also one that derives from a stream's handler: what it does is its own affair
     if isinstance(handler, logging.FileHandler):
         use = seen.files.get(handler.baseFilename)
         return use is not None and use.is_written
@@ -280,8 +282,7 @@ def _is_brought_back(handler: Any, seen: Seen) -> bool:
         stream = getattr(handler, "stream", None)
         shown = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         return any(stream is one for one in shown) or type(stream).__name__ == "OutStream"
-    kind = type(handler).__module__
-    return not modules.is_user_code(kind) and kind != "logging.handlers"
+    return type(handler).__module__ != "logging.handlers"
 
 
 _WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [

@@ -961,10 +961,11 @@ def test_a_memo_that_remembers_objects_is_not_stored(cell, cached):
 
 @pytest.mark.parametrize(
     "handler",
-    ["logging.FileHandler('my.log')", "logging.StreamHandler(io.StringIO())", "Collecting()"],
+    ["logging.FileHandler('my.log')", "logging.StreamHandler(io.StringIO())", "Collecting()", "Streaming()"],
 )
 def test_a_record_that_goes_where_no_hit_brings_it_is_not_stored(cell, cached, handler):
     cell("import io, logging\nclass Collecting(logging.Handler):\n  def emit(self, record): pass")
+    cell("class Streaming(logging.StreamHandler):\n  def emit(self, record): pass")
     cell(f"log = logging.getLogger('mine'); log.setLevel('INFO'); log.addHandler({handler})")
     try:
         assert cached("log.debug('not taken'); x = 1") == "miss"
