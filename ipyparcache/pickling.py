@@ -182,8 +182,8 @@ def _importable(function: object) -> bool:
     name = getattr(function, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module in ("__main__", "__mp_main__"):
         return False
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    if cloudpickle is not None and cloudpickle._PICKLE_BY_VALUE_MODULES:
+    # Another thread may be just importing it: then nobody has told it of such modules yet.
+    if getattr(sys.modules.get("cloudpickle.cloudpickle"), "_PICKLE_BY_VALUE_MODULES", None):
         return False
     found: object = sys.modules.get(module)
     for part in name.split("."):

@@ -95,7 +95,7 @@ class ResultStore:
             ignore = os.path.join(os.path.dirname(self.location), ".gitignore")
             if not os.path.exists(ignore):
                 with open(ignore, "x", encoding="utf-8") as file:
-                    file.write("# Made by ipyparcache.\n*\n")
+                    file.write("# Created by ipyparcache automatically.\n*\n")
 
     def find(self, key: str) -> Entry | None:
         """The newest entry whose every observed answer is the same now."""

@@ -56,7 +56,7 @@ def evaluate(text: str) -> float:
     try:
         return _value(ast.parse(text.strip(), mode="eval").body, text)
     except (SyntaxError, ArithmeticError) as error:
-        raise ValueError(f"{text!r} is no arithmetic expression: {error}") from error
+        raise ValueError(f"{text!r} is not a valid or supported arithmetic expression: {error}") from error
 
 
 def _value(node: ast.expr, text: str) -> float:
@@ -66,12 +66,12 @@ def _value(node: ast.expr, text: str) -> float:
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _value(node.left, text), _value(node.right, text)
         if isinstance(node.op, ast.Pow) and abs(right) > 100:
-            raise ValueError(f"{text!r} is too large")
+            raise OverflowError(f"an exponent of {right} is too large")
         number = _OPERATORS[type(node.op)](left, right)
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
         number = _OPERATORS[type(node.op)](_value(node.operand, text))
     else:
-        raise ValueError(f"{text!r} is no arithmetic expression")
+        raise ValueError(f"{text!r} is not a valid or supported arithmetic expression")
     if isinstance(number, complex) or math.isnan(number) or abs(number) > _LARGEST:
-        raise ValueError(f"{text!r} is too large")
+        raise ValueError(f"Numeric literal {number!r} in {text!r} is too large")
     return float(number) if isinstance(number, float) else number

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ipyparcache import (
     delayed,
     parallel_backend,
     parallel_config,
+    pickling,
     register_parallel_backend,
 )
 from ipyparcache.engine.backends.base import (
@@ -476,6 +478,28 @@ def test_pre_dispatch_is_read(text, count):
 def test_what_pre_dispatch_cannot_be_is_told(text):
     with pytest.raises(ValueError):  # noqa: PT011 (each for a reason of its own)
         parse_ahead(text, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("9. ** 10000.", "is not a valid or supported arithmetic"),
+        ("1 % 0", "is not a valid or supported arithmetic"),
+        ("' ' * 10**10", "is not a valid or supported arithmetic"),
+        ("10**7", "Numeric literal .* is too large"),
+        ("1" + "+1" * 50, "is too long"),
+    ],
+)
+def test_an_expression_is_refused_in_joblibs_words(text, words):
+    with pytest.raises(ValueError, match=words):
+        evaluate(text)
+
+
+def test_a_function_travels_while_another_thread_imports_cloudpickle(monkeypatch):
+    half_there = types.ModuleType("cloudpickle.cloudpickle")
+    monkeypatch.setitem(sys.modules, "cloudpickle.cloudpickle", half_there)
+
+    assert pickle.loads(pickling.dump_function(os.path.join, "1")) is os.path.join
 
 
 def test_expressions_are_arithmetic():
