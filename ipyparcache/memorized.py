@@ -128,6 +128,9 @@ class MemorizedFunc(Logger):
         Is given `duration`, `time` and `input_args` of a stored result and says whether it still counts.
     """
 
+    # Worked out anew where it is unpickled, so not in `vars`.
+    __slots__ = ("_digest", "_keys", "_parameters", "_seconds")
+
     def __init__(
         self,
         func: Callable[..., Any],
@@ -455,16 +458,7 @@ class MemorizedFunc(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        for name in (
-            "_digest",
-            "_parameters",
-            "_bound",
-            "_target",
-            "_prefix",
-            "func_id",
-            "_seconds",
-            "_keys",
-        ):
+        for name in ("_bound", "_target", "_prefix", "func_id"):
             state.pop(name, None)
         if _travels_by_value(self._target):
             # On a worker the function has other globals around it; what counts is what was sent.

@@ -29,6 +29,7 @@ from ipyparcache.results import (
 )
 from ipyparcache.settings import parse_size
 from ipyparcache.storage.compression import parse_codec
+from ipyparcache.storage.store import StoreBackendBase, register_store_backend
 
 __all__ = [
     "AsyncMemorizedFunc",
@@ -40,7 +41,9 @@ __all__ = [
     "Memory",
     "NotMemorizedFunc",
     "NotMemorizedResult",
+    "StoreBackendBase",
     "expires_after",
+    "register_store_backend",
 ]
 
 

@@ -49,6 +49,8 @@ class CacheItem:
 class ResultStore:
     """The stored results of one `Memory`: where they lie and how they come back."""
 
+    __slots__ = ("__dict__", "__weakref__", "_entries", "_quick", "_quick_bytes")  # the latter stay here
+
     def __init__(
         self,
         location: str,
@@ -211,9 +213,7 @@ class ResultStore:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        del state["_entries"], state["_quick"], state["_quick_bytes"]
-        return state
+        return dict(vars(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -265,8 +265,8 @@ class MemorizedResult(Logger):
     ----------
     location : str
         Folder of the results, as `repr` shows it.
-    func : str or callable
-        The function, for `repr`.
+    func : str, callable or tuple
+        The function, for `repr`; or both it and the next in one tuple.
     args_id : str
         Which result.
     """
@@ -275,7 +275,7 @@ class MemorizedResult(Logger):
         self,
         location: str | ResultStore,
         func: object,
-        args_id: str,
+        args_id: str | None = None,
         backend: str = "local",
         mmap_mode: str | None = None,
         verbose: int = 0,
@@ -287,8 +287,12 @@ class MemorizedResult(Logger):
             self.store_backend = location
         else:
             self.store_backend = ResultStore(os.path.expanduser(location), backend, mmap_mode)
+        if args_id is None:
+            if not isinstance(func, tuple):
+                raise TypeError("MemorizedResult needs to be told which result it is: args_id is missing")
+            func, args_id = func
         self.func = func if isinstance(func, str) else name_of(func)
-        self.args_id = args_id
+        self.args_id = str(args_id)
         self.mmap_mode = mmap_mode
         self.verbose = verbose
         self.timestamp = time.time() if timestamp is None else timestamp
@@ -298,6 +302,11 @@ class MemorizedResult(Logger):
     def func_id(self) -> str:
         """Full name of the function."""
         return self.func
+
+    @property
+    def _call_id(self) -> tuple[str, str]:
+        """Function and result, as programs hand them from one `MemorizedResult` to the next."""
+        return self.func, self.args_id
 
     @property
     def metadata(self) -> dict[str, Any]:

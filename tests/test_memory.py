@@ -4,6 +4,8 @@ import decimal
 import functools
 import importlib
 import inspect
+import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -523,11 +525,12 @@ def test_a_cache_folder_deleted_under_it_is_made_again(memory, tmp_path):
     assert len(runs) == 2
 
 
-def test_reduce_size_keeps_what_was_used_last(memory):
+def test_reduce_size_keeps_what_was_used_last(memory, monkeypatch):
+    clock = map(time.time().__add__, itertools.count(0, 0.001))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
     f = memory.cache(made("def f(x):\n    return bytes(1000)"))
     for n in range(10):
         f(n)
-        time.sleep(0.001)
     memory.reduce_size()
     assert len(memory.store_backend.get_items()) == 10
     memory.reduce_size(items_limit=5)
@@ -696,6 +699,27 @@ def test_processes_that_compute_at_once_leave_a_readable_entry(tmp_path):
 
     assert [other.communicate()[0] for other in others] == [b"", b"", b""]
     assert [other.returncode for other in others] == [0, 0, 0]
+
+
+def test_what_is_pickled_comes_back_with_the_same_attributes(memory):
+    f = memory.cache(os.path.join)
+    shelved = f.call_and_shelve("a", "b")
+
+    for thing in (f, shelved, memory.store_backend):
+        back = pickle.loads(pickle.dumps(thing))
+        theirs = {
+            name: value for name, value in vars(back).items() if name not in ("timestamp", "store_backend")
+        }
+        assert theirs == {name: vars(thing)[name] for name in theirs}
+        assert vars(back).keys() == vars(thing).keys()
+
+
+def test_a_result_is_found_by_the_name_that_another_tells(memory):
+    shelved = memory.cache(os.path.join).call_and_shelve("a", "b")
+
+    assert MemorizedResult(memory.store_backend.location, shelved._call_id).get() == "a/b"
+    with pytest.raises(TypeError, match="args_id"):
+        MemorizedResult(memory.store_backend.location, "f")
 
 
 def test_pickled_functions_find_the_same_results(memory):

@@ -280,6 +280,8 @@ class PackedLogs:
             status = os.fstat(log.handle)
             if status.st_size < log.read or not status.st_nlink:
                 # Compacted, cleared or damaged by others: begin anew.
+                if status.st_nlink:  # logs only ever grow
+                    self._complain(log)
                 self._forget()
                 self._list()
                 for again in self._logs.values():
@@ -307,10 +309,13 @@ class PackedLogs:
             self._take(log, record, log.read)
         log.read += seen
         if bad and not log.bad:
-            self.complaints.append(
-                f"a log of small cache entries was damaged; only its whole ones count: {log.path.name}"
-            )
+            self._complain(log)
         log.bad += bad
+
+    def _complain(self, log: Log) -> None:
+        self.complaints.append(
+            f"a log of small cache entries was damaged; only its whole ones count: {log.path.name}"
+        )
 
     def _take(self, log: Log, record: Record, base: int) -> None:
         places = self._groups.setdefault(record.name.partition(".")[0], {})

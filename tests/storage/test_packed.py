@@ -81,6 +81,16 @@ def test_a_torn_record_is_passed_over(open_logs, tmp_path, cut):
     assert names_of(fresh) == names_of(reader) == names_of(open_logs()) == ["aa.1", "aa.3"]
 
 
+def test_a_log_that_became_shorter_is_complained_of(open_logs, tmp_path):
+    logs = open_logs()
+    logs.put("aa.1", b"x" * 40)
+    (path,) = (tmp_path / "packed").iterdir()
+    path.write_bytes(b"garbage")
+
+    assert logs.get("aa.1") is None
+    assert [complaint.rpartition(" ")[2] for complaint in logs.complaints] == [path.name]
+
+
 def test_an_incomplete_end_is_left_until_it_is_whole():
     whole = packed._record(1, "aa.1", b"payload", 5.0)
     for cut in range(1, len(whole)):

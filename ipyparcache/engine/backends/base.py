@@ -257,8 +257,10 @@ class AutoBatchingMixin:
     MIN_IDEAL_BATCH_DURATION = 0.2
     MAX_IDEAL_BATCH_DURATION = 2.0
 
-    _effective_batch_size = 1
-    _smoothed_batch_duration = 0.0
+    _DEFAULT_EFFECTIVE_BATCH_SIZE = 1
+    _DEFAULT_SMOOTHED_BATCH_DURATION = 0.0
+    _effective_batch_size = _DEFAULT_EFFECTIVE_BATCH_SIZE
+    _smoothed_batch_duration = _DEFAULT_SMOOTHED_BATCH_DURATION
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -284,8 +286,8 @@ class AutoBatchingMixin:
 
     def reset_batch_stats(self) -> None:
         """Begin to measure anew."""
-        self._effective_batch_size = 1
-        self._smoothed_batch_duration = 0.0
+        self._effective_batch_size = self._DEFAULT_EFFECTIVE_BATCH_SIZE
+        self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
 
 
 class EngineBackend(ParallelBackendBase):
