@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,7 +125,35 @@ def rewrite_cell(lines: list[str]) -> list[str]:
     """Put `%%cached --auto` above a cell, unless it is empty or uses magics of its own."""
     if not _mode.on or _mode.paused:
         return lines
-    texts = [line.strip() for line in lines]
-    if not any(texts) or any(text.startswith(("%", "!", "?")) or text.endswith("?") for text in texts):
+    if not any(map(str.strip, lines)) or has_magics(lines) or _is_inside_a_cell():
         return lines
     return ["%%cached --auto\n", *lines]
+
+
+def has_magics(lines: list[str]) -> bool:
+    """Whether a cell has lines that IPython alone understands; a comment may well end with `?`."""
+    texts = [line.strip() for line in lines]
+    if not any(text.startswith(("%", "!", "?")) or text.endswith("?") for text in texts):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself will say them
+            ast.parse("".join(lines))
+    except (SyntaxError, ValueError):
+        return True
+    return False
+
+
+def _is_inside_a_cell() -> bool:
+    """Whether a cell is running in this thread: what it has transformed is part of it, as what follows
+    `%timeit`.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "run_code" and frame.f_globals.get("__name__") == _SHELL_MODULE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_SHELL_MODULE = "IPython.core.interactiveshell"

@@ -97,3 +97,45 @@ def test_a_short_cell_just_runs_and_says_so(shell, cell):
     finally:
         cell("%parcache auto off")
         magics.unload_ipython_extension(shell)
+
+
+@pytest.fixture
+def automatic(shell, cell):
+    magics.load_ipython_extension(shell)
+    cell("%parcache auto on --min 0")
+    yield
+    cell("%parcache auto off")
+    magics.unload_ipython_extension(shell)
+
+
+@pytest.mark.parametrize("magic", ["%timeit -n 2 -r 1", "%time", "%%time\n", "%%timeit -n 2 -r 1\n"])
+def test_what_a_magic_measures_runs_as_often_as_the_magic_says(shell, cell, automatic, magic, capsys):
+    cell("calls = []")
+    cell(f"{magic} calls.append(1)")
+
+    assert len(shell.user_ns["calls"]) == (2 if "timeit" in magic else 1)
+    assert last_run().cell.strip() == "calls = []"
+
+
+def test_code_that_a_cell_has_the_shell_run_is_part_of_that_cell(shell, cell, automatic):
+    cell("get_ipython().run_cell('n = 1')")
+
+    assert shell.user_ns["n"] == 1
+    assert last_run().cell.startswith("get_ipython()")
+
+
+@pytest.mark.parametrize("source", ["n = 7 # why not?", "n = (15\n% 8)", "text = '''\n!\n'''\nn = 7"])
+def test_python_that_looks_like_a_magic_is_cached(shell, cell, automatic, source):
+    cell(source)
+
+    assert shell.user_ns["n"] == 7
+    assert last_run().status == "miss"
+
+
+@pytest.mark.parametrize("source", ["n = 7\n%who_ls", "n = 7\n\nn?", "n = 7\n?n"])
+def test_a_cell_with_magics_of_its_own_just_runs(shell, cell, automatic, source, capsys):
+    cell("before = 1")
+    cell(source)
+
+    assert shell.user_ns["n"] == 7
+    assert last_run().cell.strip() == "before = 1"
