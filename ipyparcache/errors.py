@@ -245,6 +245,17 @@ class ChangeLost(ParcacheError):
         return [f"ChangeLost: {self}"]
 
 
+class ChangedSideBySide(ChangeLost):
+    """Iterations on threads changed an object that they share: in no fixed order, and it cannot be undone."""
+
+    def __str__(self) -> str:
+        return (
+            f"line {self.line}: iterations on threads changed {self.what} side by side, in no fixed order; what "
+            f"the serial loop would have left there is lost. The change stays: run the cells again that made "
+            f"it.\n{self.advice}"
+        )
+
+
 class IterationError(ParcacheError):
     """Stands, with `--on-error collect`, where the result of an iteration that failed would be."""
 

@@ -6,8 +6,9 @@ import ast
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ipyparcache.analysis.forms import COPYING_METHODS, Found, looked_up_before
+from ipyparcache.analysis.forms import COPYING_METHODS, REPLAYED_METHODS, Found, looked_up_before
 from ipyparcache.analysis.walk import leaves_of
 
 LOG = "__ipyparcache_log__"
@@ -386,6 +387,9 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
         if isinstance(statement, ast.Assign):
             made.extend(_plainer_assign(statement, numbers))
             continue
+        if isinstance(statement, ast.Expr):
+            made.append(_plainer_expression(statement, numbers))
+            continue
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             made.append(statement)
             continue
@@ -400,6 +404,62 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
             new.cases = [ast.match_case(c.pattern, c.guard, plainer(c.body, numbers)) for c in new.cases]
         made.append(new)
     return made
+
+
+def _plainer_expression(statement: ast.Expr, numbers: Iterator[int]) -> ast.stmt:
+    """`d[k].append(x) if c else None`, `c and out.append(x)`, `[out.append(x) for x in xs]` as statements."""
+    made: ast.stmt
+    match statement.value:
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            blocks = [plainer(_alone(part), numbers) for part in (body, orelse)]
+            if not blocks[0]:
+                test, blocks = ast.UnaryOp(ast.Not(), test), blocks[::-1]
+            made = ast.If(test, blocks[0] or [ast.Pass()], blocks[1])
+        case ast.BoolOp(op=op, values=[*tests, last]):
+            test = ast.BoolOp(op, tests) if len(tests) > 1 else tests[0]
+            test = test if isinstance(op, ast.And) else ast.UnaryOp(ast.Not(), test)
+            made = ast.If(test, plainer(_alone(last), numbers) or [ast.Pass()], [])
+        case ast.ListComp(elt=ast.Call() as call, generators=generators) if _is_a_loop(call, generators):
+            own = {n.id for g in generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+            names = {name: TEMPORARY % next(numbers) for name in sorted(own)}
+            first = generators[0].iter  # evaluated outside of the comprehension, whose names it does not see
+            made = plainer([_renamed(ast.Expr(call), names)], numbers)[0]
+            for generator in reversed(generators):
+                for test in reversed(generator.ifs):
+                    made = ast.If(_renamed(test, names), [made], [])
+                around = first if generator is generators[0] else _renamed(generator.iter, names)
+                made = ast.For(_renamed(generator.target, names), around, [made], [])
+        case _:
+            return statement
+    for node in ast.walk(made):
+        if isinstance(node, ast.stmt | ast.expr) and not hasattr(node, "lineno"):
+            ast.copy_location(node, statement)
+    return made
+
+
+def _alone(value: ast.expr) -> list[ast.stmt]:
+    """An expression as a statement; nothing for a constant."""
+    return [] if isinstance(value, ast.Constant) else [ast.copy_location(ast.Expr(value), value)]
+
+
+def _is_a_loop(call: ast.Call, generators: Sequence[ast.comprehension]) -> bool:
+    """Whether a comprehension is written for what its calls change, and a loop does the same."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in REPLAYED_METHODS:
+        return False
+    scopes = ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.NamedExpr
+    inside = [call, *(part for g in generators for part in (g.target, *g.ifs))]
+    inside += [g.iter for g in generators[1:]]
+    plain = not any(isinstance(node, scopes) for part in inside for node in ast.walk(part))
+    return plain and not any(g.is_async for g in generators)
+
+
+def _renamed(node: Any, names: Mapping[str, str]) -> Any:
+    """A copy of a node with other names."""
+    new = copy.deepcopy(node)
+    for part in ast.walk(new):
+        if isinstance(part, ast.Name):
+            part.id = names.get(part.id, part.id)
+    return new
 
 
 def _with_body(handler: ast.ExceptHandler, body: list[ast.stmt]) -> ast.ExceptHandler:

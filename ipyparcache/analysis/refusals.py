@@ -141,6 +141,19 @@ class MutatorResult(Refusal):
 
 
 @dataclass(frozen=True)
+class ChangedInExpression(Refusal):
+    """A method that changes an outer object is called as a part of an expression, not as a statement."""
+
+    method: str = ""
+
+    SAYS = (
+        "`{variable}.{method}(...)` changes `{variable}` inside of an expression, where it cannot be applied "
+        "afterwards in the order of the iterations"
+    )
+    INSTEAD = "Give it a line of its own: `{variable}.{method}(...)`, without a name or call around it."
+
+
+@dataclass(frozen=True)
 class ChangedThroughAlias(Refusal):
     """An outer object is changed through a second name made in the body."""
 

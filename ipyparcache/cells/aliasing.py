@@ -189,8 +189,11 @@ def _depth(statement: ast.stmt, name: str) -> int:
 
 def _steps(node: ast.expr, name: str) -> int:
     path = path_of(node)
-    if path is None or path.root != name:
-        return 0
+    return 0 if path is None or path.root != name else steps_of_path(node)
+
+
+def steps_of_path(node: ast.expr) -> int:
+    """How many attributes, items and calls lie behind the name that a path begins with."""
     steps = 0
     while not isinstance(node, ast.Name):
         match node:

@@ -8,16 +8,18 @@ import itertools
 import random
 import sys
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
-from ipyparcache.analysis.forms import PROGRESS_METHODS
+from ipyparcache.analysis.forms import PROGRESS_METHODS, REPLAYED_METHODS, path_of
 from ipyparcache.analysis.parfor import Facts, Parfor
 from ipyparcache.cells import showing, travel
-from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached
+from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.plans import refused
 
@@ -48,6 +50,26 @@ class Launch:
                 continue
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def check_methods(self) -> None:
+        """A method that changes one of Python's own containers, called where it cannot be replayed."""
+        places: dict[str, list[tuple[ast.Call, str]]] = {}
+        for node in ast.walk(self.parfor.body):
+            match node:
+                case ast.Call(func=ast.Attribute(value=owner, attr=method)) if method in REPLAYED_METHODS:
+                    path = path_of(owner)
+                    if path is None or path.root not in self.parfor.reads.intersection(self.namespace):
+                        continue
+                    if _may_change(self.namespace[path.root], owner, method):
+                        places.setdefault(path.root, []).append((node, method))
+        for root, calls in places.items():
+            line = calls[0][0].lineno
+            others = [n for n in ast.walk(self.parfor.body) if isinstance(n, ast.Name) and n.id == root]
+            if len(others) > len(calls):
+                known = {id(part) for call, _ in calls for part in ast.walk(call.func)}
+                read = next((n.lineno for n in others if id(n) not in known), line)
+                raise refused(refusals.CarriedContainer(read, root, line))
+            raise refused(refusals.ChangedInExpression(line, root, calls[0][1]))
 
     def check_generators(self) -> None:
         """A random generator that the body names would be drawn from by every iteration."""
@@ -239,6 +261,8 @@ class LocalModules:
         return True
 
 
+_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray)
+_LOOKED_AT = 100  # items of a container whose kinds are asked for
 _KEYS: type = type({}.keys())
 _ITEMS: type = type({}.items())
 _MAY_RUN_USER_CODE = (zip, map, filter, enumerate, reversed)
@@ -261,6 +285,24 @@ def _leads_to(value: object, target: object) -> bool:
         and all(isinstance(v, numpy.ndarray) for v in (value, target))
         and bool(numpy.may_share_memory(value, target))
     )
+
+
+def _may_change(root: object, owner: ast.expr, method: str) -> bool:
+    """Whether the method of what a path leads to is one of a container of Python's own, that changes it."""
+    found = [root]
+    for _ in range(steps_of_path(owner)):
+        found = [part for obj in found for part in _parts_asked(obj)]
+    return any(type(obj) in _CONTAINERS and hasattr(obj, method) for obj in found)
+
+
+def _parts_asked(obj: object) -> list[object]:
+    if isinstance(obj, defaultdict) and obj.default_factory in _CONTAINERS:
+        return [*islice(obj.values(), _LOOKED_AT), obj.default_factory()]
+    if isinstance(obj, dict):
+        return list(islice(obj.values(), _LOOKED_AT))
+    if isinstance(obj, list | tuple | deque):
+        return list(islice(obj, _LOOKED_AT))
+    return list(getattr(obj, "__dict__", {}).values())
 
 
 def is_generator(value: object) -> bool:

@@ -50,12 +50,15 @@ from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.engine.pool import the_pool
-from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
+from ipyparcache.errors import ChangedSideBySide, ChangeLost, IterationError, TaskCancelled
 from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
 
-TARGET = 0.05  # seconds that a chunk should take: long against sending it, short at the end of the loop
+TARGET = 0.05  # seconds that a chunk should take at first: long against sending it and merging what it did
+PART = 0.3  # of the time that the loop has run: later chunks may take so long
+LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
+PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
 LARGEST = 4096  # iterations of a chunk
 FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
 ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
@@ -194,6 +197,7 @@ class LoopRun:
         """
         parfor, namespace = self.parfor, self.namespace
         self.launch.check_guards()
+        self.launch.check_methods()
         self.launch.check_generators()
         self.launch.check_drawing()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
@@ -382,11 +386,12 @@ class LoopRun:
             return options.chunk
         if self._mean is None:
             return 1
-        size = max(1, min(int(TARGET / max(self._mean, 1e-7)), LARGEST, self._iterations_sent * 4))
+        target = min(max(TARGET, PART * (time.monotonic() - self._begun_at)), LONGEST)
+        size = max(1, min(int(target / max(self._mean, 1e-7)), LARGEST, self._iterations_sent * 4))
         if self._bytes:
             size = max(1, min(size, int(MOST_BYTES / self._bytes)))
         if self._left is not None:
-            size = max(1, min(size, -(-(self._left - self._iterations_sent) // (4 * self.jobs))))
+            size = max(1, min(size, -(-(self._left - self._iterations_sent) // (PARTS * self.jobs))))
         return size
 
     def _chunk_of(self, items: list[Any]) -> tuple[object, ...]:
@@ -517,6 +522,7 @@ class LoopRun:
             capture=True,
         )
         self._running = self._task()
+        self._begun_at = time.monotonic()
         self._states_before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
             self._running,
@@ -609,13 +615,8 @@ class LoopRun:
         for number, state in before.items():
             obj = self.parcel.objects[number]
             if not watching.is_as(self._state(obj), state):
-                raise ChangeLost(
-                    self.parfor.line,
-                    f"{self._name_of(obj)} from several threads at once, in no fixed order,",
-                    0,
-                    max(0, self.report.iterations - 1),
-                    _LOST_ADVICE,
-                )
+                last = max(0, self.report.iterations - 1)
+                raise ChangedSideBySide(self.parfor.line, self._name_of(obj), 0, last, _LOST_ADVICE)
 
     def _settle_dropped(self) -> None:
         """Names whose value cannot come home.
@@ -1081,7 +1082,12 @@ def _load_plain(data: bytes) -> list[Any]:
 
 
 def _size_of(records: Iterable[tuple[bytes, list[Any]]]) -> int:
-    return sum(len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) for data, buffers in records)
+    size = 0
+    for data, buffers in records:
+        size += len(data)
+        for buffer in buffers:
+            size += memoryview(buffer).nbytes
+    return size
 
 
 def _brief(value: object) -> str:

@@ -5,6 +5,7 @@ Warnings, log records, displays and figures.
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sys
 import threading
@@ -175,6 +176,7 @@ class Showing:
         self._taken = False
 
 
+@functools.cache
 def _handler_class() -> Any:
     import logging
 

@@ -162,6 +162,13 @@ SAME = {
         "import itertools\nout = []",
         "for i in itertools.count():\n    out.append(i)\n    if i == 50:\n        raise ValueError(i)",
     ),
+    "writes_in_expressions": (
+        "from collections import defaultdict\nd, out, seen, names = defaultdict(list), [], set(), ['t', 'u']",
+        (
+            "for i in range(8):\n    d[i % 3].append(i) if i % 2 else None\n    i > 3 and out.append(i)\n"
+            "    i > 5 or seen.add(i)\n    [out.append(t * n) for n in range(i) if n % 2 for t in names]"
+        ),
+    ),
     "failing_source": (
         "out = []\ndef source():\n    yield 1\n    yield 2\n    raise OSError('connection lost')",
         "for x in source():\n    out.append(x)",
@@ -187,6 +194,13 @@ REFUSED = {
     "carried": ("prev = 1", "for x in range(3):\n    cur = prev + x\n    prev = cur", "prev"),
     "own_container": ("fib = [1, 1]", "for i in range(3):\n    fib.append(fib[i] + 1)", "fib"),
     "running_total": ("t, c = 0, []", "for x in range(3):\n    t += x\n    c.append(t)", "t"),
+    "used_write": ("out = []", "for x in range(3):\n    y = out.append(x)", "out.append(...)"),
+    "used_inner_write": (
+        "from collections import defaultdict\nd, out = defaultdict(set), []",
+        "for x in range(3):\n    out.append(d[x].add(x))",
+        "d.add(...)",
+    ),
+    "asked_write": ("s = set()", "for x in range(3):\n    if x not in s and not s.add(x):\n        pass", "s"),
     "global_write": ("N = 0\ndef f():\n    global N\n    N += 1", "for x in range(3):\n    f()", "N"),
 }
 

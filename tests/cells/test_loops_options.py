@@ -13,6 +13,7 @@ import pytest
 from ipyparcache.errors import (
     BackgroundCancelled,
     BackgroundConflict,
+    ChangedSideBySide,
     ChangeLost,
     IterationError,
     LoopRefused,
@@ -372,6 +373,16 @@ def test_threads_leave_what_the_serial_loop_leaves():
     assert error is None
     assert describe(tested) == describe(plain)
     assert host.stdout == text
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_threads_change_side_by_side_is_an_error(name):
+    setup, cell, _ = LOST[name]
+
+    _, error, _ = parallel(new_namespace(setup), cell, backend="threads")
+
+    assert isinstance(error, ChangedSideBySide | LoopRefused)
+    assert isinstance(error, LoopRefused) or ("no fixed order" in str(error) and "lost" in str(error))
 
 
 def test_a_refusal_comes_before_any_line_has_run():
