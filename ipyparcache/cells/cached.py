@@ -14,7 +14,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +27,7 @@ from ipyparcache.analysis.cell import (
     star_imports,
 )
 from ipyparcache.cells import auto, inputs, keeping, runs
+from ipyparcache.cells.effects import Effects
 from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
 from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, share, words_list
 from ipyparcache.cells.runs import Run
@@ -295,7 +296,7 @@ def _find(cell: _Cell) -> tuple[Entry, Prepared] | None:
         if expires is not None and time.time() - entry.created > expires:
             reasons.append(f"the entry is older than {runs.duration(expires)}")
             continue
-        unmet = inputs.still_holds(manifest["observed"], cell.namespace)
+        unmet = inputs.still_holds(manifest["observed"], cell.namespace, cell.inputs.traversal)
         if unmet is not None:
             reasons.append(unmet)
             continue
@@ -341,9 +342,14 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     pickled, buffers = entry.payload()
     keeping.note_contents(buffers, entry.manifest.get("contents", ()))
     source = cell.source()
-    payload, defined, known = keeping.unpack(
-        source, entry.manifest["definitions"], pickled, buffers, entry.manifest.get("referred")
+    is_loaded = all(map(sys.modules.__contains__, inputs.imported_modules(cell.body.tree, parts=False)))
+    holding: AbstractContextManager[list[outputs.Stream]] = (
+        nullcontext([]) if is_loaded else outputs.held_back()
     )
+    with holding as heard:  # an import prints again what the record tells already
+        payload, defined, known = keeping.unpack(
+            source, entry.manifest["definitions"], pickled, buffers, entry.manifest.get("referred")
+        )
     if not process.can_restore(payload["process"]):
         raise NotStorable("what the cell changed in the process cannot be brought back here")
     traversal = source.inputs.traversal
@@ -351,7 +357,7 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
         bound={**defined, **payload["names"]},
         deleted=list(entry.manifest["deleted"]),
         states=[(traversal.object_at(root, number), state) for root, number, state in payload["states"]],
-        events=payload["events"],
+        events=[*outputs.not_recorded(heard, payload["events"]), *payload["events"]],
         results=payload["results"],
         annotations=payload["annotations"],
         process=payload["process"],
@@ -392,7 +398,7 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
 async def _run(cell: _Cell) -> Run:
     """Run the cell once, with its output live, and store what it left."""
     record = Record()
-    before = _Before.now(cell.shell, cell.inputs.names.touched if cell.inputs else ())
+    before = _Before.now(cell)
     error: BaseException | None = None
     body_seconds = 0.0
 
@@ -443,11 +449,17 @@ class _Before:
     process: process.ProcessState
     figures: set[int]  # open in pyplot
     modules: set[str]  # loaded
+    effects: Effects | None  # on libraries; not watched if the run is not to be stored
 
     @classmethod
-    def now(cls, shell: Any, touched: Collection[str]) -> _Before:
+    def now(cls, cell: _Cell) -> _Before:
+        shell, found = cell.shell, cell.inputs
+        touched = found.names.touched if found else ()
         bindings = user_bindings(shell.user_ns, shell.user_ns_hidden, touched)
-        return cls(bindings, process.process_state(), outputs.open_figures(), set(sys.modules))
+        effects = None
+        if found is not None and cell.no_key is None:
+            effects = Effects(cell.source().compile(cell.body.tree), cell.namespace, found.traversal)
+        return cls(bindings, process.process_state(), outputs.open_figures(), set(sys.modules), effects)
 
 
 def _store(
@@ -473,13 +485,13 @@ def _store(
     opened = outputs.open_figures() - before.figures
     if opened:
         raise NotStorable(f"it leaves figure {min(opened)} open in pyplot; end with plt.close()")
-    source = cell.source()
-    effect = inputs.effect_on_libraries(source.compile(cell.body.tree), cell.namespace, cell.inputs.traversal)
+    effect = before.effects.found() if before.effects is not None else None
     if effect is not None:
         raise NotStorable(effect)
+    source = cell.source()
     after = user_bindings(cell.namespace, cell.shell.user_ns_hidden, cell.inputs.names.touched)
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
-    observed += keeping.binding_rows(left, cell.namespace)
+    observed += keeping.binding_rows(left, cell.inputs, cell.namespace)
     changes = process.process_changes(before.process)
     kept = keeping.keep(source, left, record.values, record.events(), changes)
     inputs.summarise(cell.inputs)

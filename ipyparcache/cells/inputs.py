@@ -18,7 +18,6 @@ import os
 import sys
 import time
 import types
-from abc import ABCMeta
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +34,7 @@ from ipyparcache.analysis.cell import (
     names_of,
 )
 from ipyparcache.cells.runs import InputChange
-from ipyparcache.digest import environment, openfiles, registries
+from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
 from ipyparcache.digest.objects import ABSENT, Traversal
 from ipyparcache.errors import ParcacheError, Undigestible
@@ -199,7 +198,7 @@ def _refuse_dynamic_helpers(traversal: Traversal) -> None:
             raise NoKey(f"the function `{function}` uses {min(dynamic)}, whose reach cannot be known")
 
 
-def _reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:
+def reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:
     """The notebook's and local modules' functions among the inputs."""
     for _, function in traversal.instances(types.FunctionType):
         if is_user_code(function.__module__):
@@ -208,22 +207,26 @@ def _reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:
 
 def _reached_code(traversal: Traversal) -> Iterator[tuple[str, types.CodeType]]:
     """Code of these functions with their names, nested functions included."""
-    waiting = [(function.__qualname__, function.__code__) for function in _reached_functions(traversal)]
+    waiting = [(function.__qualname__, function.__code__) for function in reached_functions(traversal)]
     while waiting:
         name, code = waiting.pop()
         yield name, code
         waiting += [(name, const) for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
-def imported_modules(tree: ast.AST) -> list[str]:
-    """Full names of the modules that the cell's own import statements ask for."""
+def imported_modules(tree: ast.AST, parts: bool = True) -> list[str]:
+    """Full names of the modules that the cell's own import statements ask for.
+
+    With `parts` also what `from module import name` takes, which may be a module.
+    """
     found: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.append(node.module)
-            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*"]
+            if parts:
+                found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*"]
     return found
 
 
@@ -242,112 +245,6 @@ def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.See
     named = {path for text in texts for path in environment.files_named_in(text)}
     known = {os.path.realpath(path) for path in seen.files}
     return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
-
-
-def effect_on_libraries(
-    compiled: types.CodeType, namespace: Mapping[str, Any], traversal: Traversal
-) -> str | None:
-    """What the cell, or a function that it calls, does to a library that no entry could bring back.
-
-    It assigns an attribute of a library's module or class, as `np.name`, or fills a table of the process,
-    as `atexit.register`: the library is imported anew by the next kernel.
-    """
-    scopes: list[tuple[types.CodeType, Mapping[str, Any]]] = [(compiled, namespace)]
-    scopes += [(function.__code__, function.__globals__) for function in _reached_functions(traversal)]
-    for code, scope in scopes:
-        found = _effect_on_libraries(code, scope)
-        if found is not None:
-            return found
-    return None
-
-
-def _effect_on_libraries(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
-    """The first such effect in the code, by the names that it goes along."""
-    chain: list[str] = []
-    table: list[str] = []  # the names that led to what an index, a single step, is about to be applied to
-    sets_by_name = {"setattr", "delattr"} & set(code.co_names)
-    for step in dis.get_instructions(code):
-        changed = ""
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            table, chain = chain, [str(step.argval)]
-            if sets_by_name and _is_of_library(_resolved(chain, scope)):
-                changed = f"{chain[0]} by {min(sets_by_name)}"
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            if step.argval in _CHANGING_METHODS and _is_table_of_library(chain, scope):
-                changed = ".".join(chain)
-            chain.append(str(step.argval))
-        elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and chain:
-            if _is_of_library(_resolved(chain, scope)):
-                changed = ".".join([*chain, str(step.argval)])
-            chain = []
-        elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") and table:
-            if _is_table_of_library(table, scope):
-                changed = ".".join(table)
-            table = []
-        elif step.opname not in ("CACHE", "EXTENDED_ARG", "PRECALL"):
-            table, chain = chain, []
-        if changed:
-            return f"it changes {changed}, which belongs to a library"
-        registers = registries.registrar(_resolved(chain, scope)) if chain else None
-        if registers is not None:
-            return f"it calls {registers}(), whose effect a hit could not bring back"
-    nested = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return next(filter(None, (_effect_on_libraries(inner, scope) for inner in nested)), None)
-
-
-_CHANGING_METHODS = frozenset(
-    {
-        "add",
-        "append",
-        "clear",
-        "discard",
-        "extend",
-        "insert",
-        "pop",
-        "popitem",
-        "remove",
-        "setdefault",
-        "update",
-    }
-)
-
-
-def _is_table_of_library(chain: Sequence[str], scope: Mapping[str, Any]) -> bool:
-    """Whether the names lead to a list, dict or set that a module or class of a library holds.
-
-    What is brought back with the process (`sys.path`, warning filters) is none.
-    """
-    if len(chain) < 2 or not _is_of_library(_resolved(chain[:-1], scope)):
-        return False
-    thing = _resolved(chain, scope)
-    own = (sys.path, sys.modules, sys.modules["warnings"].filters)
-    return type(thing) in (list, dict, set) and not any(thing is one for one in own)
-
-
-def _resolved(chain: Sequence[str], scope: Mapping[str, Any]) -> object:
-    found: object = scope.get(chain[0])
-    for part in chain[1:]:
-        if not isinstance(found, types.ModuleType | type):
-            return None  # attributes of other objects may be computed
-        if (
-            part == "register"
-            and type(found) is ABCMeta
-            and not any("register" in vars(k) for k in found.__mro__)
-        ):
-            return found.register  # of its metaclass
-        found = vars(found).get(part)
-    return found
-
-
-def _has(cls: type, name: str) -> bool:
-    """Whether the class or one above it has the attribute; its metaclass is not asked."""
-    return any(name in vars(kind) for kind in cls.__mro__)
-
-
-def _is_of_library(thing: object) -> bool:
-    if isinstance(thing, types.ModuleType):
-        return not is_user_code(thing.__name__)
-    return isinstance(thing, type) and not is_user_code(thing.__module__)
 
 
 def rows_of_imports(before: set[str], traversal: Traversal) -> list[list[str]]:
@@ -373,18 +270,24 @@ def global_writes(traversal: Traversal) -> set[str]:
 
 
 def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]:
-    """Variables named inside strings that are handed to a call which looks names up."""
+    """Variables named inside strings that are handed to a call which looks names up; without those that the
+    cell has bound by then.
+    """
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in NAME_LOOKUPS
-        ):
-            for part in [*node.args, *[word.value for word in node.keywords]]:
-                for inner in ast.walk(part):
-                    if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
-                        found |= {name for name in identifiers(inner.value) if name in namespace}
+    for place, statement in enumerate(tree.body):
+        texts = [
+            inner.value
+            for call in ast.walk(statement)
+            if isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr in NAME_LOOKUPS
+            for part in [*call.args, *[word.value for word in call.keywords]]
+            for inner in ast.walk(part)
+            if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
+        ]
+        named = {name for text in texts for name in identifiers(text) if name in namespace}
+        if named:
+            found |= named - names_of(tree.body[:place]).bound_for_certain
     return found
 
 
@@ -461,12 +364,18 @@ def _said(digest: str | None, summary: Mapping[str, Any]) -> str:
 
 
 def still_holds(
-    rows: Sequence[Sequence[Any]], namespace: Mapping[str, Any], files: Iterable[str] = ()
+    rows: Sequence[Sequence[Any]], namespace: Mapping[str, Any], traversal: Traversal | None = None
 ) -> str | None:
-    """The first observed row that does not hold now, as text; None if all hold."""
+    """The first observed row that does not hold now, as text; None if all hold.
+
+    Without the traversal of the inputs none is a part of them.
+    """
     for row in rows:
         if row[0] == "binding":
             if not _binding_holds(row[1], row[2], namespace):
+                return f"`{row[1]}` stands for something else"
+        elif row[0] == "part":
+            if traversal is None or traversal.number_of(namespace.get(row[1])) != (row[2], row[3]):
                 return f"`{row[1]}` stands for something else"
         elif row[0] == "loaded":
             if _module_digest(row[1]) != row[2]:

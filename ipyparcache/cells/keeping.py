@@ -12,6 +12,7 @@ import ast
 import copy
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,10 @@ class Source:
 
     def known(self, defined: Mapping[str, object]) -> list[object]:
         """What exists on both sides, in an order that both derive alike; each object once."""
-        things = itertools.chain(self.made(defined), self.inputs.traversal.objects())
+        traversal = self.inputs.traversal
+        values = (traversal.value_of(root) for root in sorted(traversal.digests))
+        patterns = (value for value in values if type(value) is re.Pattern)  # the very one that matched
+        things = itertools.chain(self.made(defined), traversal.objects(), patterns)
         return list({id(thing): thing for thing in things}.values())
 
     def made(self, defined: Mapping[str, object]) -> list[object]:
@@ -191,10 +195,17 @@ def what_is_left(
     )
 
 
-def binding_rows(left: Left, namespace: dict[str, Any]) -> list[list[str]]:
-    """The demands that names which the cell may bind, but did not, stand for what they stood for."""
-    rows = [["binding", name, "absent"] for name in left.unsure_absent]
+def binding_rows(left: Left, inputs: Inputs, namespace: dict[str, Any]) -> list[list[Any]]:
+    """The demands that names which the cell may bind, but did not, stand for what they stood for.
+
+    What is a part of an input is named by its place there: the cell may have changed it since.
+    """
+    rows: list[list[Any]] = [["binding", name, "absent"] for name in left.unsure_absent]
     for name, value in left.unsure.items():
+        place = inputs.traversal.number_of(value)
+        if place is not None:
+            rows.append(["part", name, *place])
+            continue
         try:
             rows.append(["binding", name, digest_of(value, namespace).hex()])
         except Undigestible as error:

@@ -192,6 +192,19 @@ def _locale_special() -> dict[str, str]:
     return {part: name for part, name in _locale_facts().items() if name != "C"}
 
 
+def _character_locale() -> str:
+    """LC_CTYPE, which the environment sets in every kernel: an input only of code that may ask for it."""
+    import locale
+
+    return locale.setlocale(locale.LC_CTYPE)
+
+
+def _restore_character_locale(name: str) -> None:
+    import locale
+
+    locale.setlocale(locale.LC_CTYPE, name)
+
+
 def _restore_locale(facts: Mapping[str, str]) -> None:
     import locale
 
@@ -291,6 +304,14 @@ SETTINGS = (
     ),
     Setting("socket timeout", "socket", _socket_timeout, _nothing, _leave, frozenset({"socket"})),
     Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
+    Setting(
+        "locale of characters",
+        "locale",
+        _character_locale,
+        _character_locale,
+        _restore_character_locale,
+        frozenset({"locale"}),
+    ),
     Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
     Setting(
         "NumPy print options", "numpy", lambda: _different(_numpy_print), _numpy_print, _restore_numpy_print

@@ -179,6 +179,8 @@ def watch_imports() -> None:
             except Exception:  # the user's import goes on; `source_of` will look at the module again
                 _loaded.pop(module.__name__, None)
 
+    # so that warnings which count frames, and tracebacks, skip this frame as they skip importlib's own
+    exec_module.__code__ = exec_module.__code__.replace(co_filename=plain.__code__.co_filename)
     exec_module.ipyparcache_watches = True  # type: ignore[attr-defined]
     machinery.SourceFileLoader.exec_module = exec_module  # type: ignore[method-assign,assignment]
     for name, module in list(sys.modules.items()):

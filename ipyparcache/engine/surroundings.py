@@ -8,6 +8,8 @@ changed it.
 from __future__ import annotations
 
 import contextlib
+import copy
+import operator
 import os
 import pickle
 import sys
@@ -43,15 +45,27 @@ def _put_warnings(filters: Any) -> None:
         warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
+_SWITCHES = operator.attrgetter("level", "propagate", "disabled")
+_SILENT = (0, True, False)  # a logger that decides nothing itself
+
+
 def _take_logging() -> Any:
     import logging
 
-    levels = {
-        name: (logger.level, logger.propagate, logger.disabled)
-        for name, logger in list(logging.root.manager.loggerDict.items())
-        if isinstance(logger, logging.Logger) and (logger.level or not logger.propagate or logger.disabled)
-    }
+    loggers = logging.root.manager.loggerDict
+    named = {name: logger for name, logger in list(loggers.items()) if isinstance(logger, logging.Logger)}
+    switches = dict(zip(named, map(_SWITCHES, named.values()), strict=True))
+    levels = {name: found for name, found in switches.items() if found != _SILENT}
     return logging.root.level, logging.root.manager.disable, levels
+
+
+def _stamp_logging() -> Any:
+    logging = sys.modules["logging"]
+    root = logging.root
+    loggers = list(root.manager.loggerDict.values())
+    # What only holds a place in the tree of names has no level.
+    switches = [_SWITCHES(one) for one in loggers if "level" in one.__dict__]
+    return root.level, root.manager.disable, loggers, switches
 
 
 def _put_logging(state: Any) -> None:
@@ -175,6 +189,34 @@ def _put_authkey(key: bytes) -> None:
     sys.modules["multiprocessing"].current_process().authkey = key
 
 
+def _stamp_decimal() -> Any:
+    return repr(sys.modules["decimal"].getcontext())
+
+
+def _stamp_pandas() -> Any:
+    return _unshared(sys.modules["pandas"]._config.config._global_config)
+
+
+def _stamp_matplotlib() -> Any:
+    return _unshared(sys.modules["matplotlib"].rcParams)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy that shows when a container in the original was changed in place."""
+    if isinstance(value, dict):
+        return {name: part if type(part) in _ATOMS else _unshared(part) for name, part in dict.items(value)}
+    return copy.copy(value)
+
+
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+# What is compared at each call, where reading all settings would take longer.
+_STAMPS: dict[str, Callable[[], Any]] = {
+    "logging": _stamp_logging,
+    "decimal": _stamp_decimal,
+    "pandas": _stamp_pandas,
+    "matplotlib": _stamp_matplotlib,
+}
+
 # Library, how its settings are read, how they are put in place. They are read only where the library is
 # loaded.
 _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
@@ -188,6 +230,9 @@ _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
+_CHECKS = tuple((name, _STAMPS.get(name, take)) for name, (take, _) in _LIBRARIES.items())
+
+
 class Surroundings:
     """The state of this process as last taken, with a version that grows when it changed."""
 
@@ -196,10 +241,45 @@ class Surroundings:
         self._lock = threading.RLock()  # an interrupt may leave it held by the thread that asks again
         self._modules = LocalModules()
         self._last: dict[str, Any] = {}
+        self._stamps: dict[str, Any] = {}
         self._pickled = b""
 
     def take(self) -> tuple[int, bytes]:
         """Version and pickle of the present state."""
+        with self._lock:
+            modules = self._modules.take()
+            if not self._is_as_last(modules):
+                self._take_all(modules)
+            return self.version, self._pickled
+
+    def _is_as_last(self, modules: dict[str, int]) -> bool:
+        """Whether all is as it was, told without making a copy of it."""
+        last = self._last
+        if not (
+            last
+            and modules is last["modules"]
+            and os.environ._data == last["environ"]  # type: ignore[attr-defined]
+            and sys.path == last["path"]
+            and list(getattr(sys, "argv", ())) == last["argv"]
+            and sys.dont_write_bytecode == last["dont_write_bytecode"]
+            and sys.getrecursionlimit() == last["recursion"]
+        ):
+            return False
+        try:
+            if os.getcwd() != last.get("cwd"):
+                return False
+        except OSError:
+            return False
+        loaded, stamps = sys.modules, self._stamps
+        try:
+            for name, stamp in _CHECKS:
+                if name in loaded and (name not in stamps or stamp() != stamps[name]):
+                    return False
+        except (AttributeError, ImportError):
+            return False
+        return True
+
+    def _take_all(self, modules: dict[str, int]) -> None:
         state: dict[str, Any] = {
             "environ": dict(os.environ._data),  # type: ignore[attr-defined]
             "path": list(sys.path),
@@ -209,20 +289,20 @@ class Surroundings:
         }
         with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
             state["cwd"] = os.getcwd()
-        loaded = sys.modules
-        with self._lock:
-            state["modules"] = self._modules.take()
-            for name, (take, _) in _LIBRARIES.items():
-                if name in loaded:
-                    try:
-                        state[name] = take()
-                    except (AttributeError, ImportError):  # half loaded, or another version
-                        continue
-            if state != self._last:
-                self._last = state
-                self._pickled = _pickled_rows(state)
-                self.version += 1
-            return self.version, self._pickled
+        state["modules"] = modules
+        stamps: dict[str, Any] = {}
+        for name, stamp in _CHECKS:
+            if name in sys.modules:
+                try:
+                    stamps[name] = stamp()  # first, so that a change meanwhile shows at the next call
+                    state[name] = _LIBRARIES[name][0]()
+                except (AttributeError, ImportError):  # half loaded, or another version
+                    stamps.pop(name, None)
+        self._stamps = stamps
+        if state != self._last:
+            self._pickled = _pickled_rows(state)
+            self.version += 1
+        self._last = state
 
 
 def _pickled_rows(state: dict[str, Any]) -> bytes:
@@ -294,6 +374,9 @@ def _and_apply(run: Callable[[Any], Any], name: str) -> Callable[[Any], None]:
         run(module)
         _apply_library(name)
 
+    # warnings that count frames, and tracebacks, skip this frame as they skip importlib's own
+    own = run_and_apply.__code__
+    run_and_apply.__code__ = own.replace(co_filename="<frozen importlib._bootstrap_external>")
     return run_and_apply
 
 

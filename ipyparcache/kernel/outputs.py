@@ -9,11 +9,13 @@ display hook. Nothing is held back: every wrapper passes on first and notes afte
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -365,6 +367,76 @@ def _flush_c_streams() -> None:
     ctypes = sys.modules.get("ctypes")  # only a process that uses C libraries has text waiting there
     if ctypes is not None and sys.platform != "win32":
         ctypes.CDLL(None).fflush(None)
+
+
+@contextmanager
+def held_back() -> Iterator[list[Stream]]:
+    """Keep from the user what the block prints, also by C code; the list is filled at the end.
+
+    The streams stay the objects that they are, as the block may keep them (a log handler does).
+    """
+    heard: list[Stream] = []
+    main = threading.current_thread()
+
+    def holding(name: str, write: Callable[[str], Any]) -> Callable[[str], Any]:
+        def hold(text: str) -> Any:
+            if threading.current_thread() is not main:
+                return write(text)
+            heard.append(Stream(name, text))
+            return len(text)
+
+        return hold
+
+    held: list[Any] = []
+    with _descriptors_aside() as files:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            try:
+                stream.write = holding(name, stream.write)
+            except AttributeError:  # a plain text file, which writes to the descriptor
+                continue
+            held.append(stream)
+        try:
+            yield heard
+        finally:
+            for stream in held:
+                stream.__dict__.pop("write", None)
+            _flush_c_streams()
+            for name, file in files.items():
+                file.seek(0)
+                text = file.read().decode(errors="replace")
+                if text:
+                    heard.append(Stream(name, text))
+
+
+@contextmanager
+def _descriptors_aside() -> Iterator[dict[str, Any]]:
+    """Files in place of descriptors 1 and 2."""
+    _flush_c_streams()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, ExitStack() as undo:
+        for file, descriptor in ((out, 1), (err, 2)):
+            copy = os.dup(descriptor)
+            undo.callback(os.close, copy)
+            undo.callback(os.dup2, copy, descriptor)
+            os.dup2(file.fileno(), descriptor)
+        yield {"stdout": out, "stderr": err}
+
+
+_CELL_FILES = re.compile(r"\S*ipykernel_\d+\S*\.py|<ipython-input-[^>]*>")
+
+
+def not_recorded(heard: Sequence[Stream], events: Sequence[OutputEvent]) -> list[Stream]:
+    """What of the texts heard the record does not tell; the name of a cell's file, new in each kernel, is
+    no difference."""
+    told = {
+        name: "".join(event.text for event in events if isinstance(event, Stream) and event.name == name)
+        for name in ("stdout", "stderr")
+    }
+    return [
+        event
+        for event in heard
+        if _CELL_FILES.sub("", event.text) not in _CELL_FILES.sub("", told[event.name])
+    ]
 
 
 def replay(shell: Any, events: Sequence[OutputEvent], values: Sequence[object]) -> None:

@@ -64,6 +64,44 @@ def test_a_cell_runs_once_and_then_comes_from_the_store(cell, cached, names, res
     assert names["y"] == 6
 
 
+def test_a_loop_whose_variable_is_a_part_of_what_it_changes_hits(cell, cached, names, restart):
+    setup = "rows = [[1], [2]]\nfor row in rows:\n  pass"
+    body = "for row in rows:\n  row.append(0)"
+    cell(setup)
+    assert cached(body) == "miss"
+    restart()
+    cell(setup)
+
+    assert cached(body) == "hit"
+    assert names["rows"] == [[1, 0], [2, 0]]
+    assert names["row"] is names["rows"][1]
+
+
+def test_a_name_that_a_loop_may_bind_counts_when_it_stood_for_something_else(cell, cached, names, restart):
+    body = "for row in rows:\n  row.append(0)"
+    cell("rows = [[1], [2]]\nrow = rows[1]")
+    assert cached(body) == "miss"
+    restart()
+    cell("rows = [[1], [2]]\nrow = [2]")
+
+    assert cached(body) == "miss"
+    assert names["row"] is names["rows"][1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "limit = 1\nn = len(table.query('a > @limit'))",
+        "with np.load('kept.npz') as kept:\n  n = len(kept)\nn += 1",
+    ],
+)
+def test_a_cell_hits_in_the_kernel_in_which_it_ran_although_its_names_are_bound_now(cell, cached, body):
+    cell("import numpy as np, pandas as pd\ntable = pd.DataFrame({'a': [1, 2]})\nnp.savez('kept.npz', table.a)")
+    assert cached(body) == "miss"
+
+    assert cached(body) == "hit"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "body"),
     [
@@ -723,6 +761,50 @@ def test_output_is_replayed_and_the_result_is_set(cell, cached, names, capsys, r
     assert names["_"] == [1, 2]
 
 
+def test_an_import_that_prints_is_heard_once(cell, cached, capfd, restart, tmp_path):
+    text = "import os, sys, warnings\nprint('hello')\nprint('oh', file=sys.stderr)\nos.write(1, b'raw')\n"
+    tmp_path.joinpath("prints_a.py").write_text(text + "sys.stdout.flush()\n")
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})")
+    assert cached("import prints_a\nprint('then')") == "miss"
+    first = capfd.readouterr()
+    restart()
+    cell("import sys")
+    assert cached("import prints_a\nprint('then')") == "hit"
+    again = capfd.readouterr()
+
+    assert first.out.count("hello") == again.out.count("hello") == 1
+    assert (first.err.count("oh"), again.err.count("oh")) == (1, 1)
+    assert again.out.count("raw") <= 1
+
+
+def test_what_an_import_of_a_hit_prints_for_the_first_time_is_heard(
+    cell, cached, names, capfd, restart, tmp_path
+):
+    tmp_path.joinpath("prints_b.py").write_text("print('loaded')\n")
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport prints_b")
+    assert cached("import prints_b\nx = 1") == "miss"
+    restart()
+    capfd.readouterr()
+    assert cached("import prints_b\nx = 1") == "hit"
+
+    assert capfd.readouterr().out == "loaded\n"
+
+
+def test_a_warning_of_an_imported_module_points_at_the_one_who_imports(cell, capsys, tmp_path):
+    tmp_path.joinpath("old_c.py").write_text(
+        "import warnings\nwarnings.warn('old', DeprecationWarning, stacklevel=2)\n"
+    )
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})")
+    cell(
+        "import warnings\nwith warnings.catch_warnings(record=True) as heard:\n"
+        "  warnings.simplefilter('always')\n  import old_c"
+    )
+    cell("print([warning.lineno for warning in heard])")
+    cell("print(any('modules.py' in warning.filename for warning in heard))")
+
+    assert capsys.readouterr().out == "[4]\nFalse\n"
+
+
 def test_a_silenced_result_is_not_shown_nor_kept_as_out(cell, cached, names, capsys):
     cached("[1, 2];")
     assert capsys.readouterr().out == ""
@@ -894,13 +976,22 @@ def test_the_magic_can_be_asked_for_help(cell, capsys):
         ("import math", "math.tau = 6", "math.tau"),
         ("import json\ndef patch(): json.encoder.X = 1", "patch()", "json.encoder.X"),
         ("import json", "setattr(json, 'x', 1)", "json by setattr"),
+        ("def f():\n  import json as j\n  j.encoder.X = 1", "f()", "j.encoder.X"),
+        ("def f():\n  from json import encoder\n  encoder.X = 1", "f()", "encoder.X"),
+        ("def f():\n  import json.encoder as e\n  e.X = 1", "f()", "e.X"),
+        ("import calendar", "calendar.mdays[0] += 1", "calendar.mdays"),
+        ("import calendar\ndef f(t): t[0] = 1", "f(calendar.mdays)", "calendar.mdays"),
+        ("import calendar", "days = calendar.mdays\ndays[0] = 1\ndel days", "calendar.mdays"),
+        ("def f():\n  from calendar import mdays as m\n  m[0] += 1", "f()", "changes m"),
     ],
 )
 def test_a_change_to_a_library_is_not_stored(cell, cached, setup, body, reason, monkeypatch):
+    import calendar
     import json
     import math
 
     monkeypatch.setattr(math, "tau", math.tau)
+    monkeypatch.setattr(calendar, "mdays", list(calendar.mdays))
     monkeypatch.setattr(json, "x", None, raising=False)
     monkeypatch.setattr(json.encoder, "X", None, raising=False)
     cell(setup)
