@@ -29,7 +29,7 @@ TRANSPARENT_MANAGERS = frozenset(
     localcontext rc_context context style no_grad inference_mode threadpool_limits parallel_config
     parallel_backend Pool Parallel ThreadPoolExecutor ProcessPoolExecutor closing nullcontext redirect_stdout
     redirect_stderr chdir connect TemporaryDirectory NamedTemporaryFile TemporaryFile SpooledTemporaryFile
-    ExcelWriter HDFStore File Lock RLock config_context urlopen Session scandir
+    ExcelWriter HDFStore File Lock RLock config_context urlopen Session scandir load tqdm
     """.split()  # noqa: SIM905 (a list of a hundred quoted words is not easier to read)
 )
 

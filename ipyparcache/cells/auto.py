@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
+from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType, NoneType
 
 
 @dataclass
@@ -148,7 +148,7 @@ def _is_inside_a_cell() -> bool:
     """Whether a cell is running in this thread: what it has transformed is part of it, as what follows
     `%timeit`.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "run_code" and frame.f_globals.get("__name__") == _SHELL_MODULE:
             return True

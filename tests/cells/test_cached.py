@@ -96,7 +96,8 @@ def test_a_name_that_a_loop_may_bind_counts_when_it_stood_for_something_else(cel
     ],
 )
 def test_a_cell_hits_in_the_kernel_in_which_it_ran_although_its_names_are_bound_now(cell, cached, body):
-    cell("import numpy as np, pandas as pd\ntable = pd.DataFrame({'a': [1, 2]})\nnp.savez('kept.npz', table.a)")
+    cell("import numpy as np, pandas as pd\ntable = pd.DataFrame({'a': [1, 2]})")
+    cell("np.savez('kept.npz', table.a)")
     assert cached(body) == "miss"
 
     assert cached(body) == "hit"
