@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 
 class Buffers:
@@ -200,28 +200,47 @@ def _names_in(code: CodeType) -> set[str]:
 
 
 _SPACE = ("__name__", "__package__", "__file__")  # what a function may ask about its module
-_names_cache: weakref.WeakKeyDictionary[FunctionType, tuple[CodeType, set[str]]] = weakref.WeakKeyDictionary()
-_pickled_functions: weakref.WeakKeyDictionary[FunctionType, tuple[object, ...]] = weakref.WeakKeyDictionary()
+# By function that stands alone: its parts, the names that its code reads, and its pickle.
+_Alike: TypeAlias = "tuple[CodeType, object, object, object, object, object, object, frozenset[str], bytes]"
+_pickled_functions: weakref.WeakKeyDictionary[FunctionType, _Alike] = weakref.WeakKeyDictionary()
+
+
+def _has_more(function: FunctionType) -> bool:
+    return bool(
+        function.__closure__ or function.__dict__ or function.__annotations__ or function.__kwdefaults__
+    )
 
 
 def stands_alone(function: object) -> bool:
     """Whether a function consists of its code and plain defaults: it reads no global but builtins."""
-    if (
-        type(function) is not FunctionType
-        or function.__closure__
-        or function.__dict__
-        or function.__annotations__
-        or function.__kwdefaults__
-    ):
+    if type(function) is not FunctionType or _has_more(function):
         return False
     if function.__defaults__ and not all(type(value) in _ATOMS for value in function.__defaults__):
         return False
-    known = _names_cache.get(function)
-    if known is None or known[0] is not function.__code__:
-        known = (function.__code__, _names_in(function.__code__))
-        _names_cache[function] = known
-    spaces = function.__globals__
-    return not any(name in spaces for name in known[1]) and "__import__" not in known[1]
+    names = _names_in(function.__code__)
+    return function.__globals__.keys().isdisjoint(names) and "__import__" not in names
+
+
+def pickled_before(function: FunctionType) -> bytes | None:
+    """The pickle of a function that stands alone, if it and what it may ask about its module are as then."""
+    known = _pickled_functions.get(function)
+    if known is None:
+        return None
+    code, defaults, doc, name, qualified, module, space, names, payload = known
+    values = function.__globals__
+    if (
+        function.__code__ is code
+        and function.__defaults__ is defaults
+        and function.__doc__ is doc
+        and function.__name__ is name
+        and function.__qualname__ is qualified
+        and function.__module__ is module
+        and not _has_more(function)
+        and values.keys().isdisjoint(names)
+        and (values.get("__name__"), values.get("__package__"), values.get("__file__")) == space
+    ):
+        return payload
+    return None
 
 
 class _Alone:
@@ -261,24 +280,22 @@ def needs_cloudpickle(function: object) -> bool:
 def dump_function(function: object, version: str, buffers: Buffers | None = None) -> bytes:
     """Pickle a callable for the workers, with all that it refers to."""
     kind = type(function)
+    if kind is FunctionType and (payload := pickled_before(cast("FunctionType", function))) is not None:
+        return payload
     if kind in (FunctionType, BuiltinFunctionType, type) and _importable(function):
         return pickle.dumps(function, 5)
     if not stands_alone(function):
         return dumps(function, version, buffers)
     alone = cast("FunctionType", function)
-    known = _pickled_functions.get(alone)
     names = (alone.__name__, alone.__qualname__, alone.__module__)
-    state = (alone.__code__, alone.__defaults__, alone.__doc__, names)
-    if (
-        known is None
-        or known[3] != names
-        or not all(one is other for one, other in zip(known[:3], state, strict=False))
-    ):
-        space = {name: value for name in _SPACE if isinstance(value := alone.__globals__.get(name), str)}
-        parts = (marshal.dumps(alone.__code__), names, alone.__defaults__, alone.__doc__, space)
-        known = (*state, pickle.dumps(_Alone(parts), 5))
-        _pickled_functions[alone] = known
-    return cast("bytes", known[-1])
+    space = tuple(map(alone.__globals__.get, _SPACE))
+    told = {name: value for name, value in zip(_SPACE, space, strict=True) if isinstance(value, str)}
+    parts = (marshal.dumps(alone.__code__), names, alone.__defaults__, alone.__doc__, told)
+    payload = pickle.dumps(_Alone(parts), 5)
+    read = frozenset(_names_in(alone.__code__))
+    known = (alone.__code__, alone.__defaults__, alone.__doc__, *names, space, read, payload)
+    _pickled_functions[alone] = known
+    return payload
 
 
 def dumps(value: object, version: str, buffers: Buffers | None = None) -> bytes:
@@ -373,6 +390,7 @@ __all__ = [
     "dump_result",
     "dumps",
     "live_class",
+    "pickled_before",
     "stands_alone",
     "wrap_non_picklable_objects",
 ]

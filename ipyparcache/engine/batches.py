@@ -78,6 +78,7 @@ class Died:
     exit_code: int | None
     max_rss: int
     worker: int
+    memory: bytes = b""  # what the task of a batch of one left in the memory that it shares with the caller
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ def cpu_count(only_physical_cores: bool = False) -> int:
     limit = environment_value(_LIMIT)
     if limit.isdigit() and int(limit) > 0:
         logical = min(logical, int(limit))
-    if environment_value(_ALONE).strip() == "0":
+    if environment_value(ALONE).strip() == "0":
         return 1
     return max(logical, 1)
 
@@ -106,4 +106,4 @@ def inner_threads(workers: int) -> int:
     return max(1, cpu_count() // max(workers, 1))
 
 
-_LIMIT, _ALONE = _key("LOKY_MAX_CPU_COUNT"), _key("JOBLIB_MULTIPROCESSING")
+_LIMIT, ALONE = _key("LOKY_MAX_CPU_COUNT"), _key("JOBLIB_MULTIPROCESSING")

@@ -20,7 +20,10 @@ _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 class _Seen(NamedTuple):
     """A local module as it was when it was noticed, or loaded again."""
 
+    module: Any
     spec: Any
+    named: str  # its file, as it names it
+    path: str  # the same, from the root
     generation: int
     stamp: tuple[int, int] | None  # modification time (ns) and size of the file that was loaded
 
@@ -69,31 +72,45 @@ class LocalModules:
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._generations: dict[str, int] = {}  # never changed, but replaced
         self._others: tuple[int, str] = (0, "")  # how many modules there were, and the last of them
         self._by_value: set[str] = set()
 
     def take(self) -> dict[str, int]:
-        """Generation of each local module by name; makes them travel by value if one was edited."""
+        """Generation of each local module by name; makes them travel by value if one was edited.
+
+        The same dictionary as the last time, if all is as it was then.
+        """
         now = (len(sys.modules), next(reversed(sys.modules)))
         if now != self._others:
             self._others = now
             for name, module in list(sys.modules.items()):
                 if name not in self._seen and name != "__main__" and (path := local_file(module)) is not None:
-                    self._seen[name] = _Seen(getattr(module, "__spec__", None), 0, _loaded_stamp(path))
+                    self._seen[name] = self._look_at(module, path, 0)
         edited = False
         for name, seen in list(self._seen.items()):
-            here = sys.modules.get(name)
-            path = local_file(here)
-            if path is None:
-                del self._seen[name]
-                continue
-            spec = getattr(here, "__spec__", None)
-            if spec is not seen.spec:
-                seen = self._seen[name] = _Seen(spec, seen.generation + 1, _loaded_stamp(path))
-            if seen.stamp is None or _stamp(path) != seen.stamp:
+            here: Any = sys.modules.get(name)
+            spec, named = getattr(here, "__spec__", None), getattr(here, "__file__", None)
+            if here is not seen.module or spec is not seen.spec or named != seen.named:
+                path = local_file(here)
+                if path is None:
+                    del self._seen[name]
+                    continue
+                generation = seen.generation + (spec is not seen.spec)
+                seen = self._seen[name] = self._look_at(here, path, generation)
+            if seen.stamp is None or _stamp(seen.path) != seen.stamp:
                 edited = True
-        self._send_by_value(set(self._seen) if edited else set())
-        return {name: seen.generation for name, seen in self._seen.items()}
+        if edited or self._by_value:
+            self._send_by_value(set(self._seen) if edited else set())
+        if len(self._seen) != len(self._generations) or any(
+            self._generations.get(name) != seen.generation for name, seen in self._seen.items()
+        ):
+            self._generations = {name: seen.generation for name, seen in self._seen.items()}
+        return self._generations
+
+    @staticmethod
+    def _look_at(module: Any, path: str, generation: int) -> _Seen:
+        return _Seen(module, module.__spec__, module.__file__, path, generation, _loaded_stamp(path))
 
     def _send_by_value(self, names: set[str]) -> None:
         if names == self._by_value:

@@ -59,6 +59,7 @@ class Error:
     seconds: float = 0.0
     worker: int = 0
     started: float = 0.0
+    memory: bytes = b""  # what a task that was lost with its worker had left in the memory that both share
 
     def unwrap(self) -> object:
         """Raise the exception of the task; one that would end the caller (SystemExit) is wrapped in

@@ -136,6 +136,8 @@ class Packing:
         """Pickle the function of the call; what describes it, its memory and its large buffers."""
         buffers = pickling.Buffers(OUT_OF_BAND)
         payload = pickling.dump_function(function, self._version, buffers)
+        if not buffers.taken and len(payload) <= INLINE:
+            return (payload, None, None, ()), None, []
         return self._pack(payload, buffers.taken, trusted=False)
 
     def _pack(

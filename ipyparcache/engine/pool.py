@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -67,6 +68,8 @@ class WorkerHandle:
         self.call = 0  # number of the call it has the function of
         self.state_version = -1  # of the surroundings it has
         self.spawned = False
+        self.waiting = select.poll()  # for its bell alone
+        self.waiting.register(bell, select.POLLIN)
         self.used_areas = False  # large arguments or results went through its block since it was trimmed
         self.dirty = False  # it may still run something of a call that is over
         self.kill_at = 0.0
@@ -102,7 +105,7 @@ class Pool:
         self._workers: dict[int, WorkerHandle] = {}
         self._news = select.poll()  # the fork server's socket and the bells of all workers
         self._numbers = 0
-        self._calls = 0
+        self._calls = itertools.count(1)
         self._reaper: threading.Timer | None = None
         self._modules: tuple[str, ...] = ()
         self._forks_plain = False  # whether the workers started now are to do without cloudpickle at first
@@ -148,9 +151,7 @@ class Pool:
 
     def next_call(self) -> int:
         """A number for a call, unique in this process."""
-        with self._lock:
-            self._calls += 1
-            return self._calls
+        return next(self._calls)
 
     def _start(self) -> WorkerHandle:
         self._numbers += 1
@@ -235,28 +236,49 @@ class Pool:
 
     # -- lending ------------------------------------------------------------------------------------------
 
-    def lease(self, count: int, is_plain: Callable[[], bool] | None = None) -> Lease:
-        """Workers for a call: those that wait, and new ones, without cloudpickle if the call is plain."""
+    def lease_waiting(self) -> Lease | None:
+        """One worker that waits for work, if there is one."""
         lease = Lease()
+        with self._lock:
+            self._lend(lease, 1)
+        return lease if lease.workers else None
+
+    def _lend(self, lease: Lease, count: int) -> None:
+        """Fill up a lease with workers that wait, to `count` if there are so many."""
+        polled = self._news.poll(0)
+        news = {fd for fd, _ in polled} if polled else ()
+        if polled:
+            self._pump_server()
+        mark = weakref.ref(lease)
+        for worker in list(self._workers.values()):
+            if worker.leased_to is not None:
+                if worker.leased_to() is not None:
+                    continue
+                # Its call vanished without giving it back (an interrupt in the wrong place).
+                self.stop_running(worker)
+            quiet = worker.said_hello and not worker.dirty
+            if quiet and news and worker.bell.fileno() in news:
+                quiet = False
+            if not quiet and not self._is_ready(worker):
+                continue
+            worker.leased_to = mark
+            lease.workers.append(worker)
+            if len(lease.workers) == count:
+                return
+
+    def lease(
+        self, count: int, is_plain: Callable[[], bool] | None = None, begun: Lease | None = None
+    ) -> Lease:
+        """Workers for a call: those of a lease that was begun, those that wait, and new ones.
+
+        New ones come without cloudpickle if the call is plain.
+        """
+        lease = begun or Lease()
         mark = weakref.ref(lease)
         with self._lock:
-            news = {fd for fd, _ in self._news.poll(0)}
-            if news:
-                self._pump_server()
-            for worker in list(self._workers.values()):
-                if worker.leased_to is not None:
-                    if worker.leased_to() is not None:
-                        continue
-                    # Its call vanished without giving it back (an interrupt in the wrong place).
-                    self.stop_running(worker)
-                quiet = worker.said_hello and not worker.dirty and worker.bell.fileno() not in news
-                if not quiet and not self._is_ready(worker):
-                    continue
-                worker.leased_to = mark
-                lease.workers.append(worker)
-                if len(lease.workers) == count:
-                    break
-            if len(lease.workers) == count:
+            if len(lease.workers) < count:
+                self._lend(lease, count)
+            if len(lease.workers) >= count:
                 return lease
             self._forks_plain = is_plain is not None and is_plain()
             try:
@@ -312,17 +334,19 @@ class Pool:
     def release(self, lease: Lease) -> None:
         """Take workers back; one that may still run something gets `GRACE` seconds to finish."""
         with self._lock:
+            stragglers = False
             for worker in lease.workers:
                 if worker.gone:
                     continue
                 if worker.outstanding or worker.dirty:
                     self.stop_running(worker)
+                    stragglers = True
                 elif worker.used_areas and worker.block.held() > self._kept_memory():
                     worker.block.trim()
                     worker.used_areas = False
                 worker.leased_to = None
             lease.workers = []
-            if any(worker.dirty for worker in self._workers.values()):
+            if stragglers:
                 self._watch_stragglers()
 
     def _kept_memory(self) -> int:

@@ -113,7 +113,9 @@ class Worker:
         self.function: Callable[..., object] | None = None
         self.broken: bytes | None = None  # why the function did not load
         self.last_function: tuple[bytes, Any, int] = (b"", None, 0)  # pickle, function, size of its globals
-        self.options: dict[str, Any] = {}
+        self.timed = False  # somebody looks at how long the running task has taken
+        self.limits: tuple[int | None, bool] = (None, False)  # of threads: how many, and whether asked for
+        self.ring_after = RING_AFTER
         self.state: bytes | None = None  # surroundings that came before their call, being large
         self.capture = False
         self.in_place: tuple[int | None, bool] | None = None  # thread limits, if no task has run since
@@ -124,6 +126,7 @@ class Worker:
         self.objects: dict[int, object] = {}
         self.first = -1  # index of the first task of the running batch
         self.slot = 0
+        self.count = 0  # tasks of the running batch
         self.up_end = 0  # where the UP area of the running batch is free
         self.ends = (0, 0)  # sizes of stdout and stderr when the last task ended
         self.emitted = False
@@ -210,14 +213,14 @@ class Worker:
         _, number, packet, options, state = message
         self.function = self.broken = None
         self.call = number
-        self.options = options
-        self.capture = bool(options.get("capture"))
+        self.capture, self.timed, threads, forced, prompt = options
+        self.ring_after = PROMPT_AFTER if prompt else RING_AFTER
+        self.limits = (threads, forced)
         self.last_written = 1
         try:
             state = state if state is not None else self.state
-            limits = (options.get("inner"), bool(options.get("forced")))
-            if state is not None or self.in_place != limits:
-                self._put_in_place(state, limits)
+            if state is not None or self.in_place != self.limits:
+                self._put_in_place(state)
             else:
                 surroundings.enter_folder()
             self.state = None
@@ -237,11 +240,11 @@ class Worker:
         self.objects.clear()
         self.larges.clear()
 
-    def _put_in_place(self, state: bytes | None, limits: tuple[int | None, bool]) -> None:
+    def _put_in_place(self, state: bytes | None) -> None:
         """Give tasks the surroundings of the caller, whatever an earlier task did to them."""
-        surroundings.restore(state, *limits)
+        surroundings.restore(state, *self.limits)
         self._own_streams()
-        self.in_place = limits
+        self.in_place = self.limits
 
     def tidy(self) -> None:
         """Put in place again, while there is nothing to do, what the next call will want to find so."""
@@ -250,7 +253,7 @@ class Worker:
             if hasattr(os, "sched_yield"):
                 os.sched_yield()  # the caller first, if it waits for this processor
             with contextlib.suppress(Exception):  # will be raised again when it matters
-                self._put_in_place(None, (self.options.get("inner"), bool(self.options.get("forced"))))
+                self._put_in_place(None)
                 if len(sys._current_frames()) > 1:
                     self.in_place = None  # a thread that a task left behind may change it again
 
@@ -338,6 +341,7 @@ class Worker:
         words = self.block.words
         memory = self.block.memory
         self.slot = slot
+        self.count = count
         self.up_end = 0
         words[EVENTS + slot] = 0
         words[COMMITTED] = 0
@@ -357,8 +361,8 @@ class Worker:
         rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=False) if columns else iter([()] * count)
         if columns:
             rows = islice(rows, message[11], message[11] + count)
-        timed = bool(self.options.get("timeout"))
-        ring_after = PROMPT_AFTER if self.options.get("prompt") else RING_AFTER
+        timed = self.timed
+        ring_after = self.ring_after
         capture = self.capture
         position = self.block.slot(slot)
         bottom = position
@@ -516,6 +520,19 @@ def current_task() -> int | None:
     if _worker is None or _worker.first < 0:
         return None
     return _worker.first + _worker.block.words[COMMITTED]
+
+
+def memory_of_task() -> memoryview | None:
+    """Memory that the caller gets to read if this process ends in the running task; None where it cannot.
+
+    It is the task's until it returns: its outcome is then written there. A batch of several has none.
+    """
+    if local_task.index is not None or _worker is None or _worker.first < 0 or _worker.count != 1:
+        return None
+    if os.getpid() != _worker._own_pid:
+        return None
+    start = _worker.block.slot(_worker.slot)
+    return memoryview(_worker.block.memory)[start : start + SLOT]
 
 
 def is_worker() -> bool:

@@ -11,10 +11,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew, crew_factory
 from ipyparcache.engine.batches import (
@@ -32,7 +33,11 @@ from ipyparcache.engine.batches import (
 )
 from ipyparcache.engine.cpus import inner_threads
 from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.engine.worker import SCALARS
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
+
+if TYPE_CHECKING:
+    from ipyparcache.engine.backends.processes import Begun
 
 TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
 LONG_TARGET = 0.02  # and later: a hundred times what sending it and reading its report costs
@@ -46,6 +51,8 @@ LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`, at m
 GRACE = 0.7  # seconds that running tasks get to finish when the call is cancelled
 SPLIT = 0.001  # what will take so long is fetched from a running batch when workers have nothing to do
 SILENCE = 0.005  # seconds without news after which the times measured so far are not believed
+
+AT_ONCE = 0.001  # seconds that the tasks of a call may take together to go to one worker in one message
 
 Progress: TypeAlias = Callable[[int, float, int], None]
 
@@ -90,7 +97,8 @@ class Source:
 
     `triples` says that rows are (function, arguments, keywords); where all of a batch are calls of `function`
     without keywords they are sent as plain rows. `careful` False says that drawing runs no code of the
-    user, so that arguments met before need not be looked at again; None that this is so for a list.
+    user, so that arguments met before need not be looked at again; None that this is so for a list. A
+    function is asked after the first draw, if that was not the last one.
     """
 
     def __init__(
@@ -99,21 +107,19 @@ class Source:
         *,
         triples: bool = False,
         function: object = None,
-        careful: bool | None = None,
-        limit: int | None = None,
+        careful: bool | Callable[[], bool] | None = None,
     ):
         self._rows = iter(rows)
         self._triples = triples
         self._function = function
         self._identity = {id(function)}
         # A list cannot change what it holds by being drawn from; what runs between two draws is the consumer.
-        self.careful = not isinstance(rows, (list, tuple)) if careful is None else careful
+        self._careful = not isinstance(rows, (list, tuple)) if careful is None else careful
         self.looked_away = False  # code of the consumer has run since the last draw
         self.drawn = 0
         self.exhausted = False
         hint = operator.length_hint(rows, -1)
         self.total: int | None = hint if hint >= 0 and hasattr(rows, "__len__") else None
-        self._limit = limit
         self._waiting: deque[Any] = deque()
 
     def peek_function(self) -> object:
@@ -153,9 +159,19 @@ class Source:
             return None
         first = self.drawn
         self.drawn += len(rows)
-        careful = self.careful or self.looked_away
+        if not isinstance(self._careful, bool):
+            # What was drawn at once is pickled after all of it has been drawn: nothing changes in between.
+            self._careful = not (self.exhausted and first == 0) and self._careful()
+        careful = self._careful or self.looked_away
         self.looked_away = False
         return Batch(first, rows, self._triples and not alike, careful)
+
+    def has_plain_row(self) -> bool:
+        """Whether the row that was drawn to see its function holds plain arguments and no keywords."""
+        if not self._waiting:
+            return False
+        _, arguments, keywords = self._waiting[0]
+        return not keywords and SCALARS.issuperset(map(type, arguments))
 
     def _some(self, count: int) -> list[Any]:
         rows: list[Any] = []
@@ -197,9 +213,11 @@ class Pace:
         return self._seconds / self._tasks if self._tasks else self._guess
 
     def remember(self) -> None:
-        """Keep the measurement for the next call of the function."""
+        """Keep the measurement for the next call of the function, if it is news."""
         if self._function is not None and self._tasks:
-            _remembered[self._function] = self._seconds / self._tasks
+            mean = self._seconds / self._tasks
+            if self._guess is None or not 0.5 < mean / max(self._guess, 1e-9) < 2:
+                _remembered[self._function] = mean
 
     def note_row(self, row: Sequence[Any]) -> None:
         """Look at how large the arguments of a task are."""
@@ -256,6 +274,29 @@ def usual_seconds(times: Sequence[float]) -> float:
     return 2 * (quarters[0] + quarters[1])
 
 
+def try_at_once(function: object, source: Source, threads: int) -> Ran | Begun | Batch | None:
+    """Run all tasks of a source in one batch on a waiting worker, if they will take no longer than that.
+
+    What cannot be done so simply is given back, for a `Run` to begin with: a batch, sent or not sent.
+    """
+    if type(function) is not FunctionType:
+        return None
+    seconds = _remembered.get(function)
+    if seconds is None or seconds > AT_ONCE / 2 or not source.has_plain_row():
+        return None
+    batch = source.draw(min(int(AT_ONCE / max(seconds, 1e-7)), LARGEST))
+    if batch is None or not source.exhausted or batch.triples:
+        return batch
+    from ipyparcache.engine.backends.processes import run_at_once
+
+    answer = run_at_once(function, batch, threads)
+    if type(answer) is Ran:
+        took = usual_seconds(answer.times) / len(batch.rows)
+        if not 0.5 < took / max(seconds, 1e-9) < 2:
+            _remembered[function] = took
+    return answer or batch
+
+
 class Run:
     """One call: a source of tasks, a crew that runs them, and the rules between the two."""
 
@@ -267,10 +308,13 @@ class Run:
         *,
         on_event: OnEvent | None = None,
         cancelled: threading.Event | None = None,
-        around_thread: Callable[[], Any] | None = None,
+        around_thread: Callable[[], Any] = nullcontext,
         ahead: int | None = None,
+        on_look: Callable[[], None] | None = None,
+        begun: Begun | Batch | None = None,
     ):
         self.source = source
+        self.on_look = on_look  # called now and then, and at least every `LOOK` seconds
         self.ahead = ahead  # batches that may be under way at once, beside the workers' own limit
         self.options = options
         self.cancelled = cancelled
@@ -283,19 +327,26 @@ class Run:
             keep_arguments=options.retries > 0,
             prompt=options.prompt,
             on_event=self._held.take if self._held is not None else on_event,
+            around_thread=around_thread,
         )
-        if around_thread is not None:
-            call.around_thread = around_thread
         count = options.n_jobs
         left = source.left()
         if left is not None:
             count = max(1, min(count, left))
-        self.crew: Crew = crew_factory(options.backend)(function, count, call)
-        self.pace = Pace(self.crew.size, options.batch, function, options.prompt)
+        self.crew: Crew
         self.backlog: deque[Batch] = deque()
+        if begun is None or isinstance(begun, Batch):
+            self.crew = crew_factory(options.backend)(function, count, call)
+            if begun is not None:
+                self.backlog.append(begun)
+        else:
+            from ipyparcache.engine.backends.processes import ProcessCrew
+
+            self.crew = ProcessCrew(function, count, call, begun)
+        self.pace = Pace(self.crew.size, options.batch, function, options.prompt)
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
-        self._longest = 0  # tasks of the largest batch so far
+        self._longest = 0 if begun is None else source.drawn  # tasks of the largest batch so far
         self.silent = False  # nothing was reported in the last look
         self.idle = False  # a lane has nothing to do
         self.stealing = False  # a lane was told to begin nothing more, and will be asked again
@@ -305,6 +356,8 @@ class Run:
     # -- rules --------------------------------------------------------------------------------------------
 
     def _next_batch(self) -> Batch | None:
+        if self.source.exhausted and not self.backlog:
+            return None
         while self.backlog:
             batch = self.backlog.popleft()
             if self.failed_at is not None:
@@ -441,23 +494,33 @@ class Run:
         if index in self._killed:
             self._killed.discard(index)
             if self._ending is not None:
-                return Error(TaskCancelled(index), worker=report.worker)
+                return Error(TaskCancelled(index), worker=report.worker, memory=report.memory)
             limit = self.options.timeout or 0.0
-            return Error(TaskTimeout(index, limit), "", limit, report.worker)
-        return Error(WorkerDied(index, report.signal, report.exit_code, report.max_rss), worker=report.worker)
+            return Error(TaskTimeout(index, limit), "", limit, report.worker, memory=report.memory)
+        died = WorkerDied(index, report.signal, report.exit_code, report.max_rss)
+        return Error(died, worker=report.worker, memory=report.memory)
+
+    def _note(self, report: Ran) -> None:
+        """Take in how long tasks took, and what the worker did not run of its batch."""
+        values = len(report.values)
+        if values:
+            self.pace.note(values, usual_seconds(report.times))
+        behind = report.position + values
+        if report.complete and behind < len(report.batch):
+            self.backlog.append(report.batch.rest(behind))
+
+    @staticmethod
+    def _done(report: Ran) -> Done:
+        return Done(report.batch.first + report.position, report.values, False, report.times, report.worker)
 
     def _ran(self, report: Ran) -> Iterator[Done]:
         batch, values, times = report.batch, report.values, report.times
-        if values:
-            self.pace.note(len(values), usual_seconds(times))
-        behind = report.position + len(values)
-        if report.complete and behind < len(batch):
-            self.backlog.append(batch.rest(behind))
-        first = batch.first + report.position
+        self._note(report)
         if not report.failed and self._held is None:
             if values:
-                yield Done(first, values, False, times, report.worker)
+                yield self._done(report)
             return
+        first = batch.first + report.position
         start = 0
         for at, value in enumerate(values):
             if type(value) is not Error:
@@ -526,11 +589,20 @@ class Run:
                 reports = crew.poll(2 * STEAL_AFTER if self.stealing else SILENCE if self.idle else LOOK)
                 self.silent = not reports
                 for report in reports:
-                    yield from self.take(report)
+                    if type(report) is Ran and not report.failed and self._held is None:
+                        self._note(report)
+                        if report.values:
+                            yield self._done(report)
+                    else:
+                        yield from self.take(report)
                 if self.failed_at is not None:
                     self._drop_later(self.failed_at)
                 if limited:
                     yield from self._enforce_limits()
+                if self.on_look is not None:
+                    self.on_look()
+                if self.source.exhausted and not self.backlog and not crew.busy():
+                    return
         finally:
             self.pace.remember()
             crew.close()

@@ -21,9 +21,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from types import CodeType, GeneratorType, ModuleType, TracebackType
+from types import CodeType, FunctionType, GeneratorType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from ipyparcache.engine.backends import base
 from ipyparcache.engine.backends.base import (
     BACKENDS,
     EXTERNAL_BACKENDS,
@@ -35,8 +36,9 @@ from ipyparcache.engine.backends.base import (
     register_parallel_backend,
     to_count,
 )
-from ipyparcache.engine.cpus import cpu_count
-from ipyparcache.engine.filebacked import FileArrays, active, parse_limit
+from ipyparcache.engine.batches import Batch, Ran
+from ipyparcache.engine.cpus import cpu_count, inner_threads
+from ipyparcache.engine.filebacked import FileArrays, active, is_active, parse_limit
 from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.outcome import Error
 from ipyparcache.engine.pool import shutdown_workers
@@ -56,13 +58,14 @@ from ipyparcache.parallel.config import (
     parallel_backend,
     parallel_config,
 )
-from ipyparcache.parallel.dispatch import Done, Options, Run, Source, run_tasks
+from ipyparcache.parallel.dispatch import Done, Options, Run, Source, run_tasks, try_at_once
 from ipyparcache.parallel.expressions import parse_ahead
 from ipyparcache.parallel.protocol import ProtocolRun, Triple
 from ipyparcache.parallel.seeding import Seeded
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
 if TYPE_CHECKING:
+    from ipyparcache.engine.backends.processes import Begun
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar
 
@@ -97,8 +100,13 @@ def delayed(function: Callable[..., Any]) -> Callable[..., Triple]:
     def delayed_function(*args: object, **kwargs: object) -> Triple:
         return function, args, kwargs
 
-    with contextlib.suppress(AttributeError):  # some callables lack what it copies
-        delayed_function = functools.wraps(function)(delayed_function)
+    if type(function) is FunctionType and not function.__dict__:  # what `wraps` does, in half the time
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            setattr(delayed_function, name, getattr(function, name))
+        delayed_function.__wrapped__ = function  # type: ignore[attr-defined]
+    else:
+        with contextlib.suppress(AttributeError):  # some callables lack what it copies
+            delayed_function = functools.wraps(function)(delayed_function)
     _last_delayed = (function, delayed_function)
     return delayed_function
 
@@ -161,6 +169,10 @@ def is_transparent(tasks: object) -> bool:
 
 
 # -- Parallel ---------------------------------------------------------------------------------------------
+
+USUAL_AHEAD = ("2 * n_jobs", "2*n_jobs")  # taken as: as many as keep the workers busy
+NOTHING = contextlib.nullcontext()
+BAR_AFTER = 0.05  # seconds: most calls are over before there is anything to show
 
 
 class AfterInitializer:
@@ -234,6 +246,22 @@ class Parallel(Logger):
         For the backend, such as `initializer` and `initargs`.
     """
 
+    # What no call has changed yet: here, as most objects serve one call.
+    n_completed_tasks = 0
+    n_dispatched_tasks = 0
+    n_dispatched_batches = 0
+    n_tasks: int | None = None
+    _running: Callable[[], object] | None = None
+    _managed = False
+    _managed_count = 0
+    _cancel: _Cancel | None = None
+    _files: FileArrays | None = None
+    _started = 0.0
+    _told = 0
+    _length: int | None = None
+    _bar: tuple[Tracker, Bar] | None = None
+    _early: list[tuple[int, float, int | None]] | None = None  # counts of a call that has no bar so far
+
     def __init__(
         self,
         n_jobs: Any = UNSET,
@@ -276,9 +304,13 @@ class Parallel(Logger):
         self.return_as = return_as
         self.return_generator = return_as != "list"
         self.return_ordered = return_as != "generator_unordered"
-        self.verbose = configured("verbose", UNSET if verbose is None else verbose)
-        self.prefer = configured("prefer", UNSET if prefer is None else prefer)
-        self.require = configured("require", UNSET if require is None else require)
+        if is_anything_set():
+            verbose = configured("verbose", UNSET if verbose is None else verbose)
+            prefer = configured("prefer", UNSET if prefer is None else prefer)
+            require = configured("require", UNSET if require is None else require)
+        self.verbose = 0 if verbose is UNSET or verbose is None else verbose
+        self.prefer = None if prefer is UNSET else prefer
+        self.require = None if require is UNSET else require
         self.timeout = timeout
         self.pre_dispatch = pre_dispatch
         self.batch_size = batch_size
@@ -286,13 +318,9 @@ class Parallel(Logger):
         self.seed = seed
         self.on_error = on_error
         self.retries = retries
-        self.n_completed_tasks = 0
-        self.n_dispatched_tasks = 0
-        self.n_dispatched_batches = 0
-        self.n_tasks: int | None = None
         self._arrays = self._array_settings(temp_folder, max_nbytes, mmap_mode)
         self._backend, given = self._chosen_backend(backend, n_jobs)
-        self._kwargs = self._checked_arguments(backend_kwargs)
+        self._kwargs = self._checked_arguments(backend_kwargs) if backend_kwargs else backend_kwargs
         if inner_max_num_threads is not None:
             if not self._backend.supports_inner_max_num_threads:
                 raise AssertionError(
@@ -306,15 +334,6 @@ class Parallel(Logger):
             raise ValueError("n_jobs could not be converted to int") from error
         if self.return_generator and not self._backend.supports_return_generator:
             raise ValueError(f"Backend {self._backend} does not support return_as={return_as}")
-        self._running: Callable[[], object] | None = None
-        self._managed = False
-        self._managed_count = 0
-        self._cancel: _Cancel | None = None
-        self._files: FileArrays | None = None
-        self._started = 0.0
-        self._told = 0
-        self._length: int | None = None
-        self._bar: tuple[Tracker, Bar] | None = None
 
     @staticmethod
     def _array_settings(folder: Any, limit: Any, mode: Any) -> tuple[str | None, int | None, str] | None:
@@ -341,9 +360,13 @@ class Parallel(Logger):
 
     def _chosen_backend(self, backend: Any, n_jobs: Any) -> tuple[ParallelBackendBase, Any]:
         """The backend and `n_jobs` by the rules of precedence."""
-        check_wishes(self.prefer, self.require)
         given = None if n_jobs is UNSET else n_jobs
         level = nesting_level()
+        plain = self.prefer is None and self.require is None and (backend is UNSET or backend is None)
+        if plain and level == 0 and not is_anything_set():
+            chosen = make_backend(base.default_backend, 0)
+            return self._possible(chosen, 0), chosen.default_n_jobs if given is None else given
+        check_wishes(self.prefer, self.require)
         if backend is not UNSET and backend is not None:
             chosen = self._named_backend(backend, level)
             if self.require == "sharedmem" and not chosen.supports_sharedmem:
@@ -461,13 +484,13 @@ class Parallel(Logger):
             raise RuntimeError(msg)
         count = self._managed_count if self._managed else self._counted()
         self._begin(iterable, count)
-        results = self._results(iterable, count)
         if not self.return_generator:
             self._running = lambda: self
             try:
-                return self._listed(results)
+                return self._listed(iterable, count)
             finally:
                 self._running = None
+        results = self._results(iterable, count)
         next(results)  # the tasks start now, not with the first result that is asked for
         self._running = weakref.ref(results)
         return results
@@ -485,7 +508,18 @@ class Parallel(Logger):
         }
         return {**extra, **self._kwargs}
 
-    def _listed(self, results: Generator[Any, None, None]) -> list[Any]:
+    def _listed(self, iterable: Iterable[Triple], count: int) -> list[Any]:
+        if self._has_lanes(count):
+            whole = False
+            self._backend.start_call()
+            try:
+                with self._backend.retrieval_context():
+                    values = self._as_list(iterable if self.seed is None else self._seeded(iterable), count)
+                whole = True
+                return values
+            finally:
+                self._end_on_backend(whole)
+        results = self._results(iterable, count)
         next(results)
         found: list[Any] = []
         for chunk in results:
@@ -493,28 +527,49 @@ class Parallel(Logger):
         return found
 
     def _begin(self, iterable: Iterable[Triple], count: int) -> None:
-        self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = 0
+        self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = self._told = 0
         self.n_tasks = None
-        self._told = 0
         self._started = time.monotonic()
         self._length = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
         if self.verbose and not isinstance(self._backend, SequentialBackend):
             self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
+        self._early = None
         if self._wants_bar():
-            from ipyparcache.progress.tracker import Tracker
-            from ipyparcache.progress.widget import show
+            if self.progress == "auto" and not self.return_generator and self._has_lanes(count):
+                self._early = []
+            else:
+                self._begin_bar()
 
-            tracker = Tracker(self._length, "Parallel")
-            tracker.start(self._length)
-            self._bar = tracker, show(tracker, None, "auto", "shown" if self.progress == "auto" else "always")
+    def _begin_bar(self) -> None:
+        from ipyparcache.progress.tracker import Tracker
+        from ipyparcache.progress.widget import show
+
+        tracker = Tracker(self._length, "Parallel")
+        tracker.start(self._length)
+        self._bar = tracker, show(tracker, None, "auto", "shown" if self.progress == "auto" else "always")
+
+    def _begin_late_bar(self) -> None:
+        """Begin a bar in the midst of a call that is no longer short."""
+        if self._early is not None and time.monotonic() - self._started > BAR_AFTER:
+            early, self._early = self._early, None
+            self._begin_bar()
+            assert self._bar is not None
+            for count, seconds, worker in early:
+                self._bar[0].done_batch(count, seconds, worker)
+
+    def _has_lanes(self, count: int) -> bool:
+        """Whether the call runs on workers of our own engine."""
+        backend = self._backend
+        return count > 1 and isinstance(backend, EngineBackend) and backend.crew != "sequential"
 
     def _wants_bar(self) -> bool:
         if threading.current_thread() is not threading.main_thread() or self.progress is False:
             return False
         if self.progress is True:
             return True
-        can_be_seen = "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-        return can_be_seen and nesting_level() == 0 and not self.verbose
+        if self.verbose or nesting_level():
+            return False
+        return "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
     def _note_done(self, count: int, seconds: float = 0.0, worker: int | None = None) -> None:
         self.n_completed_tasks += count
@@ -560,27 +615,25 @@ class Parallel(Logger):
             yield from self._results_on_backend(iterable, count)
             whole = True
         finally:
-            try:
-                self._backend.stop_call()
-                if not self._managed:
-                    self._backend.terminate()
-            finally:
-                self._end(whole)
+            self._end_on_backend(whole)
+
+    def _end_on_backend(self, whole: bool) -> None:
+        try:
+            self._backend.stop_call()
+            if not self._managed:
+                self._backend.terminate()
+        finally:
+            self._end(whole)
 
     def _results_on_backend(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
-        engine = isinstance(self._backend, EngineBackend)
-        if count == 1 or (engine and self._crew() == "sequential"):
-            yield None
-            yield from self._serially(iterable)
-        elif not engine:
-            yield from self._on_protocol(iterable, count)
-        elif self.return_generator:
+        if self._has_lanes(count):
             with self._backend.retrieval_context():
                 yield from self._as_generator(iterable, count)
-        else:
+        elif count == 1 or isinstance(self._backend, EngineBackend):
             yield None
-            with self._backend.retrieval_context():
-                yield self._as_list(iterable, count)
+            yield from self._serially(iterable)
+        else:
+            yield from self._on_protocol(iterable, count)
 
     def _crew(self) -> str:
         assert isinstance(self._backend, EngineBackend)
@@ -676,18 +729,43 @@ class Parallel(Logger):
 
     # ---- on our own engine
 
+    def _source(self, iterable: Iterable[Triple], count: int) -> tuple[Source, int | None]:
+        """Where tasks are drawn from, and how many may be under way; None: as many as keep workers busy."""
+        ahead = None
+        if self.pre_dispatch not in USUAL_AHEAD:
+            ahead = parse_ahead(self.pre_dispatch, count)
+            if ahead is None and not isinstance(iterable, (list, tuple)):
+                iterable = list(iterable)
+        source = Source(
+            self._initialized(iterable) if self._backend.backend_kwargs or self._kwargs else iterable,
+            triples=True,
+            careful=True if self.return_generator else lambda: not is_transparent(iterable),
+        )
+        return source, ahead
+
+    def _begun(self, function: object, source: Source, count: int) -> Ran | Begun | Batch | None:
+        """What became of the call if it could be run at once, or its beginning."""
+        if (
+            self.timeout is None
+            and not self.retries
+            and self.batch_size == "auto"
+            and self._arrays is None
+            and self._backend.inner_max_num_threads is None
+            and "inner_max_num_threads" not in self._kwargs
+            and self._crew() == "processes"
+        ):
+            return try_at_once(function, source, inner_threads(count))
+        return None
+
     def _run(
-        self, iterable: Iterable[Triple], count: int, cancelled: threading.Event | None = None
-    ) -> Run | None:
-        ahead = parse_ahead(self.pre_dispatch, count)
-        if ahead is None and not isinstance(iterable, (list, tuple)):
-            iterable = list(iterable)
-        careful = self.return_generator or not is_transparent(iterable)
-        source = Source(self._initialized(iterable), triples=True, careful=careful)
-        function = source.peek_function()
-        if function is None:
-            return None
-        inner = self._kwargs.get("inner_max_num_threads", self._backend.inner_max_num_threads)
+        self,
+        function: object,
+        source: Source,
+        count: int,
+        ahead: int | None,
+        cancelled: threading.Event | None = None,
+        begun: Begun | Batch | None = None,
+    ) -> Run:
         options = Options(
             n_jobs=count,
             backend=self._crew(),
@@ -695,20 +773,20 @@ class Parallel(Logger):
             timeout=self.timeout,
             retries=self.retries,
             on_error=self.on_error,
-            inner_threads=inner,
+            inner_threads=self._kwargs.get("inner_max_num_threads", self._backend.inner_max_num_threads),
             prompt=self.return_generator,
         )
-        level = nesting_level() + 1
-        default = self.pre_dispatch in ("2 * n_jobs", "2*n_jobs")
-        if self._crew() == "processes":
+        if self._arrays is not None and self._crew() == "processes":
             self._made_files()
         return Run(
             function,
             source,
             options,
             cancelled=cancelled,
-            around_thread=lambda: nested(level),
-            ahead=None if default or ahead is None else ahead,
+            around_thread=functools.partial(nested, nesting_level() + 1),
+            ahead=ahead,
+            on_look=self._begin_late_bar if self._early is not None else None,
+            begun=begun,
         )
 
     def _initialized(self, iterable: Iterable[Triple]) -> Iterable[Triple]:
@@ -748,19 +826,32 @@ class Parallel(Logger):
         self._note_done(len(done.values), done.times[-1] - done.times[0], done.worker)
 
     def _as_list(self, iterable: Iterable[Triple], count: int) -> list[Any]:
-        run = self._run(iterable, count)
-        if run is None:
+        source, ahead = self._source(iterable, count)
+        function = source.peek_function()
+        if function is None:
             return []
+        telling = bool(self.verbose or self._bar is not None or self._has_own_progress)
+        begun = self._begun(function, source, count) if ahead is None else None
+        if isinstance(begun, Ran):
+            self.n_dispatched_tasks = self.n_tasks = len(begun.values)
+            self.n_dispatched_batches = 1
+            if telling:
+                self._note_done(len(begun.values), begun.times[-1] - begun.times[0], begun.worker)
+            else:
+                self.n_completed_tasks = len(begun.values)
+            return begun.values
+        run = self._run(function, source, count, ahead, begun=begun)
         results: list[Any] = []
         missing = object()
-        telling = bool(self.verbose or self._bar is not None or self._has_own_progress)
-        with active(self._files):
+        with active(self._files) if self._files is not None or is_active() else NOTHING:
             for done in run:
                 end = done.first + len(done.values)
-                if telling:
+                if telling or self._bar is not None:
                     self._took(run, done)
                 else:
                     self.n_completed_tasks += len(done.values)
+                    if self._early is not None:
+                        self._early.append((len(done.values), done.times[-1] - done.times[0], done.worker))
                 if done.failed:
                     done.values[0] = self._unwrapped(done.values[0])
                 if done.first == len(results):
@@ -776,7 +867,9 @@ class Parallel(Logger):
         """Results as they come, in order or not; a thread of its own keeps the workers busy meanwhile."""
         found: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
         cancelled = self._cancel = _Cancel()
-        run = self._run(iterable, count, cancelled)
+        source, ahead = self._source(iterable, count)
+        function = source.peek_function()
+        run = None if function is None else self._run(function, source, count, ahead, cancelled)
         level = nesting_level()
         files = self._files
         taken = finished = 0

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from ipyparcache.engine.batches import Batch, CallOptions, Report
-from ipyparcache.engine.cpus import cpu_count
+from ipyparcache.engine.cpus import ALONE, cpu_count, environment_value
 
 STEAL_AFTER = 0.001  # seconds between the two steps of `Crew.steal`
 
@@ -240,10 +239,9 @@ class ParallelBackendBase:
             return SequentialBackend(nesting_level=level), None
         return ThreadingBackend(nesting_level=level), None
 
-    @contextlib.contextmanager
-    def retrieval_context(self) -> Iterator[None]:
+    def retrieval_context(self) -> contextlib.AbstractContextManager[None]:
         """Entered while the caller waits for results."""
-        yield
+        return contextlib.nullcontext()
 
     @staticmethod
     def in_main_thread() -> bool:
@@ -303,9 +301,9 @@ class EngineBackend(ParallelBackendBase):
         inner_max_num_threads: int | None = None,
         **backend_kwargs: Any,
     ):
-        unknown = sorted(set(backend_kwargs) - self.known_arguments)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
+        if not backend_kwargs.keys() <= self.known_arguments:
+            unknown = min(backend_kwargs.keys() - self.known_arguments)
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown!r}")
         super().__init__(nesting_level, inner_max_num_threads, **backend_kwargs)
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -376,7 +374,7 @@ def is_daemonic() -> bool:
 
 def are_processes_unwanted() -> bool:
     """Whether the user switched processes off, as joblib's users do."""
-    return os.environ.get("JOBLIB_MULTIPROCESSING", "1").strip() == "0"
+    return environment_value(ALONE).strip() == "0"
 
 
 def inside_dask_worker() -> bool:

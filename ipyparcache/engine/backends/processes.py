@@ -12,6 +12,8 @@ import sys
 import time
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from ipyparcache import pickling
@@ -30,7 +32,7 @@ from ipyparcache.engine.batches import (
 )
 from ipyparcache.engine.outcome import Error, load_exception, with_source_lines
 from ipyparcache.engine.packing import Packed, Packing, SharedContainer
-from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
+from ipyparcache.engine.pool import KEPT_OUTPUT, Lease, WorkerHandle, the_pool
 from ipyparcache.engine.surroundings import Surroundings
 from ipyparcache.engine.transport import (
     BATCH,
@@ -60,40 +62,123 @@ from ipyparcache.engine.worker import (
     FAR_ERROR,
     FAR_RECORD,
     FAR_VALUE,
+    SCALARS,
     TO_ERR,
     TO_OUT,
     VALUE,
 )
 
+AT_ONCE = 5  # milliseconds that the only batch of a call may take before a crew is made for it
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
 _NAN = float("nan")
+_NOTHING: Any = frozenset()
 
 _surroundings = Surroundings()
+
+
+@dataclass(slots=True)
+class Begun:
+    """A call whose only batch was sent to a worker, for a crew to finish; what the worker has said so far."""
+
+    lease: Lease
+    call: int
+    state: tuple[int, bytes]
+    said: Message | None = None
+
+
+def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Begun | None:
+    """Run the only batch of a call where it takes no more than a message to a worker and one back.
+
+    So it is for a function that is known to stand alone, with plain arguments and results. None if nothing
+    was sent; a `Begun` if the answer is not as simple as that or is long in coming.
+    """
+    payload = pickling.pickled_before(function)
+    columns = tuple(zip(*batch.rows, strict=True))
+    for column in columns:
+        if not SCALARS.issuperset(map(type, column)):
+            return None
+    data = marshal.dumps(columns)
+    if payload is None or len(data) + len(payload) > INLINE:
+        return None
+    pool = the_pool()
+    lease = pool.lease_waiting()
+    if lease is None:
+        return None
+    try:
+        begun = Begun(lease, pool.next_call(), _surroundings.take())
+        version, pickled = begun.state
+        worker = lease.workers[0]
+        state = None if worker.state_version == version else pickled
+        if state is not None and len(state) > INLINE:
+            pool.release(lease)
+            return None
+        batch.number = number = worker.next_batch
+        batch.packed = Packed("m", [], data, [], (), [])
+        worker.next_batch = number + 1
+        worker.written_to = 0
+        count = len(batch.rows)
+        call = ("call", begun.call, (payload, None, None, ()), (False, False, threads, False, False), state)
+        message = ("batch", number, begun.call, batch.first, count, 0, "m", (), data, (), (), 0)
+        worker.outstanding.append(batch)
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
+            worker.tasks.send(("both", call, message))
+        worker.state_version = version
+        if not worker.waiting.poll(AT_ONCE):
+            return begun
+        try:
+            received = worker.bell.receive(wait=False)
+        except EOFError:  # it is gone, and so the crew will find it
+            return begun
+        if received is None:
+            return begun
+        begun.said = said = received[0]
+        if said[0] != "ring" or said[1] != number or said[2] != count or not said[6]:
+            return begun
+        if [os.lseek(fd, 0, os.SEEK_END) for fd in worker.streams] != worker.read_to:
+            return begun  # something was printed
+        start = worker.block.slot(0)
+        values = _values(worker.block.memory[start : start + said[3]], count)
+        if tuple in set(map(type, values)):
+            return begun
+        worker.outstanding.clear()
+        pool.release(lease)
+    except BaseException:
+        pool.release(lease)
+        raise
+    times = array("d", [said[4]])
+    times.frombytes(said[5])
+    return Ran(batch, 0, values, False, times, worker.pid, True)
+
+
+def _values(records: bytes, count: int) -> list[Any]:
+    """What so many records of a slot hold."""
+    return list(marshal.loads(b"(" + struct.pack("<I", count) + records))
 
 
 class ProcessCrew(Crew):
     """Leased worker processes, and everything that one call has told them."""
 
     depth = SLOTS
+    _stopped = False
+    _said: Message | None = None  # what the worker of a call that was begun without a crew has said
 
-    def __init__(self, function: object, count: int, options: CallOptions):
+    def __init__(self, function: object, count: int, options: CallOptions, begun: Begun | None = None):
         self.pool = the_pool()
-        self.pool.start_server()
-        self.size = count
         self.options = options
-        self._call = self.pool.next_call()
+        self._call = self.pool.next_call() if begun is None else begun.call
         self._packing = Packing(f"{os.getpid()}.{self._call}", options.keep_arguments)
         self._elsewhere: list[Shared] = []  # arguments for which there was no room in a block
-        self._sent: list[set[int]] = []  # by lane: numbers of larges and (negative) of containers it has
         # The lease first: new workers start while the function is pickled.
-        self._lease = self.pool.lease(count, lambda: not pickling.needs_cloudpickle(function))
+        started = begun.lease if begun is not None else None
+        self._lease = self.pool.lease(count, lambda: not pickling.needs_cloudpickle(function), started)
         self.lanes: list[WorkerHandle] = list(self._lease.workers)
-        self.can_take_back = all(worker.spare is not None for worker in self.lanes)
-        self.size = len(self.lanes)
-        self._sent = [set() for _ in self.lanes]
+        self.size = size = len(self.lanes)
+        self.can_take_back = self.lanes[0].spare is not None
+        # By lane: numbers of larges and (negative) of containers it has; none before it knows of the call.
+        self._sent: list[set[int]] = [_NOTHING] * size
         self._log_read: list[list[int]] = [[0] * SLOTS for _ in self.lanes]
-        self._ring_read = [0] * self.size  # how far the outcomes of the running batch were read
-        self._count_read = [0] * self.size
+        self._ring_read = [0] * size  # how far the outcomes of the running batch were read
+        self._count_read = [0] * size
         self._poll = select.poll()
         self._by_fd: dict[int, int] = {}
         self._ready: list[Report] = []
@@ -101,35 +186,37 @@ class ProcessCrew(Crew):
         self._begun: set[int] = set()  # lanes that know of the call, or will with their first batch
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = time.monotonic() + OUTPUT_EVERY
-        self._stopped = False
         self._decoders: dict[str, Any] = {}
         try:
             # The surroundings first: they find the modules that must travel by value.
-            self._state_version, self._state = _surroundings.take()
+            self._state_version, self._state = _surroundings.take() if begun is None else begun.state
             self._function, self._function_shared, self._function_larges = self._packing.function(function)
+            if begun is not None:
+                self._watch(0)
+                self._said = begun.said
         except BaseException:
             self.pool.release(self._lease)
             raise
 
     # -- what a worker is told ----------------------------------------------------------------------------
 
-    def _begin(self, lane: int) -> None:
-        """Send a worker the state of this process and the function."""
-        worker = self.lanes[lane]
+    def _watch(self, lane: int) -> None:
+        """Listen to a lane from now on."""
         self._begun.add(lane)
         self._sent[lane] = set()
         self._ring_read[lane] = self._count_read[lane] = 0
-        fd = worker.bell.fileno()
+        fd = self.lanes[lane].bell.fileno()
         self._by_fd[fd] = lane
         self._poll.register(fd, select.POLLIN)
-        self._send_larges(lane, self._function_larges)
-        options = {
-            "capture": self.options.capture,
-            "timeout": self.options.timed,
-            "inner": self.options.inner_threads,
-            "forced": self.options.inner_forced,
-            "prompt": self.options.prompt,
-        }
+
+    def _begin(self, lane: int) -> None:
+        """Send a worker the state of this process and the function."""
+        worker = self.lanes[lane]
+        self._watch(lane)
+        if self._function_larges:
+            self._send_larges(lane, self._function_larges)
+        asked = self.options
+        options = (asked.capture, asked.timed, asked.inner_threads, asked.inner_forced, asked.prompt)
         state = None if worker.state_version == self._state_version else self._state
         passed = self._function_shared.passed() if self._function_shared is not None else []
         if state is not None and len(state) > INLINE:
@@ -189,9 +276,12 @@ class ProcessCrew(Crew):
         if lane not in self._begun:
             self._begin(lane)
         batch.number = worker.next_batch
-        # The lowest free slot: its memory is the warmest.
-        taken = {other.slot for other in worker.outstanding}
-        batch.slot = next(slot for slot in range(SLOTS) if slot not in taken)
+        if worker.outstanding:
+            # The lowest free slot: its memory is the warmest.
+            taken = {other.slot for other in worker.outstanding}
+            batch.slot = next(slot for slot in range(SLOTS) if slot not in taken)
+        else:
+            batch.slot = 0
         for _, container in packed.constants:
             self._send_container(lane, container)
         if packed.larges:
@@ -220,9 +310,9 @@ class ProcessCrew(Crew):
                     packed.data = None
                     packed.buffers = []
                 packed.where = (worker, batch.slot, places)
-        constants = tuple((at, container.number) for at, container in packed.constants)
+        constants = tuple([(at, container.number) for at, container in packed.constants])
         batch.packed = packed
-        head = ("batch", batch.number, self._call, batch.first, len(batch), batch.slot)
+        head = ("batch", batch.number, self._call, batch.first, len(batch.rows), batch.slot)
         worker.next_batch += 1
         worker.outstanding.append(batch)
         message = (*head, packed.form, constants, data, places, packed.order, batch.offset)
@@ -259,6 +349,9 @@ class ProcessCrew(Crew):
 
     def poll(self, timeout: float | None) -> list[Report]:
         """What the workers did; also passes on what their tasks print."""
+        if self._said is not None:
+            said, self._said = self._said, None
+            self._ready += self._answer(0, said)
         if self._ready:
             reports, self._ready = self._ready, []
             return reports
@@ -289,25 +382,27 @@ class ProcessCrew(Crew):
                 return reports + self._bury(lane)
             if received is None:
                 return reports
-            message = received[0]
-            kind = message[0]
-            if kind == "ring":
-                reports += self._rung(lane, message)
-                if not worker.outstanding:
-                    return reports  # it has nothing more to say
-            elif kind == "unread":
-                batch = self._take_outstanding(worker, message[1])
-                if batch is not None:
-                    reports.append(NotRead(batch, self._error(message[2], worker)))
-            elif kind == "broken":
-                batch = self._take_outstanding(worker, message[1])
-                if batch is not None and message[3]:
-                    reports.append(NoFunction(self._error(message[3], worker)))
-                elif batch is not None:
-                    reports.append(NotBegun(batch))
-            else:
-                self.pool.note(worker, message)
+            reports += self._answer(lane, received[0])
+            if received[0][0] == "ring" and not worker.outstanding:
+                return reports  # it has nothing more to say
         return reports
+
+    def _answer(self, lane: int, message: Message) -> list[Report]:
+        """What a message of a worker means."""
+        worker = self.lanes[lane]
+        kind = message[0]
+        if kind == "ring":
+            return self._rung(lane, message)
+        if kind == "unread":
+            batch = self._take_outstanding(worker, message[1])
+            return [NotRead(batch, self._error(message[2], worker))] if batch is not None else []
+        if kind == "broken":
+            batch = self._take_outstanding(worker, message[1])
+            if batch is not None and message[3]:
+                return [NoFunction(self._error(message[3], worker))]
+            return [NotBegun(batch)] if batch is not None else []
+        self.pool.note(worker, message)
+        return []
 
     @staticmethod
     def _take_outstanding(worker: WorkerHandle, number: int) -> Batch | None:
@@ -351,7 +446,7 @@ class ProcessCrew(Crew):
         start = worker.block.slot(batch.slot) + self._ring_read[lane]
         end = start + SLOT if position is None else worker.block.slot(batch.slot) + position
         raw = worker.block.memory[start:end]
-        values: list[Any] = list(marshal.loads(b"(" + struct.pack("<I", done - before) + raw))
+        values = _values(raw, done - before)
         failed = False
         if tuple in set(map(type, values)):
             for at, value in enumerate(values):
@@ -425,7 +520,9 @@ class ProcessCrew(Crew):
             self._pass_output(lane, live=True)
             code = exit_code if exit_code is not None and exit_code >= 0 else None
             number = -exit_code if exit_code is not None and exit_code < 0 else None
-            reports.append(Died(batch, done, number, code, rss, worker.pid))
+            start = worker.block.slot(batch.slot)
+            memory = bytes(worker.block.memory[start : start + SLOT]) if len(batch) == 1 else b""
+            reports.append(Died(batch, done, number, code, rss, worker.pid, memory))
             if done + 1 < len(batch):
                 reports.append(NotBegun(batch.rest(done + 1)))
         self._pass_output(lane, live=True)
@@ -498,6 +595,8 @@ class ProcessCrew(Crew):
 
     def _forward(self, worker: WorkerHandle) -> None:
         """Write what was printed to this process's own streams."""
+        if [os.lseek(fd, 0, os.SEEK_END) for fd in worker.streams] == worker.read_to:
+            return
         for which, name in enumerate(("stdout", "stderr")):
             start = worker.read_to[which]
             size = os.lseek(worker.streams[which], 0, os.SEEK_END)
