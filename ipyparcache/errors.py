@@ -250,9 +250,9 @@ class ChangedSideBySide(ChangeLost):
 
     def __str__(self) -> str:
         return (
-            f"line {self.line}: iterations on threads changed {self.what} side by side, in no fixed order; what "
-            f"the serial loop would have left there is lost. The change stays: run the cells again that made "
-            f"it.\n{self.advice}"
+            f"line {self.line}: iterations on threads changed {self.what} side by side, in no fixed order; "
+            f"what the serial loop would have left there is lost. The change stays: run the cells again that "
+            f"made it.\n{self.advice}"
         )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import io
-import marshal
 import os
 import pickle
 import sys
@@ -21,11 +20,12 @@ from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, OURS
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
+from ipyparcache.cells.journal import AT, Journal, record_of
 from ipyparcache.cells.showing import AGAIN, RECORD, Showing, emit_event
 from ipyparcache.cells.travel import ATOMS, MAIN
 from ipyparcache.engine.surroundings import Surroundings
 
-FLUSH_AFTER = 0.002  # seconds of work after which a finished iteration's record is sent at once
+FLUSH_AFTER = 0.05  # seconds of work after which the records of finished iterations are sent
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
 CHECK_SHARE = 0.005  # of the time of an iteration that looking for changes may cost, to be done after each
 
@@ -127,10 +127,6 @@ class ChunkResult:
     refers: bool = False
 
 
-#: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or
-#: as a
-#: dict where not all are bound, elements if the loop has them).
-PLAIN = b"plain"
 Plain = tuple[Any, ...]
 
 Left = tuple[
@@ -282,8 +278,7 @@ class _Run:
         self._process = Surroundings()
         self._process_version = -1
         self._process_rows: dict[str, bytes] = {}
-        self._pending: list[tuple[Any, ...]] = []
-        self._pending_first = 0
+        self.journal = Journal(None)
 
     def _hide(self) -> None:
         """Put what the rewritten body calls into the namespace."""
@@ -325,11 +320,14 @@ class _Run:
         self._process_version, rows = self._process.take()
         self._process_rows = dict(pickle.loads(rows))
         self._modules = len(sys.modules)
+        self.journal = Journal(_shared_memory())
+        running = self.journal.words
         seen = _watched(self.body.secret)
         observed = seen.__enter__() if seen is not None else None
         try:
             begun = result.started
             for number, element in enumerate(elements, first):
+                running[AT] = number
                 if simple and self._simple_iteration(number, element):
                     ended = time.monotonic()
                     result.seconds.append(ended - begun)
@@ -376,6 +374,7 @@ class _Run:
             if before is not None:
                 sys.modules[MAIN] = before
         self._flush(result, emit=False)
+        self.journal.close()
         if observed is not None and result.failure is None and not result.lost:
             result.observed = _rows_of(observed)
         result.refers = self._refers
@@ -424,10 +423,7 @@ class _Run:
             done: tuple[Any, ...] = (tuple(log), bindings, value)
         else:
             done = (tuple(log), bindings)
-        if not self._pending:
-            self._pending_first = number
-        self._pending.append(done)
-        return True
+        return self.journal.add(number, done)
 
     def _forget(self, number: int, result: ChunkResult) -> None:
         """Drop what a failed attempt left."""
@@ -500,11 +496,11 @@ class _Run:
                     changes.append((key, *content))
         left: Left = (list(log), bindings, unbound, changes, value, {})
         if not objects and failure is None and not unbound and _is_plain(left):
-            if not self._pending:
-                self._pending_first = number
-            self._pending.append(
-                (tuple(log), bindings, value) if value is not None else (tuple(log), bindings)
-            )
+            done: Plain = (tuple(log), bindings, value) if value is not None else (tuple(log), bindings)
+            if not self.journal.add(number, done):
+                self._flush(result, emit=emit)
+                if not self.journal.add(number, done):
+                    self._send((number, record_of(done), []), result, emit)
         else:
             self._flush(result, emit=emit and failure is None)
             known = self.known
@@ -529,7 +525,7 @@ class _Run:
                     safe = (entries, kept, unbound, [], None, dropped)
                     record = (number, *self._pickled([safe], known, bool(objects)))
             self._send(record, result, emit and failure is None)
-        if emit and self._pending and time.monotonic() - self._flushed > FLUSH_AFTER:
+        if emit and time.monotonic() - self._flushed > FLUSH_AFTER:
             self._flush(result, emit=True)
         if failure is not None:
             self._flush(result, emit=False)
@@ -598,11 +594,9 @@ class _Run:
 
     def _flush(self, result: ChunkResult, *, emit: bool) -> None:
         """Send the plain iterations that have gathered."""
-        if not self._pending:
-            return
-        record: tuple[int, bytes, list[Any]] = (self._pending_first, PLAIN + marshal.dumps(self._pending), [])
-        self._pending = []
-        self._send(record, result, emit)
+        taken = self.journal.take()
+        if taken is not None:
+            self._send((*taken, []), result, emit)
 
     def _send(self, record: tuple[int, bytes, list[Any]], result: ChunkResult, emit: bool) -> None:
         number, data, buffers = record
@@ -694,6 +688,13 @@ def _differs(name: str, attribute: str, value: object) -> bool:
     if type(value) in ATOMS:
         return type(here) in ATOMS and (type(here) is not type(value) or repr(here) != repr(value))
     return True
+
+
+def _shared_memory() -> memoryview | None:
+    """Memory of the running task that the kernel can read if this process dies."""
+    from ipyparcache.engine.worker import memory_of_task
+
+    return memory_of_task()
 
 
 def _watched(secret: bytes | None) -> Any:

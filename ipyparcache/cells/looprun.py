@@ -26,7 +26,8 @@ from ipyparcache.cells import iteration, showing, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
-from ipyparcache.cells.iteration import PLAIN, Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.journal import PLAIN, read_journal
 from ipyparcache.cells.launch import (
     Launch,
     LocalModules,
@@ -82,6 +83,7 @@ class _Chunk:
     decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
     result: ChunkResult | None = None
     error: Error | None = None
+    at: int | None = None  # the iteration that a worker ran when it died
 
     @property
     def is_over(self) -> bool:
@@ -761,9 +763,20 @@ class LoopRun:
                 )
         else:
             chunk.error = outcome
+            chunk.at = self._read_what_is_left(chunk, outcome)
             self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
             if self.options.on_error != "collect":
                 self._stop_feeding = True
+
+    def _read_what_is_left(self, chunk: _Chunk, error: Error) -> int | None:
+        """Take over what a worker had not sent when it died; the iteration that it ran, if that is known."""
+        found = read_journal(error.memory)
+        if found is None or not chunk.first <= found[0] < chunk.first + chunk.count:
+            return None
+        at, record = found
+        if record is not None:
+            chunk.records.setdefault(record[0], (record[1], []))
+        return at
 
     # merging
 
@@ -810,6 +823,12 @@ class LoopRun:
         if chunk.error is not None:
             done = chunk.first + sum(1 for _ in self._iterations_of(chunk))
             error = chunk.error.exception
+            if chunk.at is not None and chunk.at > done:
+                error.add_note(
+                    f"what iterations {done} to {chunk.at - 1} had left was too large to be sent at once: "
+                    f"it is lost with the worker"
+                )
+                done = chunk.at
             if isinstance(error, TaskCancelled):
                 raise KeyboardInterrupt
             self._note(error, done, {})

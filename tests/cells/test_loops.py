@@ -200,7 +200,7 @@ REFUSED = {
         "for x in range(3):\n    out.append(d[x].add(x))",
         "d.add(...)",
     ),
-    "asked_write": ("s = set()", "for x in range(3):\n    if x not in s and not s.add(x):\n        pass", "s"),
+    "asked_write": ("s = set()", "for x in [1, 1]:\n    if x not in s and not s.add(x):\n        pass", "s"),
     "global_write": ("N = 0\ndef f():\n    global N\n    N += 1", "for x in range(3):\n    f()", "N"),
 }
 

@@ -145,6 +145,23 @@ def test_a_dead_worker_is_named_and_what_finished_before_is_kept():
     assert namespace["out"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("dies_at", [2, 5, 137])
+def test_short_iterations_that_finished_before_a_death_are_kept_to_the_last(dies_at):
+    namespace = new_namespace("import os, signal\nout, total, words = [], 0.5, []")
+    cell = (
+        f"for i in range(400):\n    if i == {dies_at}:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    tmp = i * 2\n    out.append(i)\n    total += i * 0.1\n    words.append(str(i))"
+    )
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, WorkerDied)
+    assert f"in iteration {dies_at}" in error.__notes__
+    assert namespace["out"] == list(range(dies_at))
+    assert namespace["words"] == [str(i) for i in range(dies_at)]
+    assert (namespace["tmp"], namespace["i"]) == (dies_at * 2 - 2, dies_at - 1)
+
+
 def test_seeded_draws_are_the_same_for_any_number_of_workers_and_chunk():
     setup = "import random\nimport numpy as np\nout = []"
     cell = (

@@ -1,0 +1,104 @@
+"""What the iterations of a chunk have left so far, in memory that outlives the worker that runs them."""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from typing import Any
+
+#: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or
+#: as a dict where not all are bound, elements if the loop has them).
+PLAIN = b"plain"
+HEAD = 64  # bytes in front of the iterations
+MARK, AT, FIRST, LENGTH = range(4)  # words there
+MARKED = 0x6A6F75726E616C21
+LEAST = 1 << 16
+#: The format of marshal that has no references, so that what was written apart can be read as one list.
+PLAIN_FORMAT = 2
+
+
+class Journal:
+    """Plain iterations that were not sent yet, one after the other, and the number of the one that runs.
+
+    Each is in place before the next one begins. One word says how far they reach, so that whoever reads this
+    after the death of the worker finds whole iterations only.
+
+    Parameters
+    ----------
+    memory
+        Shared with the kernel; None where nobody could read it.
+    """
+
+    def __init__(self, memory: memoryview | None) -> None:
+        self._memory = memory if memory is not None else memoryview(bytearray(LEAST))
+        self.words = self._memory[:HEAD].cast("Q")
+        self._room = len(self._memory)
+        self.words[LENGTH] = 0
+        self.words[MARK] = MARKED
+        self._end = HEAD
+        self._count = 0
+
+    def add(self, number: int, left: tuple[Any, ...]) -> bool:
+        """Note what an iteration left; False if there is no room for it."""
+        item = marshal.dumps(left, PLAIN_FORMAT)
+        end = self._end + len(item)
+        if end > self._room:
+            return False
+        self._memory[self._end : end] = item
+        if not self._count:
+            self.words[FIRST] = number
+        self._count += 1
+        self._end = end
+        self.words[LENGTH] = end - HEAD
+        return True
+
+    def take(self) -> tuple[int, bytes] | None:
+        """The record of all iterations noted, with the number of the first; they are forgotten here."""
+        if not self._count:
+            return None
+        record = _as_list(self._count, bytes(self._memory[HEAD : self._end]))
+        self.words[LENGTH] = 0
+        self._end = HEAD
+        self._count = 0
+        return self.words[FIRST], record
+
+    def close(self) -> None:
+        """Let the memory go; nothing is to be read there any more."""
+        self.words[MARK] = 0
+        self.words.release()
+        self._memory.release()
+
+
+def record_of(left: tuple[Any, ...]) -> bytes:
+    """The record of one iteration that is too large for a journal."""
+    return _as_list(1, marshal.dumps(left, PLAIN_FORMAT))
+
+
+def read_journal(data: bytes) -> tuple[int, tuple[int, bytes] | None] | None:
+    """The iteration that ran when a worker died, and the record of those before it that were not sent.
+
+    None where the memory holds no journal.
+    """
+    if len(data) < HEAD:
+        return None
+    mark, at, first, length = struct.unpack_from("=4Q", data)
+    if mark != MARKED or HEAD + length > len(data):
+        return None
+    count, items = 0, memoryview(data)[HEAD : HEAD + length]
+    for _ in _items_of(items):
+        count += 1
+    if not count:
+        return at, None
+    return max(at, first + count), (first, _as_list(count, bytes(items)))
+
+
+def _items_of(data: memoryview) -> Any:
+    import io
+
+    file = io.BytesIO(data)
+    while file.tell() < len(data):
+        yield marshal.load(file)
+
+
+def _as_list(count: int, items: bytes) -> bytes:
+    return PLAIN + b"[" + struct.pack("<i", count) + items
