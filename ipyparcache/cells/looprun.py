@@ -13,6 +13,7 @@ import pickle
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ class LoopRun:
         self.by_task: dict[int, _Chunk] = {}
         self._tasks_sent = 0
         self.cache: LoopCache | None = None
+        self._not_kept: Counter[str] = Counter()
         self._key: str | None = None
         self._draws_user_code = False
         self._held: list[Any] = []
@@ -492,6 +494,7 @@ class LoopRun:
             if bar is not None:
                 bar.close()
             self.report.seconds = time.monotonic() - begun
+            self._note_not_kept()
             self._settle_dropped()
 
     def _run_tasks(self) -> Iterator[list[Any]]:
@@ -584,6 +587,7 @@ class LoopRun:
             self._abandon(error)
             raise
         finally:
+            self._note_not_kept()
             self._settle_dropped()
 
     def _advance_front(self) -> None:
@@ -751,12 +755,8 @@ class LoopRun:
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
             if self.host.secret is not None:
                 self.report.asked = _joined_rows(self.report.asked, result.observed)
-            can_store = result.observed is not None and not result.refers and chunk.key is not None
-            if self.cache is not None and can_store:
-                assert result.observed is not None
-                assert chunk.key is not None
-                record = chunk.records[chunk.first]
-                self.cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
+            if self.cache is not None:
+                self._store(chunk, result, self.cache)
             if result.failure is not None or result.lost:
                 self._stop_feeding = (
                     self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
@@ -767,6 +767,31 @@ class LoopRun:
             self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
             if self.options.on_error != "collect":
                 self._stop_feeding = True
+
+    def _store(self, chunk: _Chunk, result: ChunkResult, cache: LoopCache) -> None:
+        """Keep what an iteration left, or note why it cannot be kept."""
+        if result.failure is not None or result.lost:
+            return
+        if chunk.key is None:
+            self._not_kept["its element has no digest"] += 1
+        elif result.observed is None:
+            self._not_kept["it did what cannot be repeated from a store"] += 1
+        elif result.refers or self._changes_something(chunk):
+            self._not_kept["it changes its element in place, or leaves objects of the notebook itself"] += 1
+        else:
+            record = chunk.records[chunk.first]
+            cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
+
+    def _changes_something(self, chunk: _Chunk) -> bool:
+        return any(left[3] for _, left in self._iterations_of(chunk))
+
+    def _note_not_kept(self) -> None:
+        """Say below the cell which iterations a later run will not find, and why."""
+        for why, count in self._not_kept.items():
+            what = "1 iteration is" if count == 1 else f"{count} iterations are"
+            self.report.notes.append(f"{what} not kept by --cached: {why}")
+        if self.cache is not None and self.cache.problem is not None:
+            self.report.notes.append(f"the iterations are not kept: {self.cache.problem}")
 
     def _read_what_is_left(self, chunk: _Chunk, error: Error) -> int | None:
         """Take over what a worker had not sent when it died; the iteration that it ran, if that is known."""

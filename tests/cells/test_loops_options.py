@@ -373,6 +373,17 @@ def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):
     gc.collect()
 
 
+def test_iterations_that_are_not_kept_are_told_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
+    namespace = new_namespace("rows = [[0], [1], [2]]")
+
+    host, error, report = parallel(namespace, "for row in rows:\n    row.append(1)", cached=True)
+
+    assert error is None
+    assert report.loops[0].restored == 0
+    assert any("3 iterations are not kept" in note and "element" in note for note in host.notes)
+
+
 def test_threads_leave_what_the_serial_loop_leaves():
     setup = (
         "class P:\n    def __init__(self, v):\n        self.v = v\n"
