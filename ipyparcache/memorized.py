@@ -400,15 +400,13 @@ class MemorizedFunc(Logger):
             print(max(0, 80 - len(said)) * "_" + said)
         arguments = {name: _short(argument) for name, argument in bound}
         metadata: dict[str, Any] = {"duration": seconds, "time": time.time(), "input_args": arguments}
-        manifest: dict[str, Any] = {"func": self.func_id, **metadata}
+        rows: list[list[Any]] = []
         try:
             if seen is not None:
                 observed = environment.observed_rows(seen, trust_shell=True, logs=False)
-                rows = [row for row in observed if row[0] != "random"]
-                if rows:
-                    manifest["rows"] = [list(row) for row in rows]
+                rows = [list(row) for row in observed if row[0] != "random"]
             own_file = self.mmap_mode is not None
-            self.store_backend.write(key, manifest, value, seconds, own_file)
+            name = self.store_backend.write(key, self.func_id, arguments, rows, value, seconds, own_file)
         except StoreUnavailable as error:
             self._warn_once(f"the results of {self.func_id} are not stored: {error}")
             return value, metadata, None
@@ -422,14 +420,12 @@ class MemorizedFunc(Logger):
                 stacklevel=4,
             )
             return value, metadata, None
-        rows_found = manifest.get("rows")
-        trace = blake3.blake3(repr(rows_found).encode()).hexdigest(8) if rows_found else "0"
         if self.mmap_mode is not None:
             entry = self._attempt(lambda: self.store_backend.find(key), None)
             if entry is not None:
                 back = self._read(entry)
                 value = value if back is MISSING else back
-        return value, metadata, f"{key}.{trace}"
+        return value, metadata, name
 
     def _call_uncached(self, error: Undigestible, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self._warn_once(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import json
 import os
 import pickle
 import time
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from ipyparcache.storage.store import STORE_BACKENDS, StoreBackendBase
 
 MISSING: Any = object()
 """Stands for no result, as None may be one."""
+
+_quoted = json.encoder.encode_basestring_ascii
 
 _QUICK_BYTES = 4096
 _QUICK_TOTAL = 32 << 20
@@ -167,8 +170,19 @@ class ResultStore:
         if self._quick_bytes > _QUICK_TOTAL:
             self._forget_quick()
 
-    def write(self, key: str, manifest: dict[str, Any], value: Any, seconds: float, own_file: bool) -> None:
-        """Store a value.
+    def write(
+        self,
+        key: str,
+        func: str,
+        arguments: Mapping[str, str],
+        rows: Sequence[Sequence[Any]],
+        value: Any,
+        seconds: float,
+        own_file: bool,
+    ) -> str:
+        """Store a value; the name of its entry.
+
+        `arguments` are for people to read, `rows` what the run was seen to ask.
 
         Raises
         ------
@@ -176,12 +190,13 @@ class ResultStore:
             If it cannot be stored.
         """
         pickled, arrays = fileformat.take_apart(value)
-        rows = manifest.get("rows")
         trace = blake3.blake3(repr(rows).encode()).hexdigest(8) if rows else "0"
         raws = [fileformat.raw_bytes(array) for array in arrays]
+        manifest = _manifest(func, arguments, rows)
         self.entries.write(
             key, trace, manifest, pickled, raws, seconds=seconds, codec=self.codec, own_file=own_file
         )
+        return f"{key}.{trace}"
 
     def remove(self, prefix: str) -> int:
         """Remove the results whose key begins so."""
@@ -392,6 +407,17 @@ def name_of(func: object) -> str:
     return f"{module}.{name.replace('<locals>.', '')}"
 
 
+def _manifest(func: str, arguments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> bytes:
+    # By hand, as this is what most of a small entry's manifest costs.
+    told = ",".join([f"{_quoted(name)}:{_quoted(text)}" for name, text in arguments.items()])
+    observed = f',"rows":{json.dumps(rows)}' if rows else ""
+    return f'{{"func":{_quoted(func)},"input_args":{{{told}}}{observed}}}'.encode()
+
+
 def metadata_of(entry: Entry) -> dict[str, Any]:
     """What a validation callback is given."""
-    return {name: entry.manifest.get(name) for name in ("duration", "time", "input_args")}
+    return {
+        "duration": entry.seconds,
+        "time": entry.created,
+        "input_args": entry.manifest.get("input_args"),
+    }

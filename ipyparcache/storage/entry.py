@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import blake3
 import platformdirs
@@ -63,8 +63,7 @@ _KEPT_SHARE = 0.9
 """Share of the budget to which the store shrinks once it is over, so that not every write evicts."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Where one part of the payload lies."""
 
     offset: int
@@ -74,7 +73,7 @@ class Row:
     codec: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """One entry whose manifest is authentic; its payload is read by `payload`."""
 
@@ -87,6 +86,8 @@ class Entry:
     _entries: Entries
     _digest: bytes
     _rows: tuple[Row, ...]
+    _blob: Blob | None
+    """The blob, if it is at hand as a whole."""
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ class Entry:
 
     def store_token(self) -> object | None:
         """Is the same as long as the entry is untouched; see `Store.token`."""
-        return self._entries.store.token(self.name)
+        return self._blob.token if self._blob is not None else self._entries.store.token(self.name)
 
     def used(self) -> None:
         """A hit took its value from this entry: counts for eviction and statistics."""
@@ -148,18 +149,19 @@ class Entries:
         """The entries under this key, newest first; damaged and foreign ones are set aside and complained
         about."""
         found = []
-        for item in self.store.group(key):
-            entry = self._opened(item.name)
+        for name, blob in self.store.open_group(key):
+            entry = self._entry_in(name, blob)
             if entry is not None:
                 found.append(entry)
-        found.sort(key=lambda entry: entry.created, reverse=True)
+        if len(found) > 1:
+            found.sort(key=lambda entry: entry.created, reverse=True)
         return found
 
     def write(
         self,
         key: str,
         trace: str,
-        manifest: Mapping[str, Any],
+        manifest: Mapping[str, Any] | bytes,
         pickled: Buffer,
         buffers: Sequence[Buffer | pickle.PickleBuffer] = (),
         *,
@@ -169,6 +171,7 @@ class Entries:
     ) -> int:
         """Store one entry, in place of an older one of that key and trace; bytes written.
 
+        `manifest` is a mapping that JSON can hold, or the JSON of one.
         `seconds` is the run time that a hit will save. With `codec`, a name and level, pickle and buffers are
         compressed; what is compressed cannot be mapped. With `own_file` it is never packed with others.
 
@@ -178,26 +181,30 @@ class Entries:
             If it cannot be stored; nothing of it is left then.
         """
         name = f"{key}.{trace}"
-        text = _TO_JSON(manifest).encode()
+        text = manifest if isinstance(manifest, bytes) else _TO_JSON(manifest).encode()
         raws = [memoryview(b.raw() if isinstance(b, pickle.PickleBuffer) else b).cast("B") for b in buffers]
         start = _HEADER.size + _CODE + _ROW.size * (1 + len(raws)) + len(text)
-        stored, how = _encoded(pickled, codec)
+        stored, how = (pickled, b"") if codec is None else _encoded(pickled, codec)
         digest = blake3.blake3(stored).digest()
         table = [_ROW.pack(start, len(stored), len(pickled), bytes(16), how)]
         body: list[Buffer] = [stored]
         end = start + len(stored)
         for raw in raws:
             offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-            stored, how = _encoded(raw, codec)
+            stored, how = (raw, b"") if codec is None else _encoded(raw, codec)
             table.append(_ROW.pack(offset, len(stored), len(raw), xxhash.xxh3_128_digest(stored), how))
             body += [bytes(offset - end), stored]
             end = offset + len(stored)
-        self._refuse_beyond_budget(end)
+        if end > self.budget():
+            raise StoreUnavailable(
+                self.store.location,
+                f"a result of {end:,} bytes is more than it may take, {self.budget():,}; set max-size",
+            )
         header = _HEADER.pack(_MAGIC, FORMAT, 0, len(table), len(text), time.time(), seconds, digest)
         rows = b"".join(table)
         code = self._code(name, header, rows, text)
         written = self.store.put(name, [header, code, rows, text, *body], own_file=own_file)
-        if any(len(raw) >= MAPPED for raw in raws):
+        if raws and max(map(len, raws)) >= MAPPED:
             self._note_written(name)
         self._account(written)
         return written
@@ -305,22 +312,22 @@ class Entries:
 
     def take_complaints(self) -> list[str]:
         """What was wrong with entries met since the last call, one line each, for the caller to show."""
-        complaints: list[str] = []
+        complaints = self.store.take_complaints()
         if self._complaints:
             with self._lock:
-                complaints, self._complaints = self._complaints, complaints
-        return self.store.take_complaints() + complaints
+                complaints, self._complaints = complaints + self._complaints, []
+        return complaints
 
     def budget(self) -> int:
         """Bytes that the store may take."""
-        if self._budget is not None:
-            return self._budget
-        capacity = self.store.capacity()
-        return 20 * 10**9 if capacity is None else min(20 * 10**9, capacity // 10)
+        if self._budget is None:
+            capacity = self.store.capacity()
+            self._budget = 20 * 10**9 if capacity is None else min(20 * 10**9, capacity // 10)
+        return self._budget
 
     def read_payload(self, entry: Entry, *, check: bool) -> tuple[Buffer, list[memoryview]]:
         """What `Entry.payload` documents."""
-        blob = self.store.open(entry.name)
+        blob = entry._blob or self.store.open(entry.name)
         if blob is None:
             raise DamagedEntry(entry.name, "it is gone")
         with blob:
@@ -354,8 +361,9 @@ class Entries:
     def _opened(self, name: str) -> Entry | None:
         """The entry of this name if it is authentic; else it is set aside."""
         blob = self.store.open(name)
-        if blob is None:
-            return None
+        return None if blob is None else self._entry_in(name, blob)
+
+    def _entry_in(self, name: str, blob: Blob) -> Entry | None:
         with blob:
             try:
                 return self._parsed(name, blob)
@@ -388,7 +396,8 @@ class Entries:
         if blob.size != table[-1].offset + table[-1].stored:
             raise DamagedEntry(name, "it is cut short")
         key, _, trace = name.partition(".")
-        return Entry(key, trace, json.loads(text), blob.size, created, seconds, self, digest, table)
+        whole = blob if blob.is_whole else None
+        return Entry(key, trace, json.loads(text), blob.size, created, seconds, self, digest, table, whole)
 
     def _code(self, name: str, header: bytes, rows: bytes, text: bytes) -> bytes:
         # Every part has a fixed length or one that the header states, but for the name, which is counted
@@ -420,14 +429,6 @@ class Entries:
                 if blob.signature is not None:
                     self.ledger.note_checked(name, blob.signature)
 
-    def _refuse_beyond_budget(self, size: int) -> None:
-        budget = self.budget()
-        if size > budget:
-            raise StoreUnavailable(
-                self.store.location,
-                f"a result of {size:,} bytes is more than it may take, {budget:,}; set max-size",
-            )
-
     def _account(self, written: int) -> None:
         total = self._total
         if total is None:
@@ -441,10 +442,10 @@ class Entries:
         self._total = total
 
 
-def _encoded(data: Buffer, codec: tuple[str, int | None] | None) -> tuple[Buffer, bytes]:
+def _encoded(data: Buffer, codec: tuple[str, int | None]) -> tuple[Buffer, bytes]:
     """What to store of a part, and the name of its codec; as it is where compressing does not make it
     smaller."""
-    if codec is not None and len(data) > 100:
+    if len(data) > 100:
         smaller = compress_block(*codec, data)
         if len(smaller) < len(data):
             return smaller, codec[0].encode("ascii")

@@ -91,10 +91,10 @@ def stored_array(index: int, dtype: object, shape: tuple[int, ...], order: str, 
     raise pickle.UnpicklingError("this pickle is part of a file with arrays: read it with ipyparcache.load")
 
 
-def take_apart(value: object, protocol: int = 5) -> tuple[memoryview, list[np.ndarray[Any, Any]]]:
+def take_apart(value: object, protocol: int = 5) -> tuple[bytes | memoryview, list[np.ndarray[Any, Any]]]:
     """The pickle of a value without the bytes of its arrays, and the arrays, for `put_together`."""
     if type(value) in _WITHOUT_ARRAYS:
-        return memoryview(pickle.dumps(value, protocol)), []
+        return pickle.dumps(value, protocol), []
     text = io.BytesIO()
     dumper = Dumper(text, protocol)
     dumper.dump(value)
@@ -275,7 +275,10 @@ def _write(value: object, file: Any, protocol: int | None, folder: str | None = 
 
 
 def write_parts(
-    pickled: memoryview, arrays: list[np.ndarray[Any, Any]], file: Any, folder: str | None = None
+    pickled: bytes | memoryview,
+    arrays: list[np.ndarray[Any, Any]],
+    file: Any,
+    folder: str | None = None,
 ) -> None:
     """Write what `take_apart` gave; `folder` is where the file lies if nothing else is written into it."""
     if not arrays:

@@ -29,7 +29,7 @@ from pathlib import Path
 from ipyparcache.errors import StoreUnavailable
 from ipyparcache.storage import locks
 from ipyparcache.storage.folders import WatchedFolder, is_settled
-from ipyparcache.storage.packed import PackedLogs
+from ipyparcache.storage.packed import PackedLogs, Place
 from ipyparcache.storage.store import Blob, Buffer, Item, Signature, Store, checked_name
 
 PACKED = 1 << 16
@@ -100,10 +100,12 @@ class PackedBlob(Blob):
     """A blob from a log, read whole."""
 
     signature = None
+    is_whole = True
 
-    def __init__(self, data: bytes, modified: float):
+    def __init__(self, data: bytes, place: Place):
         self.size = len(data)
-        self.modified = modified
+        self.modified = place.time
+        self.token = place
         self._data = data
 
     def read(self, offset: int, length: int) -> Buffer:
@@ -166,7 +168,9 @@ class LocalStore(Store):
     def put(self, name: str, parts: Sequence[Buffer], *, own_file: bool = False) -> int:
         """Append to the log, or write the file aside and rename it."""
         checked_name(name)
-        size = sum([len(part) if type(part) is bytes else memoryview(part).nbytes for part in parts])
+        size = 0
+        for part in parts:
+            size += len(part) if type(part) is bytes else memoryview(part).nbytes
         try:
             if size <= PACKED and not own_file:
                 if not self._swept:
@@ -255,7 +259,19 @@ class LocalStore(Store):
 
     def group(self, group: str) -> list[Item]:
         """The blobs of one group, whose files lie in one folder."""
-        return self._packed.group(checked_name(group)) + self._files_of(group)
+        packed = self._packed.group(checked_name(group))
+        files = self._files_of(group)
+        return packed + files if files else packed
+
+    def open_group(self, group: str) -> list[tuple[str, Blob]]:
+        """The same blobs open for reading, with their names; one look at the logs serves for all."""
+        packed = self._packed.get_group(checked_name(group))
+        found: list[tuple[str, Blob]] = [(name, PackedBlob(data, place)) for name, data, place in packed]
+        for item in self._files_of(group):
+            blob = self.open(item.name)
+            if blob is not None:
+                found.append((item.name, blob))
+        return found
 
     def _files_of(self, group: str, *, look: bool = True) -> list[Item]:
         """The files of one group; a folder is listed again only once something was added or taken away.
@@ -340,7 +356,8 @@ class LocalStore(Store):
 
     def _put_packed(self, name: str, data: bytes) -> None:
         self._packed.put(name, data)
-        if any(item.name == name for item in self._files_of(name.partition(".")[0], look=False)):
+        files = self._files_of(name.partition(".")[0], look=False)
+        if files and any(item.name == name for item in files):
             with contextlib.suppress(OSError):  # a larger blob of this name from before
                 os.unlink(self._path(name))
         self._puts += 1

@@ -117,20 +117,33 @@ class PackedLogs:
             self._refresh()
             return self._groups.get(name.partition(".")[0], {}).get(name)
 
-    def get(self, name: str) -> tuple[bytes, float] | None:
-        """The payload of this name and when it was written."""
+    def get(self, name: str) -> tuple[bytes, Place] | None:
+        """The payload of this name and where it lies."""
         with self._lock:
             self._refresh()
             place = self._groups.get(name.partition(".")[0], {}).get(name)
             if place is None:
                 return None
-            return _read_at(place.log.handle, place.start, place.length), place.time
+            return _read_at(place.log.handle, place.start, place.length), place
+
+    def get_group(self, group: str) -> list[tuple[str, bytes, Place]]:
+        """Names, payloads and places of the blobs whose name is `group` or begins with `group.`."""
+        with self._lock:
+            self._refresh()
+            places = self._groups.get(group)
+            if not places:
+                return []
+            return [
+                (name, _read_at(place.log.handle, place.start, place.length), place)
+                for name, place in places.items()
+            ]
 
     def group(self, group: str) -> list[Item]:
         """The blobs whose name is `group` or begins with `group.`."""
         with self._lock:
             self._refresh()
-            return [Item(name, p.length, p.time) for name, p in self._groups.get(group, {}).items()]
+            places = self._groups.get(group)
+            return [Item(name, p.length, p.time) for name, p in places.items()] if places else []
 
     def items(self) -> Iterator[Item]:
         """All blobs."""
@@ -240,8 +253,7 @@ class PackedLogs:
                 if status.st_nlink:
                     if put is not None and log.read == log.size - written:
                         name, length, when = put
-                        record = Record(_PUT, name, 0, written - length, length, when)
-                        self._take(log, record, log.read)
+                        self._take(log, _PUT, name, log.read, log.size - length, length, when)
                         log.read = log.size
                     return
                 self._forget()
@@ -277,6 +289,9 @@ class PackedLogs:
         if is_new:
             self._list()
         for log in self._logs.values():
+            # As long as no name came or went none was unlinked either, and then the size says it all.
+            if not is_new and os.lseek(log.handle, 0, os.SEEK_END) == log.read:
+                continue
             status = os.fstat(log.handle)
             if status.st_size < log.read or not status.st_nlink:
                 # Compacted, cleared or damaged by others: begin anew.
@@ -305,8 +320,9 @@ class PackedLogs:
     def _read_on(self, log: Log, status: os.stat_result) -> None:
         data = _read_at(log.handle, log.read, status.st_size - log.read)
         records, seen, bad = scan(data, settled=time.time() - status.st_mtime > TORN_SECONDS)
-        for record in records:
-            self._take(log, record, log.read)
+        base = log.read
+        for kind, name, at, start, length, when in records:
+            self._take(log, kind, name, base + at, base + start, length, when)
         log.read += seen
         if bad and not log.bad:
             self._complain(log)
@@ -317,23 +333,25 @@ class PackedLogs:
             f"a log of small cache entries was damaged; only its whole ones count: {log.path.name}"
         )
 
-    def _take(self, log: Log, record: Record, base: int) -> None:
-        places = self._groups.setdefault(record.name.partition(".")[0], {})
-        old = places.get(record.name)
+    def _take(self, log: Log, kind: int, name: str, at: int, start: int, length: int, when: float) -> None:
+        group = name.partition(".")[0]
+        places = self._groups.get(group)
+        if places is None:
+            places = self._groups[group] = {}
+        old = places.get(name)
         # Within one log the later record counts; between logs the later time.
-        if old is not None and old.log is not log and old.time > record.time:
+        if old is not None and old.log is not log and old.time > when:
             return
-        if record.kind == _DELETE:
-            self._dead[record.name] = max(record.time, self._dead.get(record.name, 0.0))
-        elif self._dead.get(record.name, 0.0) > record.time:
+        if kind == _DELETE:
+            self._dead[name] = max(when, self._dead.get(name, 0.0))
+        elif self._dead and self._dead.get(name, 0.0) > when:
             return
         if old is not None:
             old.log.live -= old.size
-            del places[record.name]
-        if record.kind == _PUT:
-            place = Place(log, base + record.at, base + record.start, record.length, record.time)
-            places[record.name] = place
-            log.live += place.size
+            del places[name]
+        if kind == _PUT:
+            places[name] = Place(log, at, start, length, when)
+            log.live += start + length - at
 
 
 _EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

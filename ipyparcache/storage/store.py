@@ -38,6 +38,12 @@ class Blob(ABC):
     signature: Signature | None
     """None where the system cannot tell a rewritten file, so that its content must be checked each time."""
 
+    is_whole = False
+    """Whether it was read whole when it was opened, so that to keep it costs no more than its bytes."""
+
+    token: object | None = None
+    """What `Store.token` gives as long as the blob is as it was opened."""
+
     @abstractmethod
     def read(self, offset: int, length: int) -> Buffer:
         """These bytes; fewer if the blob ends before."""
@@ -113,6 +119,11 @@ class Store(ABC):
     @abstractmethod
     def group(self, group: str) -> list[Item]:
         """The blobs whose name is `group` or begins with `group.`, in no order."""
+
+    def open_group(self, group: str) -> list[tuple[str, Blob]]:
+        """The same blobs open for reading, with their names."""
+        opened = [(item.name, self.open(item.name)) for item in self.group(group)]
+        return [(name, blob) for name, blob in opened if blob is not None]
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
