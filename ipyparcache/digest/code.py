@@ -12,6 +12,7 @@ import abc
 import dis
 import functools
 import gc
+import marshal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -268,7 +269,7 @@ class FunctionKind(Kind):
 
     def state(self, obj: Any) -> object:
         return {
-            "code": obj.__code__,
+            "code": (facts_of(obj.__code__).digest, marshal.dumps(obj.__code__)),
             "defaults": obj.__defaults__,
             "kwdefaults": obj.__kwdefaults__ and dict(obj.__kwdefaults__),
             "dict": dict(obj.__dict__),
@@ -276,7 +277,9 @@ class FunctionKind(Kind):
         }
 
     def put(self, obj: Any, state: Any) -> None:
-        obj.__code__ = state["code"]
+        digest, code = state["code"]
+        if facts_of(obj.__code__).digest != digest:  # else the live one knows its lines better
+            obj.__code__ = marshal.loads(code)
         obj.__defaults__ = state["defaults"]
         obj.__kwdefaults__ = state["kwdefaults"]
         obj.__doc__ = state["doc"]

@@ -64,6 +64,66 @@ def test_a_cell_runs_once_and_then_comes_from_the_store(cell, cached, names, res
     assert names["y"] == 6
 
 
+def test_a_decorator_that_counts_calls_counts_those_of_a_hit(cell, cached, names, restart):
+    setup = """
+    def counted(f):
+        def inner(*args):
+            inner.calls += 1
+            return f(*args)
+        inner.calls = 0
+        return inner
+    @counted
+    def double(x):
+        return 2 * x
+    """
+    cell(textwrap.dedent(setup))
+    assert cached("y = double(3) + double(4)") == "miss"
+    restart()
+    cell(textwrap.dedent(setup))
+
+    assert cached("y = double(3) + double(4)") == "hit"
+    assert (names["y"], names["double"].calls) == (14, 2)
+    assert names["double"](1) == 2
+
+
+def test_code_that_a_cell_puts_into_a_function_comes_back(cell, cached, names, restart):
+    setup = "def f(): return 1\ndef g(): return 2"
+    cell(setup)
+    assert cached("f.__code__ = g.__code__") == "miss"
+    restart()
+    cell(setup)
+
+    assert cached("f.__code__ = g.__code__") == "hit"
+    assert names["f"]() == 2
+
+
+def test_a_class_with_values_of_the_standard_library_is_defined_again(cell, cached, names, restart):
+    body = """
+    import itertools, re
+    from datetime import timedelta
+    from decimal import Decimal
+    class Account:
+        numbers = itertools.count(1000)
+        rate, pause, name = Decimal("0.031"), timedelta(days=1), re.compile("[a-z]+")
+        def __init__(self):
+            self.number = next(Account.numbers)
+    """
+    cached(body)
+    restart()
+
+    assert cached(body) == "hit"
+    assert names["Account"]().number == 1000
+    assert cached("account = Account()") == "miss"
+    restart()
+    cached(body)
+    assert cached("account = Account()") == "miss"  # the count stood one further on
+    restart()
+    cached(body)
+    names["Account"]()
+    assert cached("account = Account()") == "hit"
+    assert (names["account"].number, next(names["Account"].numbers)) == (1001, 1002)
+
+
 def test_a_loop_whose_variable_is_a_part_of_what_it_changes_hits(cell, cached, names, restart):
     setup = "rows = [[1], [2]]\nfor row in rows:\n  pass"
     body = "for row in rows:\n  row.append(0)"
