@@ -88,23 +88,28 @@ class LocalModules:
                 if name not in self._seen and name != "__main__" and (path := local_file(module)) is not None:
                     self._seen[name] = self._look_at(module, path, 0)
         edited = False
-        for name, seen in list(self._seen.items()):
+        changed = len(self._seen) != len(self._generations)
+        for name, (module, spec, named, path, generation, stamp) in list(self._seen.items()):
             here: Any = sys.modules.get(name)
-            spec, named = getattr(here, "__spec__", None), getattr(here, "__file__", None)
-            if here is not seen.module or spec is not seen.spec or named != seen.named:
-                path = local_file(here)
-                if path is None:
+            if (
+                here is not module
+                or here is None
+                or getattr(here, "__spec__", None) is not spec
+                or getattr(here, "__file__", None) != named
+            ):
+                changed = True
+                found = local_file(here)
+                if found is None:
                     del self._seen[name]
                     continue
-                generation = seen.generation + (spec is not seen.spec)
-                seen = self._seen[name] = self._look_at(here, path, generation)
-            if seen.stamp is None or _stamp(seen.path) != seen.stamp:
+                generation += here.__spec__ is not spec
+                seen = self._seen[name] = self._look_at(here, found, generation)
+                path, stamp = seen.path, seen.stamp
+            if stamp is None or _stamp(path) != stamp:
                 edited = True
         if edited or self._by_value:
             self._send_by_value(set(self._seen) if edited else set())
-        if len(self._seen) != len(self._generations) or any(
-            self._generations.get(name) != seen.generation for name, seen in self._seen.items()
-        ):
+        if changed:
             self._generations = {name: seen.generation for name, seen in self._seen.items()}
         return self._generations
 

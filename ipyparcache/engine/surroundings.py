@@ -59,13 +59,17 @@ def _take_logging() -> Any:
     return logging.root.level, logging.root.manager.disable, levels
 
 
+_loggers: tuple[list[Any], list[Any]] = ([], [])  # what is in the tree of names, and the loggers among that
+
+
 def _stamp_logging() -> Any:
-    logging = sys.modules["logging"]
-    root = logging.root
-    loggers = list(root.manager.loggerDict.values())
-    # What only holds a place in the tree of names has no level.
-    switches = [_SWITCHES(one) for one in loggers if "level" in one.__dict__]
-    return root.level, root.manager.disable, loggers, switches
+    global _loggers
+    root = sys.modules["logging"].root
+    named = list(root.manager.loggerDict.values())
+    if named != _loggers[0]:
+        # What only holds a place in the tree has no level.
+        _loggers = named, [one for one in named if "level" in one.__dict__]
+    return root.level, root.manager.disable, named, list(map(_SWITCHES, _loggers[1]))
 
 
 def _put_logging(state: Any) -> None:
@@ -75,7 +79,8 @@ def _put_logging(state: Any) -> None:
     if logging.root.level != root:
         logging.root.setLevel(root)
     logging.root.manager.disable = disabled
-    for name, (level, propagate, off) in levels.items():
+    for name in _take_logging()[2].keys() | levels.keys():
+        level, propagate, off = levels.get(name, _SILENT)
         logger = logging.getLogger(name)
         if logger.level != level:
             logger.setLevel(level)
@@ -193,12 +198,12 @@ def _stamp_decimal() -> Any:
     return repr(sys.modules["decimal"].getcontext())
 
 
-def _stamp_pandas() -> Any:
-    return _unshared(sys.modules["pandas"]._config.config._global_config)
+def _pandas_options() -> Any:
+    return sys.modules["pandas"]._config.config._global_config
 
 
-def _stamp_matplotlib() -> Any:
-    return _unshared(sys.modules["matplotlib"].rcParams)
+def _matplotlib_options() -> Any:
+    return sys.modules["matplotlib"].rcParams
 
 
 def _unshared(value: Any) -> Any:
@@ -210,12 +215,9 @@ def _unshared(value: Any) -> Any:
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 # What is compared at each call, where reading all settings would take longer.
-_STAMPS: dict[str, Callable[[], Any]] = {
-    "logging": _stamp_logging,
-    "decimal": _stamp_decimal,
-    "pandas": _stamp_pandas,
-    "matplotlib": _stamp_matplotlib,
-}
+_STAMPS: dict[str, Callable[[], Any]] = {"logging": _stamp_logging, "decimal": _stamp_decimal}
+# Dictionaries of options that are compared with a copy of themselves.
+_OPTIONS: dict[str, Callable[[], Any]] = {"pandas": _pandas_options, "matplotlib": _matplotlib_options}
 
 # Library, how its settings are read, how they are put in place. They are read only where the library is
 # loaded.
@@ -230,7 +232,59 @@ _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
-_CHECKS = tuple((name, _STAMPS.get(name, take)) for name, (take, _) in _LIBRARIES.items())
+class _Noted:
+    """What was found around a task at one moment, to tell later whether all is as it was."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {
+            "environ": dict(os.environ._data),  # type: ignore[attr-defined]
+            "path": list(sys.path),
+            "argv": list(getattr(sys, "argv", ())),
+            "dont_write_bytecode": sys.dont_write_bytecode,
+            "recursion": sys.getrecursionlimit(),
+        }
+        with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
+            self.state["cwd"] = os.getcwd()
+        self._loaded = _loaded()
+        self._stamps: list[tuple[Callable[[], Any], Any]] = []  # of the libraries that are loaded
+        self.libraries: list[str] = []
+        self._options: list[tuple[Callable[[], Any], Any]] = []
+        for name in _LIBRARIES:
+            if name in sys.modules:
+                # half loaded, or another version
+                with contextlib.suppress(AttributeError, ImportError, LookupError):
+                    if name in _OPTIONS:
+                        self._options.append((_OPTIONS[name], _unshared(_OPTIONS[name]())))
+                    else:
+                        stamp = _STAMPS.get(name, _LIBRARIES[name][0])
+                        self._stamps.append((stamp, stamp()))
+                    self.libraries.append(name)
+
+    def holds(self) -> bool:
+        """Whether nothing has changed, told without making a copy of it."""
+        state = self.state
+        try:
+            if not (
+                os.environ._data == state["environ"]  # type: ignore[attr-defined]
+                and sys.path == state["path"]
+                and list(getattr(sys, "argv", ())) == state["argv"]
+                and sys.dont_write_bytecode == state["dont_write_bytecode"]
+                and sys.getrecursionlimit() == state["recursion"]
+                and os.getcwd() == state.get("cwd")
+                and _loaded() == self._loaded
+            ):
+                return False
+            for stamp, seen in self._stamps:
+                if stamp() != seen:
+                    return False
+            return all(dict.__eq__(options(), seen) is True for options, seen in self._options)
+        except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError):
+            return False  # it cannot even be compared
+
+
+def _loaded() -> tuple[int, str]:
+    """How many modules there are, and the last of them: changes when one is loaded."""
+    return len(sys.modules), next(reversed(sys.modules))
 
 
 class Surroundings:
@@ -240,69 +294,31 @@ class Surroundings:
         self.version = 0
         self._lock = threading.RLock()  # an interrupt may leave it held by the thread that asks again
         self._modules = LocalModules()
+        self._noted: _Noted | None = None
         self._last: dict[str, Any] = {}
-        self._stamps: dict[str, Any] = {}
         self._pickled = b""
 
     def take(self) -> tuple[int, bytes]:
         """Version and pickle of the present state."""
         with self._lock:
             modules = self._modules.take()
-            if not self._is_as_last(modules):
+            noted = self._noted
+            if noted is None or modules is not self._last["modules"] or not noted.holds():
                 self._take_all(modules)
             return self.version, self._pickled
 
-    def _is_as_last(self, modules: dict[str, int]) -> bool:
-        """Whether all is as it was, told without making a copy of it."""
-        last = self._last
-        if not (
-            last
-            and modules is last["modules"]
-            and os.environ._data == last["environ"]  # type: ignore[attr-defined]
-            and sys.path == last["path"]
-            and list(getattr(sys, "argv", ())) == last["argv"]
-            and sys.dont_write_bytecode == last["dont_write_bytecode"]
-            and sys.getrecursionlimit() == last["recursion"]
-        ):
-            return False
-        try:
-            if os.getcwd() != last.get("cwd"):
-                return False
-        except OSError:
-            return False
-        loaded, stamps = sys.modules, self._stamps
-        try:
-            for name, stamp in _CHECKS:
-                if name in loaded and (name not in stamps or stamp() != stamps[name]):
-                    return False
-        except (AttributeError, ImportError):
-            return False
-        return True
-
     def _take_all(self, modules: dict[str, int]) -> None:
-        state: dict[str, Any] = {
-            "environ": dict(os.environ._data),  # type: ignore[attr-defined]
-            "path": list(sys.path),
-            "argv": list(getattr(sys, "argv", ())),
-            "dont_write_bytecode": sys.dont_write_bytecode,
-            "recursion": sys.getrecursionlimit(),
-        }
-        with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
-            state["cwd"] = os.getcwd()
-        state["modules"] = modules
-        stamps: dict[str, Any] = {}
-        for name, stamp in _CHECKS:
-            if name in sys.modules:
-                try:
-                    stamps[name] = stamp()  # first, so that a change meanwhile shows at the next call
-                    state[name] = _LIBRARIES[name][0]()
-                except (AttributeError, ImportError):  # half loaded, or another version
-                    stamps.pop(name, None)
-        self._stamps = stamps
+        noted = _Noted()  # first, so that what changes meanwhile shows at the next call
+        state = {**noted.state, "modules": modules}
+        for name in noted.libraries:
+            with contextlib.suppress(AttributeError, ImportError):
+                found = _LIBRARIES[name][0]()
+                state[name] = _unshared(found) if name in _OPTIONS else found
         if state != self._last:
             self._pickled = _pickled_rows(state)
             self.version += 1
         self._last = state
+        self._noted = noted
 
 
 def _pickled_rows(state: dict[str, Any]) -> bytes:
@@ -347,6 +363,7 @@ class _Row:
 _NOT_YET = object()
 _restored: list[_Row] = []
 _folder = ""
+_in_place: tuple[int | None, bool, _Noted] | None = None
 _environment: tuple[Any, int | None, bool, dict[Any, Any]] = (None, None, False, {})
 
 
@@ -398,7 +415,12 @@ def restore(pickled: bytes | None, threads: int | None = None, forced: bool = Fa
     threads: those that are still to be loaded read it from the environment. A variable that the caller has
     set itself wins, unless the limit was asked for by name (`forced`).
     """
-    global _folder, _modules, _restored
+    global _folder, _in_place, _modules, _restored
+    if pickled is None and _in_place is not None:
+        *limits, noted = _in_place
+        if limits == [threads, forced] and noted.holds():
+            enter_folder()
+            return
     if pickled is not None:
         _restored = [_Row(name, data) for name, data in pickle.loads(pickled)]
         if not any(isinstance(finder, _ApplyWhenLoaded) for finder in sys.meta_path):
@@ -435,6 +457,7 @@ def restore(pickled: bytes | None, threads: int | None = None, forced: bool = Fa
             _modules = value
     if threads is not None:
         _limit_loaded(threads, forced)
+    _in_place = threads, forced, _Noted()
 
 
 def enter_folder() -> None:
