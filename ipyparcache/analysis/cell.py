@@ -322,9 +322,9 @@ QUIET_CALLS = _words(
     singledispatch functools.singledispatch
     list tuple dict set frozenset len sum min max sorted range zip enumerate reversed int float str bool abs
     round any all bytes complex
-    Decimal decimal.Decimal Fraction fractions.Fraction date datetime.date dt.date timedelta datetime.timedelta
-    dt.timedelta re.compile Path pathlib.Path count itertools.count defaultdict collections.defaultdict Counter
-    collections.Counter deque collections.deque OrderedDict collections.OrderedDict
+    Decimal decimal.Decimal Fraction fractions.Fraction date datetime.date dt.date timedelta dt.timedelta
+    datetime.timedelta re.compile Path pathlib.Path count itertools.count defaultdict collections.defaultdict
+    Counter collections.Counter deque collections.deque OrderedDict collections.OrderedDict
     """
 )
 
