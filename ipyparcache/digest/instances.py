@@ -176,8 +176,10 @@ class FileKind(RefusedKind):
     def write(self, walk: Walk, obj: Any) -> None:
         if not obj.closed:
             raise walk.fail(self.reason, obj)
-        raw = getattr(obj, "buffer", obj)
-        walk.token(b"closed file", type(obj).__name__, repr(raw.name), str(getattr(obj, "mode", "")))
+        name = getattr(getattr(obj, "buffer", obj), "name", None)
+        if name is None:  # as within a `GzipFile`
+            raise walk.fail("it is the reader of another file object", obj)
+        walk.token(b"closed file", type(obj).__name__, repr(name), str(getattr(obj, "mode", "")))
 
 
 class LoggerKind(Kind):

@@ -64,6 +64,26 @@ def test_a_cell_runs_once_and_then_comes_from_the_store(cell, cached, names, res
     assert names["y"] == 6
 
 
+def test_a_loop_over_what_its_variable_already_stands_for_hits(cell, cached, names, restart):
+    setup = "days = {'2024-01-01': 'a b', '2024-01-02': 'b c'}\nfor day, text in days.items():\n  pass"
+    body = "index = {}\nfor day, text in days.items():\n  index[day] = text.split()"
+    cell(setup)
+    assert cached(body) == "miss"
+    restart()
+    cell(setup)
+
+    assert cached(body) == "hit"
+    assert (names["day"], names["index"]["2024-01-01"]) == ("2024-01-02", ["a", "b"])
+
+
+def test_a_handle_on_a_compressed_file_is_named(cell, cached):
+    cell("import gzip\ngzip.open('text.gz', 'wb').close()")
+
+    assert cached("with gzip.open('text.gz') as handle:\n  text = handle.read()") == "not stored"
+    assert "`handle` (GzipFile)" in last_run().reason
+    assert cached("with gzip.open('text.gz') as handle:\n  text = handle.read()", "text") == "miss"
+
+
 def test_a_decorator_that_counts_calls_counts_those_of_a_hit(cell, cached, names, restart):
     setup = """
     def counted(f):
