@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import blake3
 
@@ -26,7 +27,7 @@ from ipyparcache.analysis.cell import (
     dynamic_uses,
     star_imports,
 )
-from ipyparcache.cells import auto, inputs, keeping, runs
+from ipyparcache.cells import auto, inputs, keeping, runs, unchanged
 from ipyparcache.cells.effects import Effects
 from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
 from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, share, words_list
@@ -159,6 +160,7 @@ class Prepared:
     results: list[object]
     annotations: dict[str, object]
     process: Any
+    imported: bool  # modules that were not loaded
     keep_alive: list[object]
 
 
@@ -181,6 +183,10 @@ class _Cell:
     doubted: Entry | None = None  # the hit that this run is to be compared with
     why_missed: str = ""
     changes: tuple[runs.InputChange, ...] = ()
+
+    @property
+    def watch(self) -> unchanged.Watch | None:
+        return _watches.get(self.shell)
 
     @property
     def namespace(self) -> dict[str, Any]:
@@ -260,7 +266,8 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     """The entry whose every input is as now, prepared; None if the cell has to run."""
     tree, options = cell.body.tree, cell.options
     _refuse_dynamic(tree)
-    cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity)
+    walks = cell.watch.walks() if cell.watch is not None else None
+    cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity, walks)
     cell.entries = open_entries(options.dir)
     environment.use_secret(cell.entries.secret)
     found = None if options.force else _find(cell)
@@ -361,12 +368,15 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
         results=payload["results"],
         annotations=payload["annotations"],
         process=payload["process"],
+        imported=not is_loaded,
         keep_alive=known,
     )
 
 
 def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
     """Commit a prepared hit and show what the run showed."""
+    gone = [*prepared.bound, *prepared.deleted, *(("___",) if prepared.results else ())]
+    replaced = [cell.namespace[name] for name in gone if name in cell.namespace]
     with interrupts_deferred():
         for live, state in prepared.states:
             put_state(live, state)
@@ -376,6 +386,8 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
         process.restore_process(prepared.process)
         entry.used()
     replay(cell.shell, prepared.events, prepared.results)
+    if cell.watch is not None:
+        cell.watch.restored(replaced, cell.namespace, in_place=bool(prepared.states) or prepared.imported)
     assert cell.inputs is not None
     return Run(
         "hit",
@@ -397,6 +409,8 @@ def _restore(cell: _Cell, entry: Entry, prepared: Prepared) -> Run:
 
 async def _run(cell: _Cell) -> Run:
     """Run the cell once, with its output live, and store what it left."""
+    if cell.watch is not None:
+        cell.watch.forget()
     record = Record()
     before = _Before.now(cell)
     error: BaseException | None = None
@@ -606,8 +620,13 @@ def _placed(cell: _Cell, run: Run) -> Run:
     return replace(run, execution_count=cell.shell.execution_count - 1, cell=cell.body.source)
 
 
+_watches: WeakKeyDictionary[Any, unchanged.Watch] = WeakKeyDictionary()
+
+
 def install(shell: Any) -> None:
     """Start watching what only a watcher from the beginning can know: imports, seeds."""
+    watch = _watches[shell] = unchanged.Watch(shell)
+    watch.install()
     environment.install(user_cells_ran=shell.execution_count > 2)
     shell.events.register("post_run_cell", _unwrap_names)
 
@@ -615,6 +634,9 @@ def install(shell: Any) -> None:
 def uninstall(shell: Any) -> None:
     """Stop what `install` started."""
     environment.uninstall()
+    watch = _watches.pop(shell, None)
+    if watch is not None:
+        watch.uninstall()
     if _unwrap_names in shell.events.callbacks["post_run_cell"]:
         shell.events.unregister("post_run_cell", _unwrap_names)
 

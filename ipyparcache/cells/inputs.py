@@ -112,8 +112,24 @@ def identity_of(tree: ast.Module, silenced: bool, options: KeyOptions, variant: 
     return blake3.blake3(repr(facts).encode("utf-8", "surrogatepass")).hexdigest(16)
 
 
-def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, identity: str) -> Inputs:
+def collect(
+    tree: ast.Module,
+    namespace: dict[str, Any],
+    options: KeyOptions,
+    identity: str,
+    remembered: dict[int, RememberedWalk] | None = None,
+) -> Inputs:
     """Digest the static inputs of a cell.
+
+    Parameters
+    ----------
+    tree : Module
+    namespace : dict
+    options : KeyOptions
+    identity : str
+        Of the cell.
+    remembered : dict, optional
+        Walks that still hold, as `Traversal` takes them.
 
     Raises
     ------
@@ -122,14 +138,19 @@ def collect(tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, id
     """
     started = time.perf_counter()
     with collector_paused():
-        return _collect(tree, namespace, options, identity, started)
+        return _collect(tree, namespace, options, identity, started, remembered)
 
 
 def _collect(
-    tree: ast.Module, namespace: dict[str, Any], options: KeyOptions, identity: str, started: float
+    tree: ast.Module,
+    namespace: dict[str, Any],
+    options: KeyOptions,
+    identity: str,
+    started: float,
+    remembered: dict[int, RememberedWalk] | None,
 ) -> Inputs:
     names = names_of(tree.body)
-    traversal = Traversal(namespace, marking=False)
+    traversal = Traversal(namespace, marking=False, remembered=remembered)
     for name in sorted((names.read | _names_looked_up(tree, namespace)) - options.ignore):
         if name not in namespace:
             traversal.add_absent(name)

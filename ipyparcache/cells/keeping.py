@@ -9,6 +9,7 @@ what would not come back as it is, is not stored.
 from __future__ import annotations
 
 import ast
+import bisect
 import copy
 import functools
 import itertools
@@ -79,18 +80,40 @@ class Source:
                 stand_in(scratch)
         return scratch
 
-    def known(self, defined: Mapping[str, object]) -> list[object]:
+    def known(self, defined: Mapping[str, object]) -> Sequence[object]:
         """What exists on both sides, in an order that both derive alike; each object once."""
         traversal = self.inputs.traversal
+        made = self.made(defined)
         values = (traversal.value_of(root) for root in sorted(traversal.digests))
-        patterns = (value for value in values if type(value) is re.Pattern)  # the very one that matched
-        things = itertools.chain(self.made(defined), traversal.objects(), patterns)
-        return list({id(thing): thing for thing in things}.values())
+        matchers = (value for value in values if type(value) is re.Pattern)  # the very one that matched
+        patterns = list({id(pattern): pattern for pattern in matchers}.values())
+        if traversal.shared or any(traversal.number_of(thing) is not None for thing in made):
+            things = itertools.chain(made, traversal.objects(), patterns)
+            return list({id(thing): thing for thing in things}.values())
+        return _Joined([made, *traversal.lists_of_objects(), patterns])
 
     def made(self, defined: Mapping[str, object]) -> list[object]:
         """The first of what exists on both sides: the namespace, and what the cell defines."""
         parts = (part for name in sorted(defined) for part in _held_by(defined[name]))
         return [self.namespace, *{id(part): part for part in parts}.values()]
+
+
+class _Joined(Sequence[object]):
+    """Several sequences as one, without a copy."""
+
+    def __init__(self, parts: Sequence[Sequence[object]]) -> None:
+        self._parts = [part for part in parts if part]
+        self._starts = list(itertools.accumulate(map(len, self._parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __iter__(self) -> Iterator[object]:
+        return itertools.chain.from_iterable(self._parts)
+
+    def __getitem__(self, place: Any) -> Any:
+        part = bisect.bisect_right(self._starts, place) - 1
+        return self._parts[part][place - self._starts[part]]
 
 
 @contextmanager

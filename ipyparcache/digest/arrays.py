@@ -270,9 +270,9 @@ class ArrayKind(Kind):
         return dtype_facts(plain.dtype), plain.shape, layout_of(plain), plain.flags.writeable
 
     def _digest(self, walk: Walk, obj: Any, plain: Array) -> bytes:
-        known = walk.traversal.frozen.get(id(obj))
+        known = walk.traversal.contents.get(id(obj))
         if known is None:
-            known = walk.traversal.frozen[id(obj)] = content_digest(plain)
+            known = walk.traversal.contents[id(obj)] = content_digest(plain)
             walk.keep(obj)
         return known
 

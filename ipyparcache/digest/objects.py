@@ -93,6 +93,23 @@ class Summary:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class RememberedWalk:
+    """What the walk of one root showed, to be taken for a walk as long as its objects are as they were.
+
+    It led to no code and no names of the notebook or of local modules, and shared nothing with other roots.
+    """
+
+    value: object  # kept, so that its identity stays its own
+    digest: bytes
+    objects: list[object]  # the mutable ones, by number
+    places: dict[int, int]  # number of each, by its identity
+    together: tuple[tuple[int, int], ...]
+    arrays: tuple[tuple[int, int, int], ...]  # number, start and end in memory
+    modules: tuple[str, ...]
+    classes: tuple[type, ...]  # of distributions
+
+
 class Traversal:
     """All inputs of one lookup: each object digested once, kept alive so that identities stay valid.
 
@@ -108,6 +125,10 @@ class Traversal:
 
     marking : bool
         Whether to note at once what `changed` asks for; else `mark` does, if it is to be asked.
+
+    remembered : dict, optional
+        Walks of earlier traversals by the identity of their value, over objects that nobody can have changed
+        since; they are not walked again, and new ones are added. Without `marking` and `known` only.
 
     Attributes
     ----------
@@ -131,7 +152,9 @@ class Traversal:
         main: Mapping[str, object] | None = None,
         known: Sequence[object] = (),
         marking: bool = True,
+        remembered: dict[int, RememberedWalk] | None = None,
     ):
+        self.remembered = remembered
         self.marking = marking
         self.main = main if main is not None else _notebook_namespace()
         self.known = {id(obj): place for place, obj in enumerate(known)}
@@ -143,11 +166,13 @@ class Traversal:
         self.modules: dict[str, str] = {}
         self.standard: set[str] = set()  # Python's own modules: no inputs, but settings may concern them
         self.kept: list[object] = []  # temporaries of pickle hooks: their ids must stay taken
-        self.frozen: dict[int, bytes] = {}  # digests of immutable containers and large payloads met before
+        self.frozen: dict[int, bytes] = {}  # digests of immutable containers met before
+        self.contents: dict[int, bytes] = {}  # digests of the contents of large arrays met before
         self.arrays: list[tuple[str, int, int, int]] = []  # (root, number, start, end) of arrays in memory
         self.named: dict[type, bytes] = {}  # how classes of distributions that were met before are written
         self.columns: dict[int, list[Any]] = {}  # of frames, by id: digests of their columns
         self._first: dict[int, tuple[str, int]] = {}
+        self._recalled: list[tuple[str, dict[int, int]]] = []  # the same, for roots that are not walked again
         self._roots: dict[str, Numbered] = {}
         self._values: dict[str, object] = {}
         self._pending: list[tuple[str, object]] = []  # definitions met that are roots of their own
@@ -155,6 +180,7 @@ class Traversal:
         self._names: dict[str, int] = {}
         self._seen_reads: dict[tuple[str, str], int] = {}
         self._followed = 0
+        self._looked_up = 0  # how often a walk led to names and code that may change without being changed
         self._kinds: dict[type, Kind] = {}
         self._classes: set[type] = set()  # of distributions, looked through for methods of the user
         self._bases: set[type] = set()  # of those
@@ -187,12 +213,68 @@ class Traversal:
         return digest
 
     def _add(self, root: str, value: object, definition: bool = False) -> bytes:
-        walk = Walk(self, root)
         self._values[root] = value
+        remembered = None
+        if self.remembered is not None and not definition and type(value) not in PRIMITIVES:
+            remembered = self.remembered.get(id(value))
+            if remembered is None:
+                return self._add_remembering(root, value, self.remembered)
+            return self._add_remembered(root, remembered)
+        walk = Walk(self, root)
         self._roots[root] = walk.numbered
         digest = walk.run(value, definition)
         self.digests[root] = digest
         return digest
+
+    def _add_remembering(self, root: str, value: object, remembered: dict[int, RememberedWalk]) -> bytes:
+        """Walk a root without what earlier roots have shown, so that all is heard that it leads to."""
+        earlier = self.named, self.modules, self.standard, self.frozen, self.columns
+        looked_up, shared, arrays = self._looked_up, len(self.shared), len(self.arrays)
+        self.named, self.modules, self.standard, self.frozen, self.columns = {}, {}, set(), {}, {}
+        walk = Walk(self, root)
+        self._roots[root] = walk.numbered
+        try:
+            digest = self.digests[root] = walk.run(value)
+        finally:
+            named, found = self.named, [*self.modules, *self.standard]
+            earlier[0].update(self.named)
+            earlier[1].update(self.modules)
+            earlier[2].update(self.standard)
+            earlier[3].update(self.frozen)
+            earlier[4].update(self.columns)
+            self.named, self.modules, self.standard, self.frozen, self.columns = earlier
+        if self._looked_up == looked_up and len(self.shared) == shared:
+            remembered[id(value)] = RememberedWalk(
+                value,
+                digest,
+                walk.numbered.objects,
+                walk.numbers,
+                tuple(walk.numbered.together),
+                tuple(place[1:] for place in self.arrays[arrays:]),
+                tuple(found),
+                tuple(cls for cls in named if module_of(cls) != "builtins"),
+            )
+        return digest
+
+    def _add_remembered(self, root: str, walk: RememberedWalk) -> bytes:
+        self.digests[root] = walk.digest
+        numbered = self._roots[root] = Numbered(walk.objects)
+        places = walk.places.keys()
+        if places.isdisjoint(self._first.keys()) and self._is_new_to_recalled(places):
+            self._recalled.append((root, walk.places))
+            numbered.together = list(walk.together)
+        else:
+            for number, obj in enumerate(walk.objects):
+                self._meet(obj, (root, number))
+        for number, start, end in walk.arrays:
+            if self.number_of(walk.objects[number]) == (root, number):
+                self.arrays.append((root, number, start, end))
+        for module in walk.modules:
+            self.note_module(module)
+        for cls in walk.classes:
+            self.note_module(module_of(cls))
+            self.reach_class(cls)
+        return walk.digest
 
     def add_absent(self, root: str) -> bytes:
         """Note that there is no such name: that, too, is an input."""
@@ -246,6 +328,7 @@ class Traversal:
         Of a local module they count by live value. Of a distribution only those do that the user put there:
         functions and classes of the notebook or of a local module.
         """
+        self._looked_up += 1
         name = module.__name__
         self.note_module(name)
         namespace = vars(module)
@@ -313,7 +396,7 @@ class Traversal:
 
     def number_of(self, obj: object) -> tuple[str, int] | None:
         """Root and number of a mutable object met earlier, under the first root that reached it."""
-        return self._first.get(id(obj))
+        return (self._recalled_place(obj) if self._recalled else None) or self._first.get(id(obj))
 
     def object_at(self, root: str, number: int) -> object:
         """The live object with this number."""
@@ -341,7 +424,11 @@ class Traversal:
 
     def objects(self) -> Iterator[object]:
         """Every mutable object, in the same order; what several roots reach comes again."""
-        return chain.from_iterable(self._roots[root].objects for root in sorted(self._roots))
+        return chain.from_iterable(self.lists_of_objects())
+
+    def lists_of_objects(self) -> list[list[object]]:
+        """The mutable objects of each root, in the same order; not to be changed."""
+        return [self._roots[root].objects for root in sorted(self._roots)]
 
     def instances(self, *classes: type) -> Iterator[tuple[str, Any]]:
         """The mutable objects of some classes, with the root of each."""
@@ -364,15 +451,14 @@ class Traversal:
                 numbered.many.append((first, list(map(copy.copy, items))))
                 together.update(range(first, first + count))
             for number, obj in enumerate(numbered.objects):
-                if number not in together and self._first[id(obj)] == (root, number):
+                if number not in together and self.number_of(obj) == (root, number):
                     kind = self.kind_of(type(obj))
                     numbered.marks.append((number, kind, kind.mark(walk, obj)))
 
     def changed(self) -> list[tuple[str, int]]:
         """Mutable objects whose own state is not as it was digested, by the root that reached them first."""
         found = []
-        self.frozen = {}  # what was digested before the run says nothing about now
-        self.columns = {}
+        self.frozen, self.contents, self.columns = {}, {}, {}  # of before the run: nothing about now
         for root, numbered in self._roots.items():
             walk = Walk(self, root, isolated=True)
             for number, kind, mark in numbered.marks:
@@ -438,18 +524,32 @@ class Traversal:
 
     def meet(self, walk: Walk, obj: object, kind: Kind, number: int) -> None:
         """Note a mutable object that a root reached as its `number`."""
-        here = (walk.root, number)
-        there = self._first.setdefault(id(obj), here)
-        if there is here:
-            if self.marking:
-                walk.numbered.marks.append((number, kind, kind.mark(walk.apart(), obj)))
-        elif there != here:
+        if self._meet(obj, (walk.root, number)) and self.marking:
+            walk.numbered.marks.append((number, kind, kind.mark(walk.apart(), obj)))
+
+    def _meet(self, obj: object, here: tuple[str, int]) -> bool:
+        """Note where a mutable object was met; whether that was the first time."""
+        there = self._recalled_place(obj) if self._recalled else None
+        if there is None:
+            there = self._first.setdefault(id(obj), here)
+        if there is not here and there != here:
             self.shared.append((there, here))
+        return there is here
+
+    def _recalled_place(self, obj: object) -> tuple[str, int] | None:
+        for root, places in self._recalled:
+            number = places.get(id(obj))
+            if number is not None:
+                return root, number
+        return None
+
+    def _is_new_to_recalled(self, identities: Iterable[int]) -> bool:
+        return all(places.keys().isdisjoint(identities) for _, places in self._recalled)
 
     def meet_many(self, walk: Walk, items: Sequence[Any], number: int) -> None:
         """Note many plain lists or dicts that a root reached, the first of them as its `number`."""
         places = [(walk.root, place) for place in range(number, number + len(items))]
-        if self._first.keys().isdisjoint(map(id, items)):
+        if self._first.keys().isdisjoint(map(id, items)) and self._is_new_to_recalled(map(id, items)):
             self._first.update(zip(map(id, items), places, strict=True))
             if self.marking:
                 walk.numbered.many.append((number, list(map(copy.copy, items))))
@@ -464,6 +564,7 @@ class Traversal:
         self, owner: str, name: str, namespace: Mapping[str, object], attributes: frozenset[str] | None = None
     ) -> None:
         """Note that reached code looks up a global name."""
+        self._looked_up += 1
         present = name in namespace
         if not present:
             foreign = _is_user_builtin(name)
@@ -519,6 +620,7 @@ class Traversal:
 
     def definition(self, cls: type) -> str:
         """Name of the root that a class of the notebook or of a local module is; queued when new."""
+        self._looked_up += 1
         known = self._definitions.get(id(cls))
         if known is not None:
             return known

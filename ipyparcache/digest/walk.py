@@ -186,6 +186,11 @@ class Walk:
             self.traversal.meet(self, obj, kind, number)
         return True
 
+    @property
+    def numbers(self) -> dict[int, int]:
+        """Number of each object that this walk has met, by its identity."""
+        return self._local
+
     def number_of(self, obj: object) -> int | None:
         """Number of an object that this walk has met."""
         return self._local.get(id(obj))
