@@ -29,6 +29,7 @@ Message: TypeAlias = tuple[Any, ...]
 
 INLINE = 32 << 10  # larger payloads go through memory: a socket message stays far below the send buffer
 OUT_OF_BAND = 64 << 10  # a buffer of this size leaves the pickle
+IN_LARGE_PAGES = 4 << 20  # a buffer of this size is shared, and mapped, in large pages where they can be had
 LARGE = 1 << 20  # a buffer of this size is shared by content, one copy for all workers
 ALIGNMENT = 64
 MAPPED_FROM = 1 << 20  # an outcome of this size is copied through a mapping
@@ -384,7 +385,7 @@ class Shared:
         return fd
 
     def _write(self, parts: Sequence[Buffer], writers: int) -> None:
-        if writers == 1 or len(parts) > 1:
+        if len(parts) > 1 or memoryview(parts[0]).nbytes < IN_LARGE_PAGES:
             fd = self._new_file(max(sum(memoryview(part).nbytes for part in parts), 1))
             write_at(fd, 0, parts)
             return
@@ -392,18 +393,20 @@ class Shared:
 
         import xxhash
 
-        whole = memoryview(parts[0]).cast("B")
-        step = -(-len(whole) // writers) + mmap.PAGESIZE - 1
-        step -= step % mmap.PAGESIZE
-        failed: list[BaseException] = []
-        chunk = 1 << 20
+        from ipyparcache.engine.mapping import CHUNK, HUGE, fill
 
-        def fill(number: int, fd: int, piece: memoryview) -> None:
+        whole = memoryview(parts[0]).cast("B")
+        step = -(-len(whole) // writers)
+        step += -step % HUGE
+        failed: list[BaseException] = []
+
+        def work(number: int, fd: int, piece: memoryview) -> None:
             hashed = xxhash.xxh3_128()
             try:
                 # Hashed while the chunk is in the cache, which makes it nearly free.
-                for start in range(0, len(piece), chunk):
-                    part = piece[start : start + chunk]
+                done = fill(fd, piece, hashed.update) if self.folder is None else 0
+                for start in range(done, len(piece), CHUNK):
+                    part = piece[start : start + CHUNK]
                     write_at(fd, start, [part])
                     hashed.update(part)
                 self._digests[number] = hashed.digest()
@@ -414,8 +417,8 @@ class Shared:
         for number, start in enumerate(range(0, len(whole), step)):
             piece = whole[start : start + step]
             self._digests.append(b"")
-            work = (number, self._new_file(len(piece)), piece)
-            threads.append(threading.Thread(target=fill, args=work, daemon=True))
+            given = (number, self._new_file(len(piece)), piece)
+            threads.append(threading.Thread(target=work, args=given, daemon=True))
         for thread in threads[1:]:
             thread.start()
         threads[0].run()
@@ -467,48 +470,17 @@ def map_shared(description: tuple[tuple[int, ...], str | None], fds: Iterable[in
         list(fds) if folder is None else [os.open(f"{folder}/{n}", os.O_RDONLY) for n in range(len(sizes))]
     )
     try:
-        if len(files) == 1:
+        if len(files) == 1 and (folder is not None or sizes[0] < IN_LARGE_PAGES):
             mapping = mmap.mmap(
                 files[0], sizes[0], flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
             )
             return memoryview(mapping)
-        return _side_by_side(files, sizes)
+        from ipyparcache.engine.mapping import side_by_side
+
+        return side_by_side(files, sizes)
     finally:
         for fd in files:
             os.close(fd)
-
-
-def _side_by_side(files: Sequence[int], sizes: Sequence[int]) -> memoryview:
-    """Map several files at neighbouring addresses, which `mmap` of the standard library cannot do."""
-    import ctypes
-    import weakref
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
-    ]  # fmt: skip
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    total = sum(sizes)
-    fixed = 0x10  # MAP_FIXED
-    failed = ctypes.c_void_p(-1).value
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    start = libc.mmap(None, total, protection, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    if start == failed:
-        raise OSError(ctypes.get_errno(), "cannot map shared memory")
-    offset = 0
-    for fd, size in zip(files, sizes, strict=True):
-        here = libc.mmap(start + offset, size, protection, mmap.MAP_PRIVATE | fixed, fd, 0)
-        if here == failed:
-            error = ctypes.get_errno()
-            libc.munmap(start, total)
-            raise OSError(error, "cannot map shared memory")
-        offset += size
-    memory = (ctypes.c_char * total).from_address(start)
-    weakref.finalize(memory, libc.munmap, start, total).atexit = False
-    from pickle import PickleBuffer
-
-    return PickleBuffer(memory).raw()  # `memoryview.cast` refuses the format that ctypes gives
 
 
 def layout(payload: Buffer, buffers: Sequence[Buffer]) -> tuple[list[Buffer], list[tuple[int, int]]]:
