@@ -158,7 +158,9 @@ def _by_parts(error: BaseException, dumps: Dumps) -> bytes:
     fields: dict[str, object] = {}
     for base, names in _FIELDS.items():
         if isinstance(error, base):
-            fields |= {name: part(getattr(error, name, None)) for name in names}
+            values = {name: getattr(error, name, None) for name in names}
+            # one that is None is so by itself; setting it would show in the text
+            fields |= {name: part(value) for name, value in values.items() if value is not None}
     # The nearest class that travels: the last in any chain is Exception or BaseException itself.
     for kind in type(error).__mro__:
         if not issubclass(kind, BaseException):

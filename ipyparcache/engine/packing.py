@@ -45,26 +45,38 @@ def clear_larges() -> None:
 
 
 class SharedContainer:
-    """An object that several tasks get, pickled once."""
+    """An object that several tasks get, pickled once; `form` as that of `Packed`.
 
-    def __init__(self, number: int, value: Any, packet: Any, fds: Shared | None, larges: list[Any]):
+    What a flat one holds is kept if it is `watched`, to see later whether it has changed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        value: Any,
+        form: str,
+        packed: tuple[Any, Shared | None, list[Any]],
+        flat: bool,
+        watched: bool,
+    ):
         self.number = number
         self.value = value  # keeps its id from being given away
-        self.snapshot = value if isinstance(value, (tuple, bytes, str, frozenset)) else _copy_of(value)
-        self.packet = packet
-        self.shared = fds
-        self.larges = larges
-
-
-def _copy_of(value: Any) -> Any:
-    return list(value.items()) if isinstance(value, dict) else value.copy()
+        self.form = form
+        self.packet, self.shared, self.larges = packed
+        self.snapshot: Any = None
+        if flat and isinstance(value, (tuple, bytes, str, frozenset)):
+            self.snapshot = value
+        elif flat and watched:
+            self.snapshot = list(value.items()) if isinstance(value, dict) else value.copy()
 
 
 def _unchanged(container: SharedContainer) -> bool:
-    """Whether a flat container still holds the very objects that it held when it was pickled."""
+    """Whether a flat container is known to hold the very objects that it held when it was pickled."""
     value, snapshot = container.value, container.snapshot
     if value is snapshot:
         return True
+    if snapshot is None:
+        return False
     if isinstance(value, bytearray):
         return bool(value == snapshot)
     if len(value) != len(snapshot):
@@ -89,6 +101,16 @@ def _is_flat(value: Any) -> bool:
     if isinstance(value, dict):
         return set(map(type, value)) <= atoms and set(map(type, value.values())) <= atoms
     return set(map(type, value)) <= atoms
+
+
+def _marshalled(value: Any) -> bytes | None:
+    """A flat container as the bytes that are read fastest; None if they cannot hold it."""
+    if type(value) is bytearray:
+        return None  # it would arrive as bytes
+    try:
+        return marshal.dumps(value)
+    except ValueError:
+        return None  # too long
 
 
 @dataclass(slots=True)
@@ -229,17 +251,23 @@ class Packing:
             return known
         if known is not None:
             del self._containers[id(value)]
-        elif careful and not _is_flat(value):
+        flat = _is_flat(value)
+        if careful and not flat:
             return None  # what lies inside may change between two tasks, unseen
         buffers = pickling.Buffers(OUT_OF_BAND)
+        form = "p"
         try:
-            payload = (
-                pickle.dumps(value, 5) if _is_flat(value) else pickling.dumps(value, self._version, buffers)
-            )
+            if not flat:
+                payload = pickling.dumps(value, self._version, buffers)
+            elif (marshalled := _marshalled(value)) is not None:
+                form, payload = "m", marshalled
+            else:
+                payload = pickle.dumps(value, 5)
         except Exception as error:
             raise pickle.PicklingError(f"Could not pickle the task to send: {error}") from error
         self._numbers += 1
-        made = SharedContainer(self._numbers, value, *self._pack(payload, buffers.taken, trusted=not careful))
+        packed = self._pack(payload, buffers.taken, trusted=not careful)
+        made = SharedContainer(self._numbers, value, form, packed, flat, watched=careful)
         self._containers[id(value)] = made
         return made
 

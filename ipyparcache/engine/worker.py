@@ -122,7 +122,7 @@ class Worker:
         self.form = ""  # of the arguments of the last batch
         self.last_written = 1
         self.larges: dict[int, memoryview] = {}  # shared buffers of this call, by number
-        self.definitions: dict[int, tuple[Any, list[int]]] = {}  # shared objects not loaded yet
+        self.definitions: dict[int, tuple[Any, list[int], str]] = {}  # shared objects not loaded yet
         self.objects: dict[int, object] = {}
         self.first = -1  # index of the first task of the running batch
         self.slot = 0
@@ -157,9 +157,12 @@ class Worker:
 
     # -- loading ------------------------------------------------------------------------------------------
 
-    def _load_packet(self, packet: Any, fds: list[int]) -> object:
-        """Unpickle what `pool.pack` described."""
+    def _load_packet(self, packet: Any, fds: list[int], form: str = "p") -> object:
+        """Unpickle, or unmarshal, what `Packing` has described."""
         inline, shared, places, order = packet
+        if form == "m":
+            memory = inline if shared is None else map_shared(shared, fds)
+            return marshal.loads(memory)
         if shared is None:
             return pickle.loads(inline, buffers=[self.larges[number] for number in order])
         memory = map_shared(shared, fds)
@@ -169,8 +172,8 @@ class Worker:
 
     def _shared_object(self, number: int) -> object:
         if number in self.definitions:
-            packet, fds = self.definitions.pop(number)
-            self.objects[number] = self._load_packet(packet, fds)
+            packet, fds, form = self.definitions.pop(number)
+            self.objects[number] = self._load_packet(packet, fds, form)
         return self.objects[number]
 
     def _columns(self, message: Message) -> tuple[Iterable[object], ...]:
@@ -230,7 +233,7 @@ class Worker:
 
     def end_call(self) -> None:
         """Forget the function and everything that was shared for it."""
-        for _, fds in self.definitions.values():
+        for _, fds, _ in self.definitions.values():
             for fd in fds:
                 os.close(fd)
         self.function = None
@@ -462,10 +465,10 @@ class Worker:
             elif kind == "state":
                 self.state = bytes(map_shared(message[1], fds))
             elif kind == "define":
-                self.definitions[message[1]] = (message[2], fds)
+                self.definitions[message[1]] = (message[2], fds, message[3])
             elif kind == "forget":
                 self.objects.pop(message[1], None)
-                for fd in self.definitions.pop(message[1], (None, []))[1]:
+                for fd in self.definitions.pop(message[1], (None, [], ""))[1]:
                     os.close(fd)
             elif kind == "end":
                 self.end_call()

@@ -809,6 +809,45 @@ def test_a_list_changed_by_the_generator_between_two_tasks_is_seen_as_changed():
     assert values(lambda data: data[0], rows(), "processes", batch=1) == [0, 1, 2, 3, 4, 5]
 
 
+def test_what_lies_in_a_shared_container_and_is_changed_between_two_draws_is_seen_as_changed():
+    inside = [0]
+    for shared in ((*range(20_000), inside), [*range(20_000), inside]):
+        inside[0] = 0
+        seen = []
+        for _, outcome in run_tasks(lambda data: data[-1][0], [(shared,)] * 40, Options(n_jobs=2, batch=1)):
+            seen.append(outcome.unwrap())
+            inside[0] = 1
+
+        assert seen[0] == 0
+        assert seen[-1] == 1  # drawn long after the first outcome
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [None, True, 2**80, -1.5, 2j, "\ud800", "é", b"x"] * 3000,
+        lambda: tuple(range(20_000)),
+        lambda: {str(n): n for n in range(20_000)},
+        lambda: set(range(20_000)),
+        lambda: frozenset(map(str, range(20_000))),
+        lambda: bytearray(20_000),
+        lambda: b"y" * 20_000,
+        lambda: "z" * 20_000,
+        lambda: [np.float64(n) for n in range(20_000)],
+        lambda: [[n] for n in range(20_000)],
+        lambda: {n: np.int64(n) for n in range(20_000)},
+    ],
+)
+def test_a_shared_container_arrives_as_what_it_is(make):
+    container = make()
+
+    def look(data):
+        inside = data.values() if isinstance(data, dict) else data
+        return type(data).__name__, sorted({type(value).__name__ for value in inside}), data
+
+    assert values(look, [(container,)] * 3, "processes") == [look(container)] * 3
+
+
 def test_a_large_array_in_a_closure_reaches_the_tasks(backend):
     array = np.arange(5_000_000, dtype=float)
 

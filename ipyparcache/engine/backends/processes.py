@@ -342,7 +342,7 @@ class ProcessCrew(Crew):
             return
         self._send_larges(lane, container.larges)
         passed = container.shared.passed() if container.shared is not None else []
-        self._tell(self.lanes[lane], ("define", container.number, container.packet), passed)
+        self._tell(self.lanes[lane], ("define", container.number, container.packet, container.form), passed)
         self._sent[lane].add(-container.number)
 
     # -- receiving ----------------------------------------------------------------------------------------
