@@ -51,7 +51,7 @@ class NotInAKernel(ParcacheError):
 
 def _status(parsed: Parsed) -> Said:
     entries = open_entries()
-    infos = entries.infos()
+    infos = list(entries.infos())
     used = sum(info.size for info in infos)
     now = settings.current()
     lines = [

@@ -36,7 +36,7 @@ from ipyparcache.errors import DamagedEntry, StoreUnavailable
 from ipyparcache.storage.adapter import BackendStore
 from ipyparcache.storage.compression import compress_block, decompress_into
 from ipyparcache.storage.eviction import EntryInfo, names_beyond, names_to_evict
-from ipyparcache.storage.ledger import Ledger, Use
+from ipyparcache.storage.ledger import Ledger
 from ipyparcache.storage.local import MAPPED, LocalStore
 from ipyparcache.storage.locks import Locks
 from ipyparcache.storage.signing import key_id, signing_key
@@ -246,16 +246,13 @@ class Entries:
                 if entry is not None:
                     yield entry
 
-    def infos(self, *, costs: bool = True) -> list[EntryInfo]:
+    def infos(self, *, costs: bool = True) -> Iterator[EntryInfo]:
         """What eviction knows about every blob of the store, entries or not; `costs` opens each of them."""
         uses = self.ledger.uses()
-        infos = []
-        for item in self.store.items():
-            use = uses.get(item.name, Use())
-            last = max(use.last, item.modified)
-            seconds = self._seconds_of(item.name) if costs else 0.0
-            infos.append(EntryInfo(item.name, item.size, item.modified, last, seconds))
-        return infos
+        for name, size, modified in self.store.items():
+            use = uses.get(name)
+            last = modified if use is None else max(use.last, modified)
+            yield EntryInfo(name, size, modified, last, self._seconds_of(name) if costs else 0.0)
 
     def delete(self, entry: Entry) -> bool:
         """Take one entry away; whether it was still there."""
@@ -284,7 +281,7 @@ class Entries:
     def prune(self, max_size: int | None = None, older: float | None = None) -> list[str]:
         """Delete what was not used for `older` seconds, then the least useful until `max_size` bytes are
         kept."""
-        infos = self.infos()
+        infos = list(self.infos())
         now = time.time()
         gone = names_beyond(infos, now, oldest=older) if older is not None else []
         if max_size is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HALF_LIFE = 14 * 86400.0
 """Seconds without a use after which an entry counts half."""
 
 
-@dataclass(frozen=True)
-class EntryInfo:
+class EntryInfo(NamedTuple):
     """What is known about an entry without opening it. Times in seconds since the epoch."""
 
     name: str
@@ -65,17 +64,18 @@ def names_beyond(
 ) -> list[str]:
     """Entries to delete so that all given limits hold, least recently used first; `oldest` in seconds since
     use."""
-    known = sorted(entries, key=lambda entry: (entry.last_use, entry.name))
-    total = sum(entry.size for entry in known)
+    # Plain tuples: the garbage collector lets go of those that hold numbers and strings only.
+    known = sorted([(entry.last_use, entry.name, entry.size) for entry in entries])
+    total = sum([size for _, _, size in known])
     items = len(known)
     gone = []
-    for entry in known:
+    for last_use, name, size in known:
         too_big = most_bytes is not None and total > most_bytes
         too_many = most_items is not None and items > most_items
-        too_old = oldest is not None and now - entry.last_use > oldest
+        too_old = oldest is not None and now - last_use > oldest
         if not (too_big or too_many or too_old):
             break
-        gone.append(entry.name)
-        total -= entry.size
+        gone.append(name)
+        total -= size
         items -= 1
     return gone

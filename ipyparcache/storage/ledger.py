@@ -88,9 +88,9 @@ class Ledger:
         with self._lock:
             self._flush()
             self._refresh()
-            for name in names:
-                self._uses.pop(name, None)
-                self._checked.pop(name, None)
+            for known in (self._uses, self._checked):
+                for name in names & known.keys():
+                    del known[name]
             if names and self._lines > 2 * (len(self._uses) + len(self._checked)) + 100:
                 self._rewrite()
 

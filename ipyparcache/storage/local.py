@@ -233,16 +233,16 @@ class LocalStore(Store):
     def remove(self, names: Iterable[str]) -> set[str]:
         """Take several blobs away; the log is compacted once it is mostly dead."""
         names = list(names)
-        gone = set()
-        with contextlib.suppress(OSError):
-            gone = self._packed.remove(names)
+        gone = self._compact_if_wasteful(names) if names else set()
+        if gone is None:
+            gone = set()
+            with contextlib.suppress(OSError):
+                gone = self._packed.remove(names)
         for name in names:
             if name not in gone:
                 with contextlib.suppress(OSError):
                     os.unlink(self._path(name))
                     gone.add(name)
-        if gone:
-            self._compact_if_wasteful()
         return gone
 
     def set_aside(self, name: str) -> None:
@@ -364,11 +364,16 @@ class LocalStore(Store):
         if self._puts % 256 == 0:
             self._compact_if_wasteful()
 
-    def _compact_if_wasteful(self) -> None:
-        if self._packed.is_wasteful():
+    def _compact_if_wasteful(self, without: Sequence[str] = ()) -> set[str] | None:
+        """Write the logs anew without these blobs if that gives back much; which were there, None if it does
+        not.
+        """
+        if self._packed.is_wasteful(without):
             with self.lock("packed", 0) as held, contextlib.suppress(OSError):
                 if held:
-                    self._packed.compact(self._temporary / f"{writer_name()}-{next(_counter)}", self._retire)
+                    aside = self._temporary / f"{writer_name()}-{next(_counter)}"
+                    return self._packed.compact(aside, self._retire, without)
+        return None
 
     def _retire(self, log: Path, damaged: bool) -> None:
         if damaged:

@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -103,7 +103,8 @@ class PackedLogs:
     complaints: list[str] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _logs: dict[str, Log] = field(default_factory=dict)
-    _groups: dict[str, dict[str, Place]] = field(default_factory=dict)
+    _places: dict[str, Place] = field(default_factory=dict)
+    _groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group -> names, of which one is usual
     _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
@@ -115,13 +116,13 @@ class PackedLogs:
         """Where the blob of this name lies now."""
         with self._lock:
             self._refresh()
-            return self._groups.get(name.partition(".")[0], {}).get(name)
+            return self._places.get(name)
 
     def get(self, name: str) -> tuple[bytes, Place] | None:
         """The payload of this name and where it lies."""
         with self._lock:
             self._refresh()
-            place = self._groups.get(name.partition(".")[0], {}).get(name)
+            place = self._places.get(name)
             if place is None:
                 return None
             return _read_at(place.log.handle, place.start, place.length), place
@@ -130,31 +131,26 @@ class PackedLogs:
         """Names, payloads and places of the blobs whose name is `group` or begins with `group.`."""
         with self._lock:
             self._refresh()
-            places = self._groups.get(group)
-            if not places:
-                return []
-            return [
-                (name, _read_at(place.log.handle, place.start, place.length), place)
-                for name, place in places.items()
-            ]
+            found = []
+            for name in self._groups.get(group, ()):
+                place = self._places[name]
+                found.append((name, _read_at(place.log.handle, place.start, place.length), place))
+            return found
 
     def group(self, group: str) -> list[Item]:
         """The blobs whose name is `group` or begins with `group.`."""
         with self._lock:
             self._refresh()
-            places = self._groups.get(group)
-            return [Item(name, p.length, p.time) for name, p in places.items()] if places else []
+            places = [(name, self._places[name]) for name in self._groups.get(group, ())]
+        return [Item(name, place.length, place.time) for name, place in places]
 
     def items(self) -> Iterator[Item]:
         """All blobs."""
         with self._lock:
             self._refresh()
-            found = [
-                Item(name, place.size, place.time)
-                for places in self._groups.values()
-                for name, place in places.items()
-            ]
-        return iter(found)
+            places = self._places.copy()
+        for name, (_, record, start, length, when) in places.items():
+            yield Item(name, start + length - record, when)
 
     def put(self, name: str, payload: bytes) -> None:
         """Append a blob; an error of the system if it cannot be written whole."""
@@ -165,39 +161,55 @@ class PackedLogs:
         """Delete these blobs; the names that were there."""
         with self._lock:
             self._refresh()
-            found = {name for name in names if name in self._groups.get(name.partition(".")[0], ())}
+            found = self._places.keys() & names
             if found:
                 now = time.time()
                 self._append(b"".join(_record(_DELETE, name, b"", now) for name in found))
         return found
 
-    def is_wasteful(self) -> bool:
-        """Whether compacting would give back more than it keeps, or mend a damaged log."""
+    def is_wasteful(self, without: Collection[str] = ()) -> bool:
+        """Whether compacting would give back much of what it keeps, once the blobs `without` are gone, or
+        mend a damaged log.
+        """
         with self._lock:
             self._refresh()
-            mine = [log for log in self._logs.values() if self._may_compact(log)]
-            dead = sum(log.read - log.live for log in mine)
-            return any(log.bad for log in mine) or (dead > sum(log.live for log in mine) and dead > 1 << 16)
+            mine = {log for log in self._logs.values() if self._may_compact(log)}
+            if any(log.bad for log in mine):
+                return True
+            live = sum(log.live for log in mine)
+            dead = sum(log.read for log in mine) - live
+            for name in without:
+                place = self._places.get(name)
+                if place is not None and place.log in mine:
+                    dead += place.size
+                    live -= place.size
+            return 2 * dead > live and dead > 1 << 16
 
-    def compact(self, temporary: Path, retire: Callable[[Path, bool], None]) -> None:
-        """Write what lives in this machine's logs into a new one.
+    def compact(
+        self, temporary: Path, retire: Callable[[Path, bool], None], without: Collection[str] = ()
+    ) -> set[str]:
+        """Write what lives in this machine's logs into a new one, but for the blobs `without`; the names of
+        those that were there.
 
         `temporary` is where the new log is written; `retire` takes an old one out of the way, and is told
         whether it was damaged. The caller sees to it that nobody else compacts.
         """
         with self._lock:
             self._refresh()
-            old = [log for log in self._logs.values() if self._may_compact(log)]
-            parts = []
-            for places in self._groups.values():
-                for place in places.values():
-                    if place.log in old:
-                        parts.append(_read_at(place.log.handle, place.record, place.size))
-            if len(old) < len(self._logs):
-                # What was deleted here may lie in a log of another machine.
-                parts += [_record(_DELETE, name, b"", when) for name, when in self._dead.items()]
+            old = {log for log in self._logs.values() if self._may_compact(log)}
+            gone = self._places.keys() & without
+            kept: dict[Log, list[tuple[int, int]]] = {log: [] for log in old}
+            for name, (log, record, start, length, _) in self._places.items():
+                if log in old and name not in gone:
+                    kept[log].append((record, start + length))
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                file.writelines(parts)
+                for log, spans in kept.items():
+                    data = memoryview(_read_at(log.handle, 0, log.read))
+                    file.writelines([data[start:end] for start, end in _joined(spans)])
+                if len(old) < len(self._logs):
+                    # What was deleted here may lie in a log of another machine.
+                    self._dead |= dict.fromkeys(gone, time.time())
+                    file.writelines([_record(_DELETE, name, b"", when) for name, when in self._dead.items()])
             target = self._next_path()
             os.replace(temporary, target)
             marks = [(log, log.read) for log in old]
@@ -209,6 +221,7 @@ class PackedLogs:
             self._forget()
             if late:
                 self._append(late)
+        return gone
 
     def close(self) -> None:
         """Close the logs; they are opened again when they are needed."""
@@ -218,7 +231,7 @@ class PackedLogs:
     def _forget(self) -> None:
         for log in self._logs.values():
             log.close()
-        self._logs, self._groups, self._dead = {}, {}, {}
+        self._logs, self._places, self._groups, self._dead = {}, {}, {}, {}
         self._watched.close()
         self._writing = None
 
@@ -334,11 +347,7 @@ class PackedLogs:
         )
 
     def _take(self, log: Log, kind: int, name: str, at: int, start: int, length: int, when: float) -> None:
-        group = name.partition(".")[0]
-        places = self._groups.get(group)
-        if places is None:
-            places = self._groups[group] = {}
-        old = places.get(name)
+        old = self._places.get(name)
         # Within one log the later record counts; between logs the later time.
         if old is not None and old.log is not log and old.time > when:
             return
@@ -348,10 +357,21 @@ class PackedLogs:
             return
         if old is not None:
             old.log.live -= old.size
-            del places[name]
         if kind == _PUT:
-            places[name] = Place(log, at, start, length, when)
+            self._places[name] = Place(log, at, start, length, when)
             log.live += start + length - at
+            if old is None:
+                group = name.partition(".")[0]
+                names = self._groups.get(group)
+                self._groups[group] = (name,) if names is None else (*names, name)
+        elif old is not None:
+            del self._places[name]
+            group = name.partition(".")[0]
+            left = tuple([other for other in self._groups[group] if other != name])
+            if left:
+                self._groups[group] = left
+            else:
+                del self._groups[group]
 
 
 _EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -417,6 +437,17 @@ def _record(kind: int, name: str, payload: bytes, when: float) -> bytes:
     header = _HEADER.pack(_MAGIC, kind, len(encoded), len(payload), when)
     sums = _CHECKSUMS.pack(xxhash.xxh3_64_intdigest(header + encoded), xxhash.xxh3_64_intdigest(payload))
     return b"".join((header, sums, encoded, payload))
+
+
+def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The spans from first to last, those that touch as one."""
+    first = last = 0
+    for start, end in sorted(spans):
+        if start != last:
+            yield first, last
+            first = start
+        last = end
+    yield first, last
 
 
 def _read_at(handle: int, offset: int, length: int) -> bytes:

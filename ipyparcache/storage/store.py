@@ -10,9 +10,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Signature: TypeAlias = tuple[int, int, int, int]
@@ -21,8 +20,7 @@ Signature: TypeAlias = tuple[int, int, int, int]
 _NAME = re.compile(r"[0-9A-Za-z_-]{2,200}(\.[0-9A-Za-z_-]{1,100})?")
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One blob as a listing shows it; `modified` is in seconds since the epoch."""
 
     name: str
