@@ -442,6 +442,7 @@ class Traveller(pickle.Pickler):
             for base, names in _FIELDS.items()
             if isinstance(obj, base)
             for name in names
+            if getattr(obj, name, None) is not None  # set to None, it would show in the text
         }
         arguments: tuple[Any, ...] = obj.args
         if isinstance(obj, BaseExceptionGroup):

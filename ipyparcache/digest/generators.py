@@ -174,6 +174,8 @@ def _noting_seed(plain: Callable[..., Any], name: str, generator: GlobalGenerato
                 noted.setdefault(name, generator_digest(before))
         return result
 
+    # pickled by the name under which it stands here, and the plain function stands elsewhere
+    seed.__module__, seed.__qualname__ = generator.library, seed.__name__
     return seed
 
 

@@ -4,9 +4,11 @@ result."""
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 
@@ -89,10 +91,15 @@ async def run_statements(
 
     result = ExecutionResult(_execution_info(ExecutionInfo, body))
     interactivity = shell.ast_node_interactivity if last else "none"
-    # a copy: with "last_expr_or_assign" the shell appends to the list it is given
-    failed = await shell.run_ast_nodes(
-        list(statements), body.file_name, interactivity=interactivity, compiler=shell.compile, result=result
-    )
+    with _own_frames_left_out(shell):
+        # a copy: with "last_expr_or_assign" the shell appends to the list it is given
+        failed = await shell.run_ast_nodes(
+            list(statements),
+            body.file_name,
+            interactivity=interactivity,
+            compiler=shell.compile,
+            result=result,
+        )
     if not failed:
         return None
     error: object = result.error_before_exec or result.error_in_exec
@@ -100,6 +107,60 @@ async def run_statements(
         error = RuntimeError("the cell failed without an exception")
     _shown.error = error
     return error
+
+
+@contextmanager
+def _own_frames_left_out(shell: Any) -> Iterator[None]:
+    """Show tracebacks without the functions that stand for others while a cell is watched."""
+    plain = getattr(shell, "_get_exc_info", None)
+    if plain is None or "_get_exc_info" in vars(shell):
+        yield
+        return
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        kind, error, trace = plain(*args, **kwargs)
+        return kind, error, leave_out_own_frames(error, trace)
+
+    vars(shell)["_get_exc_info"] = asked
+    try:
+        yield
+    finally:
+        vars(shell).pop("_get_exc_info", None)
+
+
+_WATCHERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "digest", "")
+
+
+def leave_out_own_frames(error: Any, trace: TracebackType | None) -> TracebackType | None:
+    """The traceback of an exception without the frames of watchers; those behind it are changed, too."""
+    seen: set[int] = set()
+    waiting = [error] if isinstance(error, BaseException) else []
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        shorter = _without_own(one.__traceback__)
+        if one is error and one.__traceback__ is trace:
+            trace = shorter
+        one.__traceback__ = shorter
+        waiting += [behind for behind in (one.__cause__, one.__context__) if behind is not None]
+    return _without_own(trace)
+
+
+def _without_own(trace: TracebackType | None) -> TracebackType | None:
+    steps = []
+    here = trace
+    while here is not None:
+        steps.append(here)
+        here = here.tb_next
+    kept = [step for step in steps if not step.tb_frame.f_code.co_filename.startswith(_WATCHERS)]
+    if len(kept) == len(steps):
+        return trace
+    made = None
+    for step in reversed(kept):
+        made = TracebackType(made, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return made
 
 
 def _execution_info(kind: Any, body: Body) -> Any:

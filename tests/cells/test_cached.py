@@ -886,6 +886,15 @@ def test_a_warning_of_an_imported_module_points_at_the_one_who_imports(cell, cap
     assert capsys.readouterr().out == "[4]\nFalse\n"
 
 
+def test_an_error_shows_the_cell_and_no_watcher(cell, cached, capsys, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cached(f"import os\nos.path.getsize({str(tmp_path / 'missing')!r})")
+    shown = capsys.readouterr().out
+
+    assert "getsize" in shown
+    assert "ipyparcache" not in shown
+
+
 def test_a_silenced_result_is_not_shown_nor_kept_as_out(cell, cached, names, capsys):
     cached("[1, 2];")
     assert capsys.readouterr().out == ""

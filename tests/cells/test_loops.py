@@ -169,6 +169,10 @@ SAME = {
             "    i > 5 or seen.add(i)\n    [out.append(t * n) for n in range(i) if n % 2 for t in names]"
         ),
     ),
+    "missing_file": ("out = []", "for x in range(3):\n    out.append(x)\n    open('/missing/file')"),
+    "missing_key": ("out = []", "for x in range(3):\n    out.append({}[x, 'a'])"),
+    "missing_module": ("out = []", "for x in range(3):\n    import missing_module_x"),
+    "bad_text": ("out = []", "for x in range(3):\n    out.append(b'\\xff'.decode())"),
     "failing_source": (
         "out = []\ndef source():\n    yield 1\n    yield 2\n    raise OSError('connection lost')",
         "for x in source():\n    out.append(x)",
@@ -185,6 +189,7 @@ def test_a_loop_leaves_what_the_serial_loop_leaves(name):
     host, raised, _ = parallel(tested, cell)
 
     assert type(raised) is type(error) or type(raised).__name__ == type(error).__name__, raised
+    assert str(raised) == str(error)
     assert describe(tested) == describe(plain)
     assert host.stdout == out
 

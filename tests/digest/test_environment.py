@@ -446,6 +446,18 @@ GENERATORS: dict[str, tuple[Callable[[int], object], Callable[[], float]]] = {
 }
 
 
+def test_functions_that_seed_pickle_by_name():
+    environment.install(user_cells_ran=False)
+    try:
+        for function in (random.seed, np.random.seed):
+            assert pickle.loads(pickle.dumps(function)) is function
+        plain = pickle.dumps([random.seed, np.random.seed])
+    finally:
+        environment.uninstall()
+
+    assert pickle.loads(plain) == [random.seed, np.random.seed]
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_draws_from_a_generator_that_nobody_seeded_are_no_input(name: str, seeds_watched: None) -> None:
     _, draw = GENERATORS[name]
