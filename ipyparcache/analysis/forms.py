@@ -11,6 +11,10 @@ from ipyparcache.analysis.walk import leaves_of, statements_of
 TEXT = "__ipyparcache_text__"
 
 
+#: How a statement changes its root that draws into it.
+DRAW = "draw"
+
+
 #: Methods that change their object and whose result says what was in it.
 TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
 
@@ -216,6 +220,34 @@ def _collected_call(statement: ast.stmt, bound: set[str], carried: set[str]) -> 
                 keys = keys | {len(path.holes)}
             return Found(statement, holes, {path.root: path.attribute}, set(), method, content, keys)
     return None
+
+
+def drawing(statement: ast.stmt, drawn: set[str]) -> Found | None:
+    """`ax.plot(x, y)`, `axes[i, 0].set_title(t)`: a call of a method of what is drawn into, unused otherwise.
+
+    Attributes of what is drawn into may be arguments (`transform=ax.transAxes`): the kernel looks them up.
+    """
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=keywords)):
+            path = path_of(owner)
+            if path is None or path.root not in drawn or any(isinstance(a, ast.Starred) for a in args):
+                return None
+            if any(k.arg is None for k in keywords):
+                return None
+            holes = [*path.holes]
+            for given in [*args, *(k.value for k in keywords)]:
+                if not any(isinstance(n, ast.Name) and n.id in drawn for n in ast.walk(given)):
+                    holes.append(given)
+                elif not _only_attributes(given):
+                    return None
+            roots = {n.id: None for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id in drawn}
+            content = frozenset(range(len(path.holes), len(holes)))
+            return Found(statement, holes, dict(roots), set(), DRAW, content, _key_positions(owner))
+    return None
+
+
+def _only_attributes(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _only_attributes(node.value))
 
 
 def _collected_function(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:

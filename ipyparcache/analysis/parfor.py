@@ -22,6 +22,7 @@ from ipyparcache.analysis.forms import (
     RECOGNISED,
     Found,
     changed_roots,
+    drawing,
     path_of,
     template_nodes,
 )
@@ -56,6 +57,13 @@ PROCESS_OBJECTS = frozenset(
 
 #: Calls that need the kernel's own process.
 KERNEL_ONLY = frozenset({"input", "breakpoint"})
+
+
+#: Functions of pyplot, methods of figures and axes, that give axes or figures.
+MAKING_AXES = frozenset(
+    {"subplots", "subplot_mosaic", "figure", "add_subplot", "add_axes", "subplot", "axes", "gca", "gcf"}
+    | {"twinx", "twiny", "inset_axes"}
+)
 
 
 #: Functions that read a generator to its end, or stop early only as `any` and `all` do.
@@ -139,6 +147,7 @@ class Facts:
 
     helpers: Mapping[str, Helper] = field(default_factory=dict)
     modules: frozenset[str] = frozenset()
+    drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
 
 
 @dataclass(frozen=True)
@@ -292,7 +301,18 @@ def _after(statement: ast.stmt, facts: Facts) -> Facts:
         helpers[statement.name] = helper_of(statement, facts)
     elif isinstance(statement, ast.Import):
         modules = modules | names
-    return Facts(helpers, modules)
+    drawn = facts.drawn - names
+    if isinstance(statement, ast.Assign) and _makes_axes(statement.value, facts):
+        drawn |= {t.id for target in statement.targets for t in leaves_of(target) if isinstance(t, ast.Name)}
+    return Facts(helpers, modules, drawn)
+
+
+def _makes_axes(value: ast.expr, facts: Facts) -> bool:
+    """`plt.subplots(…)`, `fig.add_subplot(…)`, `ax.twinx()`: what a cell draws into in the lines below."""
+    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
+        return False
+    path = path_of(value.func.value)
+    return value.func.attr in MAKING_AXES and path is not None and path.root in facts.modules | facts.drawn
 
 
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:
@@ -540,7 +560,7 @@ class _Classifier:
 
     def _recognise(self, statements: Sequence[ast.stmt], bound: set[str], carried: set[str]) -> None:
         for statement in statements:
-            for recognise in RECOGNISED:
+            for recognise in (*RECOGNISED, self._drawing):
                 found = recognise(statement, bound, carried)
                 if found is not None and not (found.roots.keys() & self.facts.modules):
                     self.found[id(statement)] = found
@@ -548,6 +568,10 @@ class _Classifier:
             else:
                 for block in blocks_of(statement):
                     self._recognise(block, bound, carried)
+
+    def _drawing(self, statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+        """`ax.plot(x, y)`, `axes[i].set_title(t)` on what is drawn into: the calls are made in the kernel."""
+        return drawing(statement, set(self.facts.drawn) - bound)
 
     def _demote(self, bound: set[str], carried: set[str]) -> None:
         """A name that is rebound by a replayed statement must be bound nowhere else.

@@ -372,6 +372,29 @@ class DrawsOn(Refusal):
     )
 
 
+class DrawnInto(Refusal):
+    """Axes or a figure from outside that the body does more with than calling their methods for nothing."""
+
+    SAYS = (
+        "`{variable}` is drawn into by all iterations, and here by more than a call `{variable}.method(...)` "
+        "whose result is not used"
+    )
+    INSTEAD = (
+        "Collect here what is to be drawn (`curves.append((x, y))`) and draw it behind the loop in a cell "
+        "without %%parallel: `for x, y in curves: {variable}.plot(x, y)`."
+    )
+
+
+class ElementDrawnInto(Refusal):
+    """The loop goes over axes."""
+
+    SAYS = "the loop goes over axes of matplotlib, which are not in a worker's process"
+    INSTEAD = (
+        "Go over their numbers (`for i in range(len(axes.flat)):`) and draw by `axes.flat[i].plot(...)`, "
+        "each call a statement of its own, or drop %%parallel from the cell."
+    )
+
+
 @dataclass(frozen=True)
 class SharedWithElement(Refusal):
     """What the loop changes is reached through what it iterates over."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import sys
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
@@ -24,15 +25,36 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
     """Facts of those names that are bound in the namespace."""
     helpers: dict[str, Helper] = {}
     modules: set[str] = set()
+    drawn: set[str] = set()
     for name in names:
         value = namespace.get(name)
+        if draws_into(value):
+            drawn.add(name)
+            continue
         if isinstance(value, types.ModuleType):
             modules.add(name)
             continue
         plain = _function_of(value)
         if plain is not None and plain.__globals__ is namespace:
             helpers[name] = _helper(plain, namespace)
-    return Facts(helpers, frozenset(modules))
+    return Facts(helpers, frozenset(modules), frozenset(drawn))
+
+
+def draws_into(value: object) -> bool:
+    """Whether a value is a figure or axes of matplotlib, or a container of such and of nothing else."""
+    artists = sys.modules.get("matplotlib.artist")
+    if artists is None:
+        return False
+    if isinstance(value, artists.Artist):
+        return True
+    parts: list[object] = []
+    if type(value) in (list, tuple):
+        parts = list(value)  # type: ignore[call-overload]
+    elif type(value) is dict:
+        parts = list(value.values())
+    elif type(value).__name__ == "ndarray" and getattr(getattr(value, "dtype", None), "hasobject", False):
+        parts = value.ravel().tolist()  # type: ignore[attr-defined]
+    return bool(parts) and all(isinstance(part, artists.Artist) or draws_into(part) for part in parts[:1000])
 
 
 def _function_of(value: object) -> types.FunctionType | None:

@@ -238,11 +238,10 @@ class _Run:
             holding.begin(body.token)
         self.showing = Showing(self._sendable, self.patches, figures_open=body.figures_open)
         self._hide()
-        self._before = {
-            number: state
-            for number, obj in self.arrived.objects.items()
-            if number not in body.exempt and (state := self._state(obj)) != ("constant",)
-        }
+        watched = {n: obj for n, obj in self.arrived.objects.items() if n not in body.exempt}
+        exempt = {id(self.arrived.objects[n]) for n in body.exempt if n in self.arrived.objects}
+        roots = {n: v for n, v in self.namespace.items() if not n.startswith("__") and id(v) not in exempt}
+        self._before, self._whole = watching.states_of(watched, roots, self._is_user_code)
         hidden = {
             LOG,
             KEY,
@@ -296,8 +295,8 @@ class _Run:
             return value
         return snapshot(value, None if ahead is None else partial_entry(self.log, site, ahead))
 
-    def _state(self, obj: object) -> watching.State:
-        return watching.state_of(obj, self._is_user_code)
+    def _is_unchanged(self, obj: object, before: watching.State) -> bool:
+        return watching.is_unchanged(obj, before, self._is_user_code)
 
     def _is_user_code(self, name: object) -> bool:
         return name == MAIN or (isinstance(name, str) and name in self.body.local_modules)
@@ -435,6 +434,7 @@ class _Run:
         namespace, log = self.namespace, self.log
         objects: dict[int, object] = {}
         states: dict[int, watching.State] = {}
+        whole: dict[str, watching.State] = {}
         for name in self.body.assigned:
             namespace.pop(name, None)
         log.clear()
@@ -446,7 +446,7 @@ class _Run:
                 data, buffers = element
                 element, objects = travel.unpack_element(data, buffers, self.arrived)
                 self._note_late()
-                states = {n: s for n, o in objects.items() if (s := self._state(o)) != ("constant",)}
+                states, whole = watching.states_of(objects, {ITEM: element}, self._is_user_code)
                 self._bases = self._bases_of_parcel | travel.bases_of(objects.values())
             if self.random is not None:
                 self.random.begin(number)
@@ -455,6 +455,9 @@ class _Run:
             exec(self.body.code, namespace)
         except BaseException as error:
             failure = error
+        for state in whole.values():
+            if not self._is_unchanged(element, state):
+                result.lost.append((number, number, None, f"the element of iteration {number}"))
         return self._keep(number, failure, objects, states, rows, result, emit)
 
     def _note_late(self) -> None:
@@ -488,7 +491,7 @@ class _Run:
         unbound = [name for name in self.unbound if name not in bindings]
         changes: list[tuple[int, str, Any]] = []
         for key, state in states.items():
-            if not watching.is_as(self._state(objects[key]), state):
+            if not self._is_unchanged(objects[key], state):
                 content = watching.content_of(objects[key])
                 if content is None:
                     result.lost.append((number, number, None, f"the element of iteration {number}"))
@@ -631,10 +634,12 @@ class _Run:
         begun = time.monotonic()
         for number, state in self._before.items():
             obj = self.arrived.objects[number]
-            now = self._state(obj)
-            if not watching.is_as(now, state):
+            if not self._is_unchanged(obj, state):
                 result.lost.append((first, last, number, ""))
         namespace = self.namespace
+        for name, state in self._whole.items():
+            if name in namespace and not self._is_unchanged(namespace[name], state):
+                result.lost.append((first, last, None, name))
         for name, value in self._fixed.items():
             if namespace.get(name, self) is not value:
                 result.lost.append((first, last, None, name))

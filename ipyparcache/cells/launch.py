@@ -16,11 +16,11 @@ from typing import Any
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
-from ipyparcache.analysis.forms import PROGRESS_METHODS, REPLAYED_METHODS, path_of
+from ipyparcache.analysis.forms import DRAW, PROGRESS_METHODS, REPLAYED_METHODS, path_of
 from ipyparcache.analysis.parfor import Facts, Parfor
 from ipyparcache.cells import showing, travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
-from ipyparcache.cells.facts import facts_of
+from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.plans import refused
 
 
@@ -78,6 +78,18 @@ class Launch:
                 continue
             if is_generator(self.namespace.get(node.id)):
                 raise refused(refusals.SharedGenerator(node.lineno, node.id))
+
+    def check_drawn(self) -> None:
+        """What the loop draws into is called by statements of their own, in the kernel, and not read else."""
+        for site in self.parfor.sites:
+            for name in site.roots if site.method == DRAW else ():
+                if not draws_into(self.namespace.get(name)):
+                    raise refused(refusals.DrawnInto(site.line, name))
+        for node in ast.walk(self.parfor.body):
+            if not (isinstance(node, ast.Name) and node.id in self.parfor.reads):
+                continue
+            if draws_into(self.namespace.get(node.id)):
+                raise refused(refusals.DrawnInto(node.lineno, node.id))
 
     def check_drawing(self) -> None:
         """A body that draws by pyplot must make, or show, figures of its own."""

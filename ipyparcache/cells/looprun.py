@@ -25,6 +25,7 @@ from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import iteration, showing, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
+from ipyparcache.cells.facts import draws_into
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
@@ -204,6 +205,7 @@ class LoopRun:
         self.launch.check_methods()
         self.launch.check_generators()
         self.launch.check_drawing()
+        self.launch.check_drawn()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.local = LocalModules()
         self._pack(())
@@ -409,6 +411,8 @@ class LoopRun:
             assert self.parcel is not None
             parts = []
             for number, item in enumerate(items, first):
+                if draws_into(item) or (type(item) is tuple and any(map(draws_into, item))):
+                    raise refused(refusals.ElementDrawnInto(self.parfor.line))
                 try:
                     data, buffers, found = travel.pack_element(item, self.parcel, self.namespace, self.local)
                 except Exception as error:

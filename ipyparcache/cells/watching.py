@@ -15,6 +15,8 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, cast
 
+ALONE = "alone"  # the state of an object of which only the attributes are looked at
+MOST_DIGESTS = 64  # objects of libraries that have a digest each
 SMALL_ARRAY = 1 << 16  # bytes up to which an array's content is kept instead of its digest
 
 State = tuple[Any, ...]
@@ -69,8 +71,39 @@ def _same_dict(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
     return len(one) == len(other) and _same_items(one, other) and _same_items(one.values(), other.values())
 
 
+def states_of(
+    objects: Mapping[int, object], roots: Mapping[str, object], is_user_code: Callable[[object], bool]
+) -> tuple[dict[int, State], dict[str, State]]:
+    """Own states of those numbered objects that can change, and of whole roots where those are many.
+
+    What a library made counts by a digest of all that it leads to. Where many such objects lead to each
+    other, as in a tree of elements, digests of each would take time by the square: their roots have one each.
+    """
+    found = {number: _own_state(obj, is_user_code) for number, obj in objects.items()}
+    by_digest = [number for number, state in found.items() if state is None]
+    whole: dict[str, State] = {}
+    if len(by_digest) <= MOST_DIGESTS:
+        found |= {number: _digest_state(objects[number]) for number in by_digest}
+    else:
+        whole = {
+            name: _digest_state(root)
+            for name, root in roots.items()
+            if not isinstance(root, types.ModuleType | type)
+        }
+        # Where a root has no digest, the objects do as far as their attributes show it.
+        whole = {name: state for name, state in whole.items() if state[0] == "digest"}
+        found |= {number: _instance_alone(objects[number]) for number in by_digest}
+    return {n: state for n, state in found.items() if state is not None and state != ("constant",)}, whole
+
+
 def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
     """The own state of an object, its children by reference; comparable by `is_as`."""
+    state = _own_state(obj, is_user_code)
+    return _digest_state(obj) if state is None else state
+
+
+def _own_state(obj: Any, is_user_code: Callable[[object], bool]) -> State | None:
+    """The same; None for what counts by a digest."""
     kind = type(obj)
     if kind is list or kind is deque:
         return "items", list(obj)
@@ -120,7 +153,11 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
         return ("constant",)
     if is_user_code(kind.__module__):
         return _instance_state(obj)
-    return _digest_state(obj)
+    return None
+
+
+def _instance_alone(obj: Any) -> State:
+    return ALONE, dict(getattr(obj, "__dict__", ()))
 
 
 def _array_state(obj: Any) -> State:
@@ -188,8 +225,12 @@ def _digest_state(obj: Any) -> State:
     try:
         return "digest", digest_of(obj)
     except Exception:
-        # Without a digest, what it holds at the top must do.
-        return "instance", dict(getattr(obj, "__dict__", ())), {}, None
+        return _instance_alone(obj)  # what it holds at the top must do
+
+
+def is_unchanged(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> bool:
+    """Whether an object is as it was when its own state was taken."""
+    return is_as(_instance_alone(obj) if before[0] == ALONE else state_of(obj, is_user_code), before)
 
 
 def is_as(now: State, before: State) -> bool:

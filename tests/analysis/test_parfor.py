@@ -18,6 +18,7 @@ FACTS = Facts(
         "writes": Helper(file="'log'"),
     },
     modules=frozenset({"np", "os", "sys", "plt", "heapq"}),
+    drawn=frozenset({"ax", "axes"}),
 )
 
 
@@ -72,6 +73,8 @@ FORMS = {
     "x and y and out.append(x)": ["append"],
     "x or out.append(x)": ["append"],
     "[out.append(y) for row in x if row for y in row]": ["append"],
+    "ax.plot(x, f(x), label='a')": ["draw"],
+    "axes[x, 0].text(1, 1, 'a', transform=ax.transAxes)": ["draw"],
     "print(x, file=f)": ["call"],
     "xs.set_postfix(at=x)": ["set_postfix"],
     "print(x, file=sys.stderr)": [],

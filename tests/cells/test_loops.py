@@ -285,6 +285,80 @@ def test_figures_of_iterations_are_shown_here():
     assert namespace["plt"].get_fignums() == []
 
 
+DRAWING = {
+    "one axes": (
+        "fig, ax = plt.subplots()",
+        "for i in range(4):\n    y = np.arange(3) ** i\n    ax.plot(y, label=f'{i}')\n    y[0] = 9\n"
+        "    ax.text(0, i, 't', transform=ax.transAxes)\nax.legend()",
+    ),
+    "axes of the same cell": (
+        "",
+        "fig, axes = plt.subplots(1, 3)\nfor i in range(3):\n    axes[i].bar([1, 2], [i, 3])\n"
+        "    axes.flat[i].set_title(str(i))",
+    ),
+    "an error while drawing": (
+        "fig, ax = plt.subplots()",
+        "for i in range(6):\n    ax.plot([i, 2, 3], [1, 2] if i == 3 else [1, 2, 3])",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_axes_from_outside_are_drawn_into_as_by_the_serial_loop(name, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    setup, cell = DRAWING[name]
+    shown = []
+    for run in (serial, parallel):
+        namespace = new_namespace(f"import matplotlib.pyplot as plt, numpy as np\n{setup}")
+        error = run(namespace, cell)[1]
+        found = [
+            (
+                *(ax.get_title(), len(ax.patches), len(ax.texts), ax.get_legend() is not None),
+                *((line.get_label(), line.get_xydata().tolist()) for line in ax.lines),
+            )
+            for ax in namespace["fig"].axes
+        ]
+        shown.append((type(error), str(error), found, namespace["i"]))
+        pyplot.close(namespace["fig"])
+
+    assert shown[1] == shown[0]
+    assert any(any(part) for part in shown[0][2])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["for i in range(2):\n    line, = ax.plot([i])", "for ax in [ax, ax]:\n    ax.set_title('a')"],
+    ids=["a result that is used", "axes as elements"],
+)
+def test_other_uses_of_axes_from_outside_are_refused(cell, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    namespace = new_namespace("import matplotlib.pyplot as plt\nfig, ax = plt.subplots()")
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, LoopRefused)
+    assert not namespace["fig"].axes[0].lines
+    pyplot.close(namespace["fig"])
+
+
+def test_a_tree_of_library_objects_is_watched_in_time():
+    setup = (
+        "import xml.etree.ElementTree as ET\nout = []\n"
+        "root = ET.fromstring('<a>' + ''.join(f'<b n=\"{i}\"/>' for i in range(300)) + '</a>')"
+    )
+    namespace = new_namespace(setup)
+
+    _, error, _ = parallel(namespace, "for i in range(9):\n    out.append(root[i].get('n'))")
+    _, lost, _ = parallel(namespace, "for i in range(9):\n    root[i].set('n', 'x')")
+
+    assert error is None
+    assert namespace["out"] == [str(i) for i in range(9)]
+    assert isinstance(lost, ChangeLost)
+    assert "`root`" in str(lost)
+
+
 LARGE = {
     "the last one": "for i in range(6):\n    X = np.full(200_000, float(i))\n    out.append(X.sum())",
     "shared with a result": "for i in range(6):\n    X = np.full(200_000, float(i))\n    out.append(X)",
