@@ -268,6 +268,8 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     _refuse_dynamic(tree)
     walks = cell.watch.walks() if cell.watch is not None else None
     cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity, walks)
+    if cell.watch is not None:
+        cell.watch.looked_up()
     cell.entries = open_entries(options.dir)
     environment.use_secret(cell.entries.secret)
     found = None if options.force else _find(cell)

@@ -54,6 +54,7 @@ class Watch:
         self._walks: dict[int, RememberedWalk] = {}
         self._cells = 0  # that began, but those that say nothing
         self._silent = 0  # runs that began without being announced as a cell
+        self._known = 0  # walks before the present lookup
         self._held_at = -1  # the cell after which all walks held
         self._expressions: Callable[[Any], Any] | None = None
 
@@ -73,15 +74,18 @@ class Watch:
         vars(self._shell).pop("user_expressions", None)
         self.forget()
 
-    def walks(self) -> dict[int, RememberedWalk] | None:
-        """Walks to be taken for new ones at a lookup, and to be added to; None if none would stay valid."""
-        if self._silent or self._held_at != self._cells - 1:
+    def walks(self) -> dict[int, RememberedWalk]:
+        """Walks to be taken for new ones at a lookup, and to be added to."""
+        if self._silent or self._held_at != self._cells - 1 or (self._walks and not is_alone(self._shell)):
             self.forget()
         self._silent = 0
-        if not is_alone(self._shell):
-            self.forget()
-            return None
+        self._known = len(self._walks)
         return self._walks
+
+    def looked_up(self) -> None:
+        """Note that a lookup has added its walks: they hold if nobody else can change anything."""
+        if len(self._walks) > self._known and not is_alone(self._shell):
+            self.forget()
 
     def restored(
         self, replaced: Iterable[object], namespace: Mapping[str, object], *, in_place: bool

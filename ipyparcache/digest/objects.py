@@ -13,6 +13,7 @@ import copy
 import importlib
 import operator
 import sys
+import time
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ __all__ = [
 ]
 
 ABSENT = b"absent"
+REMEMBERED_FROM = 0.0005  # seconds; what is walked faster is walked again
 PATCHES = "patches of "  # root of a distribution's class or module, as far as the user put code into it
 
 
@@ -233,9 +235,11 @@ class Traversal:
         self.named, self.modules, self.standard, self.frozen, self.columns = {}, {}, set(), {}, {}
         walk = Walk(self, root)
         self._roots[root] = walk.numbered
+        began = time.perf_counter()
         try:
             digest = self.digests[root] = walk.run(value)
         finally:
+            took = time.perf_counter() - began
             named, found = self.named, [*self.modules, *self.standard]
             earlier[0].update(self.named)
             earlier[1].update(self.modules)
@@ -243,7 +247,7 @@ class Traversal:
             earlier[3].update(self.frozen)
             earlier[4].update(self.columns)
             self.named, self.modules, self.standard, self.frozen, self.columns = earlier
-        if self._looked_up == looked_up and len(self.shared) == shared:
+        if took >= REMEMBERED_FROM and self._looked_up == looked_up and len(self.shared) == shared:
             remembered[id(value)] = RememberedWalk(
                 value,
                 digest,

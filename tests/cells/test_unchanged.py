@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from ipyparcache.cells import unchanged
+from ipyparcache.digest import objects
 from ipyparcache.digest.objects import Traversal
 
 SETUP = "%%cached --quiet\ndata = [[n] for n in range(40)]\nother = {'a': [1]}"
@@ -26,6 +27,7 @@ def walked(monkeypatch):
         return plain(self, root, value, remembered)
 
     monkeypatch.setattr(Traversal, "_add_remembering", noted)
+    monkeypatch.setattr(objects, "REMEMBERED_FROM", 0.0)
     return names
 
 
@@ -122,11 +124,15 @@ def test_a_line_of_the_same_cell_ends_it(hits, cell, walked, names_of):
 def test_where_somebody_else_may_run_code_all_is_digested(hits, walked, monkeypatch):
     monkeypatch.setattr(unchanged, "is_alone", lambda _shell: False)
     assert hits(READ_AGAIN) == "hit"
-    assert walked == []  # nothing is remembered, so nothing is walked to be remembered
+    assert walked == ["data", "other"]
+    walked.clear()
+    assert hits(READ_AGAIN) == "hit"
+    assert walked == ["data", "other"]
     monkeypatch.setattr(unchanged, "is_alone", lambda _shell: True)
     assert hits(READ_AGAIN) == "hit"
+    assert hits(READ) == "hit"
 
-    assert walked == ["data", "other"]
+    assert walked == ["data", "other"] * 2
 
 
 def test_an_input_changed_by_a_hit_is_digested_again(cell, shell, walked, names_of, alone):
@@ -157,7 +163,7 @@ def test_what_no_name_stands_for_any_more_is_not_kept(hits, cell, shell):
     assert not watch._walks
 
 
-def test_sharing_between_remembered_and_new_roots_counts(shell):
+def test_sharing_between_remembered_and_new_roots_counts(shell, walked):
     shared = [1]
     first, second, third = [shared, 2], {"x": shared}, [[3]]
     remembered = {}
@@ -176,7 +182,7 @@ def test_sharing_between_remembered_and_new_roots_counts(shell):
     assert list(recalled.objects()) == list(fresh.objects())
 
 
-def test_code_that_looks_names_up_is_walked_each_time(shell):
+def test_code_that_looks_names_up_is_walked_each_time(shell, walked):
     names = {"limit": 1}
     exec("def helper():\n  return limit", names)
     remembered = {}
@@ -185,7 +191,7 @@ def test_code_that_looks_names_up_is_walked_each_time(shell):
     assert remembered == {}
 
 
-def test_what_changed_is_told_of_remembered_inputs(shell):
+def test_what_changed_is_told_of_remembered_inputs(shell, walked):
     data, other = [[n] for n in range(30)], {"k": [1]}
     remembered = {}
     for _ in range(2):
