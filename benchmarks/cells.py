@@ -47,6 +47,7 @@ def remove(*paths):
 rng = np.random.default_rng(0)
 table = pd.DataFrame({"key": rng.integers(0, 50_000, 1_000_000), "value": rng.random(1_000_000)})
 base = rng.random(50_000_000)
+lists = [[n, str(n)] for n in range(200_000)]
 
 def grouped(table):
     return table.groupby("key").value.agg(["mean", "std", "median", "max"])
@@ -159,6 +160,14 @@ def _table(marked: Cells, automatic: Cells) -> list[Contest]:
         Contest(
             "trivial cell in automatic mode",
             {OURS: automatic.contestant(TRIVIAL), "plain": cell(TRIVIAL)},
+        ),
+        Contest(
+            "200 000 lists read by two cells, the second of two hits",
+            {
+                OURS: cell("%%cached\nk = len(lists)", "%%cached\nm = max(map(len, lists))"),
+                "a cell ran between": cell("%%cached\nk = len(lists)", "pass"),
+                "plain": cell("k = len(lists)"),
+            },
         ),
         Contest("group a table of 1e6 rows, again", again(GROUPED, "g", "table")),
         Contest("group a table of 1e6 rows, first run", first(GROUPED, "g", "table")),
