@@ -27,16 +27,15 @@ import blake3
 from ipyparcache.analysis.cell import (
     DYNAMIC_ATTRIBUTES,
     DYNAMIC_CALLS,
-    Names,
     attributes_read,
     identifiers,
     identity_text,
-    names_of,
 )
+from ipyparcache.analysis.names import Names, names_of
 from ipyparcache.cells.runs import InputChange
 from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
-from ipyparcache.digest.objects import ABSENT, Traversal, digest_of
+from ipyparcache.digest.objects import ABSENT, RememberedWalk, Traversal, digest_of
 from ipyparcache.errors import ParcacheError, Undigestible
 from ipyparcache.kernel.namespace import collector_paused
 

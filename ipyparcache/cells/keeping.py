@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
-from ipyparcache.analysis.cell import QUIET_NAMES, Definition, first_line_of, re_executable_definitions
+from ipyparcache.analysis.cell import first_line_of
+from ipyparcache.analysis.definitions import QUIET_NAMES, Definition, re_executable_definitions
 from ipyparcache.cells import values
 from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
