@@ -33,7 +33,7 @@ from ipyparcache.analysis.walk import (
     leaves_of,
     line_of,
     names_in_strings_of,
-    own_breaks,
+    own_jumps,
     own_nodes,
     statements_of,
     word_of,
@@ -187,6 +187,8 @@ class Parfor:
         The last line that may change, in place, what belongs to an iteration: its element above all.
     title
         What a user knows the loop by: its own line, shortened.
+    counters
+        Variables that count the iterations; each begins an iteration with the value that it has there.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -207,6 +209,25 @@ class Parfor:
     own_rows: tuple[OwnRows, ...] = ()
     touched_until: int = 0
     title: str = ""
+    counters: tuple[Counter, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A variable that every iteration changes by the same whole number, once: its value is known ahead.
+
+    Attributes
+    ----------
+    line
+        The line that changes it.
+    read_at
+        The first line that reads its running value.
+    """
+
+    name: str
+    step: int
+    line: int
+    read_at: int
 
 
 @dataclass(frozen=True)
@@ -495,6 +516,7 @@ class _Classifier:
     targets: tuple[str, ...] = ()
     found: dict[int, Found] = field(default_factory=dict)
     own_rows: dict[str, OwnRows] = field(default_factory=dict)
+    counters: tuple[Counter, ...] = ()
 
     def parfor(self) -> Parfor:
         self.body = plainer(self.body, iter(range(10**6)))
@@ -506,14 +528,38 @@ class _Classifier:
         plain.run(self.body, (*self.targets, ITEM))
         bound = set(plain.bound) | set(self.targets)
         carried = {name for name in bound if plain.early(name) is not None}
+        self.counters = tuple(self._counters(carried)) if self.target is not None else ()
+        counted = {counter.name for counter in self.counters}
+        carried -= counted
         self._recognise(self.body, bound, carried)
         self._demote(bound, carried)
         self._take_own_rows(bound)
         flow = Flow(self._helper_reads, self._holes_of)
-        flow.run(self.body, (*self.targets, ITEM))
+        flow.run(self.body, (*self.targets, ITEM, *counted))
         self._check(flow, bound)
         self._check_files(set(flow.bound) | set(self.targets) | comprehension_names(self.body))
         return self._build(flow)
+
+    def _counters(self, carried: set[str]) -> Iterator[Counter]:
+        """Variables that one statement of the body, which every iteration reaches, changes by a constant."""
+        for at, statement in enumerate(self.body):
+            found = _counts(statement)
+            if found is None or found[0] not in carried or found[0] in self.targets:
+                continue
+            name, step = found
+            if any(own_jumps(self.body[:at], ast.Continue)):
+                continue
+            if sum(name in bound_names(other) for other in statements_of(self.body)) != 1:
+                continue
+            own = {id(node) for node in ast.walk(statement)}
+            reads = [
+                node
+                for node in own_nodes(self.body)
+                if isinstance(node, ast.Name) and id(node) not in own
+                if node.id == name or name in self._helper_reads(node.id)
+            ]
+            if reads:
+                yield Counter(name, step, statement.lineno, min(node.lineno for node in reads))
 
     # what cannot run on a worker at all
 
@@ -536,7 +582,7 @@ class _Classifier:
                     self._forbid_helper(name, node)
                 case ast.Call(func=ast.Name(id=name)) if name in KERNEL_ONLY:
                     raise _Refused(refusals.StatementInLoop(node.lineno, None, f"{name}()"))
-        for node in own_breaks(self.body):
+        for node in own_jumps(self.body, ast.Break):
             raise _Refused(refusals.BreakInLoop(node.lineno))
 
     def _forbid_helper(self, name: str, call: ast.Call) -> None:
@@ -882,6 +928,7 @@ class _Classifier:
             own_rows=tuple(own_rows),
             touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
             title=self._title(),
+            counters=self.counters,
         )
 
     def _title(self) -> str:
@@ -902,6 +949,23 @@ class _Classifier:
         return last
 
     changed: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
+
+
+def _counts(statement: ast.stmt) -> tuple[str, int] | None:
+    """Name and step of `n += 1`, `n -= 2` and `n = n + 1`."""
+    match statement:
+        case ast.AugAssign(target=ast.Name(id=name), op=op, value=ast.Constant(value=step)):
+            pass
+        case ast.Assign(
+            targets=[ast.Name(id=name)],
+            value=ast.BinOp(left=ast.Name(id=other), op=op, right=ast.Constant(value=step)),
+        ) if other == name:
+            pass
+        case _:
+            return None
+    if type(step) is not int or not isinstance(op, ast.Add | ast.Sub):
+        return None
+    return name, step if isinstance(op, ast.Add) else -step
 
 
 def _is_stream(call: ast.Call) -> bool:

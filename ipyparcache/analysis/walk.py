@@ -59,16 +59,18 @@ def comprehension_names(body: Iterable[ast.AST]) -> set[str]:
     }
 
 
-def own_breaks(body: Iterable[ast.stmt]) -> Iterator[ast.Break]:
-    """The `break` statements that belong to the loop with this body."""
+def own_jumps(
+    body: Iterable[ast.stmt], kind: type[ast.Break] | type[ast.Continue]
+) -> Iterator[ast.Break | ast.Continue]:
+    """The `break` or `continue` statements that belong to the loop with this body."""
     for statement in body:
-        if isinstance(statement, ast.Break):
+        if isinstance(statement, kind):
             yield statement
         elif isinstance(statement, ast.For | ast.While | ast.AsyncFor):
-            yield from own_breaks(statement.orelse)
+            yield from own_jumps(statement.orelse, kind)
         else:
             for block in blocks_of(statement):
-                yield from own_breaks(block)
+                yield from own_jumps(block, kind)
 
 
 def names_in_strings_of(body: Iterable[ast.AST]) -> Iterator[str]:

@@ -64,6 +64,8 @@ class Body:
         Numbers of the sites whose replay cannot raise.
     figures_open
         Whether the kernel has figures open, which the body could draw into.
+    counters
+        Names with what they begin the first iteration with, and by what they differ from one to the next.
     """
 
     code: types.CodeType
@@ -81,6 +83,7 @@ class Body:
     exempt: frozenset[int]
     safe: frozenset[int]
     figures_open: bool
+    counters: tuple[tuple[str, int, int], ...]
     parcel: bytes
     buffers: tuple[Any, ...]
 
@@ -393,6 +396,8 @@ class _Run:
         if self.unbound:
             self.unbound.clear()
         namespace[ITEM] = element
+        for name, begin, step in self.body.counters:
+            namespace[name] = begin + step * number
         try:
             exec(self.body.code, namespace)
         except BaseException as error:
@@ -451,6 +456,8 @@ class _Run:
             if self.random is not None:
                 self.random.begin(number)
             namespace[ITEM] = element
+            for name, begin, step in self.body.counters:
+                namespace[name] = begin + step * number
             rows = self._own_rows(element)
             exec(self.body.code, namespace)
         except BaseException as error:

@@ -79,6 +79,19 @@ class Launch:
             if is_generator(self.namespace.get(node.id)):
                 raise refused(refusals.SharedGenerator(node.lineno, node.id))
 
+    def counters(self, *, goes_on: bool) -> tuple[tuple[str, int, int], ...]:
+        """Variables that count iterations, with their first values, which must be whole numbers.
+
+        `goes_on` says that others follow an iteration that fails, which may not have counted.
+        """
+        found = []
+        for counter in self.parfor.counters:
+            begin = self.namespace.get(counter.name)
+            if type(begin) is not int or goes_on:
+                raise refused(refusals.CarriedReduction(counter.read_at, counter.name, counter.line))
+            found.append((counter.name, begin, counter.step))
+        return tuple(found)
+
     def check_drawn(self) -> None:
         """What the loop draws into is called by statements of their own, in the kernel, and not read else."""
         for site in self.parfor.sites:

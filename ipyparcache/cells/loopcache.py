@@ -43,6 +43,7 @@ class LoopCache:
     cell: str
     namespace: dict[str, Any]
     seed: int | None
+    numbered: bool  # what an iteration does depends on its number, beside the seed
     problem: str | None = None
 
     def key_of(self, iteration: int, element: object) -> str | None:
@@ -51,7 +52,8 @@ class LoopCache:
             digest = digest_of(element, self.namespace)
         except Undigestible:
             return None
-        facts = (self.key, digest.hex(), None if self.seed is None else (self.seed, iteration))
+        place = (self.seed, iteration) if self.seed is not None or self.numbered else None
+        facts = (self.key, digest.hex(), place)
         return blake3.blake3(repr(facts).encode()).hexdigest(16)
 
     def find(self, key: str) -> tuple[bytes, list[Any], list[Any]] | None:
@@ -130,4 +132,4 @@ def open_cache(
         return None, str(error)
     environment.use_secret(entries.secret)
     cell = ast.unparse(statement)
-    return LoopCache(entries, identity, found.key, cell, namespace, seed), ""
+    return LoopCache(entries, identity, found.key, cell, namespace, seed, bool(parfor.counters)), ""

@@ -201,6 +201,7 @@ class LoopRun:
             If live values show what the text did not: an alias, something that cannot travel.
         """
         parfor, namespace = self.parfor, self.namespace
+        self.counters = self.launch.counters(goes_on=self.options.on_error == "collect")
         self.launch.check_guards()
         self.launch.check_methods()
         self.launch.check_generators()
@@ -305,6 +306,7 @@ class LoopRun:
                 yields=parfor.yields,
                 retries=self.options.retries,
                 seed=seed,
+                counters=self.counters,
             )
         return Task(
             Body(
@@ -323,6 +325,7 @@ class LoopRun:
                 self.exempt,
                 self.launch.safe_sites(),
                 figures_open(),
+                self.counters,
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )

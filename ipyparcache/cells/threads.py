@@ -60,6 +60,7 @@ class ThreadTask:
         yields: bool,
         retries: int,
         seed: tuple[int, ...] | None,
+        counters: tuple[tuple[str, int, int], ...] = (),
     ) -> None:
         self.code = code
         self.live = namespace
@@ -69,6 +70,7 @@ class ThreadTask:
         self.yields = yields
         self.retries = retries
         self.seed = seed
+        self.counters = counters
         self.shown: dict[int, tuple[tuple[object, ...], dict[str, Any]]] = {}
         self._own = threading.local()
 
@@ -105,6 +107,8 @@ class ThreadTask:
         log.clear()
         unbound.clear()
         namespace[ITEM] = element
+        for name, begin, step in self.counters:
+            namespace[name] = begin + step * number
         try:
             if self.seed is None:
                 exec(self.code, namespace)

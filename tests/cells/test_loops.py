@@ -162,6 +162,22 @@ SAME = {
         "import itertools\nout = []",
         "for i in itertools.count():\n    out.append(i)\n    if i == 50:\n        raise ValueError(i)",
     ),
+    "counters": (
+        "done, at, k, out, slots, sizes = 0, 5, 10, [], [0] * 20, {}\ndef seen():\n    return done * 10",
+        (
+            "for w in 'abcdefg':\n    slots[at] = w\n    at += 1\n    sizes[w] = k\n    k -= 5\n"
+            "    sizes[w + w] = k\n    done = done + 1\n    print(f'{done} done', seen())\n"
+            "    if done % 2:\n        continue\n    out.append(done)"
+        ),
+    ),
+    "a_counter_before_an_error": (
+        "n, out = 0, []",
+        "for i in range(9):\n    n += 1\n    print(n)\n    out.append(1 / (i - 4))",
+    ),
+    "a_counter_behind_an_error": (
+        "n, out = 0, [0, 0, 0]",
+        "for i in range(9):\n    out[i] = n\n    n += 1",
+    ),
     "writes_in_expressions": (
         "from collections import defaultdict\nd, out, seen, names = defaultdict(list), [], set(), ['t', 'u']",
         (
@@ -199,6 +215,9 @@ REFUSED = {
     "carried": ("prev = 1", "for x in range(3):\n    cur = prev + x\n    prev = cur", "prev"),
     "own_container": ("fib = [1, 1]", "for i in range(3):\n    fib.append(fib[i] + 1)", "fib"),
     "running_total": ("t, c = 0, []", "for x in range(3):\n    t += x\n    c.append(t)", "t"),
+    "a_fraction": ("k, o = 0.5, []", "for x in range(3):\n    o.append(k)\n    k += 1", "k"),
+    "skipped": ("k = 0", "for x in range(3):\n    if x: continue\n    k += 1\n    print(k)", "k"),
+    "counted_twice": ("k = 0", "for x in range(3):\n    k += 1\n    print(k)\n    k += 1", "k"),
     "used_write": ("out = []", "for x in range(3):\n    y = out.append(x)", "out.append(...)"),
     "used_inner_write": (
         "from collections import defaultdict\nd, out = defaultdict(set), []",

@@ -373,6 +373,20 @@ def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):
     gc.collect()
 
 
+def test_a_kept_iteration_that_counts_is_found_at_its_own_place_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
+    namespaces = []
+    for words in (["a", "b"], ["b", "a", "b"]):
+        namespace = new_namespace("n, out = 0, []")
+        namespace["words"] = words
+        _, error, _ = parallel(namespace, "for w in words:\n    out.append((w, n))\n    n += 1", cached=True)
+        assert error is None
+        namespaces.append(namespace)
+
+    assert namespaces[1]["out"] == [("b", 0), ("a", 1), ("b", 2)]
+    assert namespaces[1]["n"] == 3
+
+
 def test_iterations_that_are_not_kept_are_told_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
     namespace = new_namespace("rows = [[0], [1], [2]]")
