@@ -49,6 +49,7 @@ class WorkerHandle:
     """This side of a worker."""
 
     def __init__(self, number: int, tasks: Channel, bell: Channel, spare: Channel | None, block: Block):
+        self.gone = False  # its socket is closed
         self.number = number
         self.tasks = tasks
         self.bell = bell
@@ -61,11 +62,9 @@ class WorkerHandle:
         self.pid = 0
         self.said_hello = False
         self.ended: tuple[int, int] | None = None  # exit code (negative: signal), largest memory in bytes
-        self.gone = False  # its socket is closed
         self.leased_to: weakref.ref[Lease] | None = None
         self.outstanding: deque[Batch] = deque()
         self.next_batch = 1
-        self.call = 0  # number of the call it has the function of
         self.state_version = -1  # of the surroundings it has
         self.spawned = False
         self.waiting = select.poll()  # for its bell alone
@@ -87,6 +86,12 @@ class WorkerHandle:
             os.close(fd)
         if self.lifeline >= 0:
             os.close(self.lifeline)
+
+    def __del__(self) -> None:
+        # An interrupt at the wrong moment while it was started: nobody else has it.
+        if not self.gone:
+            with contextlib.suppress(OSError, BufferError, AttributeError, TypeError):
+                self.close()
 
 
 class Lease:
@@ -362,7 +367,7 @@ class Pool:
         if not worker.kill_at:
             worker.kill_at = time.monotonic() + GRACE
         worker.next_batch += 1
-        worker.call = 0
+        worker.state_version = -1  # perhaps it has not received what it was told of them
         worker.block.words[CANCEL] = worker.next_batch
         worker.next_batch += 1
         try:

@@ -336,42 +336,6 @@ def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend)
     assert values(abs, [(-1,)] * 4, backend) == [1] * 4
 
 
-def interrupting(line):
-    """A trace function that raises KeyboardInterrupt at the given count of lines run in the engine."""
-    counted = 0
-
-    def trace(frame, event, argument):
-        nonlocal counted
-        if "ipyparcache" not in frame.f_code.co_filename or "forkserver" in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            counted += 1
-            if counted == line:
-                raise KeyboardInterrupt
-        return trace
-
-    return trace
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 3, 8, 20, 45, 90, 130, 170, 220, 300, 400, 500, 600, 700, 800, 1000])
-def test_an_interrupt_anywhere_in_a_call_leaves_a_usable_pool(step):
-    values(abs, [(1,)] * 4, "processes")
-    for line in range(step, step + 3):
-        sys.settrace(interrupting(line))
-        try:
-            for _ in run_tasks(abs, [(-n,) for n in range(30)], Options(n_jobs=2)):
-                pass
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(None)
-        begun = time.monotonic()
-
-        assert values(abs, [(-n,) for n in range(30)], "processes") == list(range(30))
-        assert time.monotonic() - begun < 3
-
-
 def test_stragglers_of_a_closed_call_are_killed(backend):
     run = run_tasks(time.sleep, [(0,), (60,), (60,)], Options(n_jobs=2, backend=backend, batch=1))
     next(run)

@@ -235,7 +235,6 @@ class ProcessCrew(Crew):
             worker.state_version = self._state_version
         else:
             self._beginning[lane] = message  # with the first batch: one message wakes the worker once
-        worker.call = self._call
         worker.written_to = 0
         if self.options.capture:
             worker.read_to = [os.fstat(fd).st_size for fd in worker.streams]
@@ -400,6 +399,7 @@ class ProcessCrew(Crew):
             batch = self._take_outstanding(worker, message[1])
             if batch is not None and message[3]:
                 return [NoFunction(self._error(message[3], worker))]
+            self._begun.discard(lane)  # it knows nothing of the call: it is told again, with the next batch
             return [NotBegun(batch)] if batch is not None else []
         self.pool.note(worker, message)
         return []
