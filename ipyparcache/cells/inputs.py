@@ -36,6 +36,7 @@ from ipyparcache.cells.runs import InputChange
 from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
 from ipyparcache.digest.objects import ABSENT, RememberedWalk, Traversal, digest_of
+from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import ParcacheError, Undigestible
 from ipyparcache.kernel.namespace import collector_paused
 
@@ -315,7 +316,7 @@ def summarise(found: Inputs) -> None:
     """Describe each input in a few words, and functions and classes by their source, to explain a later
     miss."""
     for name in found.traversal.digests:
-        summary: dict[str, Any] = dict(vars(found.traversal.summary(name)))
+        summary: dict[str, Any] = dict(vars(summary_of(found.traversal, name)))
         source = _source_of(found.traversal.value_of(name))
         if source is not None:
             summary["source"] = source

@@ -10,48 +10,42 @@ from __future__ import annotations
 
 import builtins
 import copy
-import importlib
-import operator
 import sys
 import time
-from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from types import FunctionType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from blake3 import blake3
 
 from ipyparcache.digest import (
     code,  # noqa: F401 (registers the kinds of code, and containers those of Python's own)
     modules,
+    patches,
 )
-from ipyparcache.digest.instances import InstanceKind, find_kind, is_user_definition
+from ipyparcache.digest.instances import find_kind, is_user_definition
 from ipyparcache.digest.walk import (
     KINDS,
     PRIMITIVES,
     Kind,
     Numbered,
     Walk,
-    class_dict,
     dumps,
     find_path,
     is_pure,
     large_digest,
     module_of,
     same,
-    type_name,
     without_nan,
 )
-from ipyparcache.errors import Undigestible, Unrestorable
+from ipyparcache.errors import Undigestible
 
 __all__ = [
     "ABSENT",
     "PRIMITIVES",
     "Read",
-    "Summary",
     "Traversal",
     "Undigestible",
     "digest_of",
@@ -66,7 +60,6 @@ __all__ = [
 
 ABSENT = b"absent"
 REMEMBERED_FROM = 0.0005  # seconds; what is walked faster is walked again
-PATCHES = "patches of "  # root of a distribution's class or module, as far as the user put code into it
 
 
 @dataclass(frozen=True)
@@ -82,17 +75,6 @@ class Read:
     def root(self) -> str:
         """Name of the root that the value becomes."""
         return self.name if self.owner == "__main__" else f"{self.owner}:{self.name}"
-
-
-@dataclass
-class Summary:
-    """A few words on a root, to explain a miss: JSON-able by `vars`."""
-
-    type: str
-    size: str
-    digest: str
-    parts: dict[str, str] = field(default_factory=dict)
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -345,10 +327,10 @@ class Traversal:
             for attribute in sorted(names):
                 self.note_read(name, attribute, namespace)
             return
-        patches = dict(_patches_of(module))
-        self._patches[_place_of(module)] = module, patches
+        own = patches.patches_of(module)
+        self._patches[patches.place_of(module)] = module, own
         if names is None:
-            for attribute in sorted(patches):
+            for attribute in sorted(own):
                 self.note_read(name, attribute, namespace)
             for value in list(namespace.values()):
                 if isinstance(value, type):
@@ -356,7 +338,7 @@ class Traversal:
             return
         for attribute in sorted(names):
             value = namespace.get(attribute)
-            if attribute in patches or _is_plain_setting(attribute, value):
+            if attribute in own or _is_plain_setting(attribute, value):
                 self.note_read(name, attribute, namespace)
             elif isinstance(value, type):
                 self.reach_class(value)
@@ -372,9 +354,9 @@ class Traversal:
             self._bases.add(base)
             if modules.is_user_code(module_of(base)):
                 continue
-            patches = _patches_of(base)
-            self._patches[_place_of(base)] = base, dict(patches)
-            for name, value in patches:
+            own = patches.patches_of(base)
+            self._patches[patches.place_of(base)] = base, own
+            for name, value in own.items():
                 self._pending.append((f"patch {module_of(base)}.{base.__qualname__}.{name}", value))
 
     @property
@@ -404,12 +386,8 @@ class Traversal:
 
     def object_at(self, root: str, number: int) -> object:
         """The live object with this number."""
-        if root not in self._roots and root.startswith(PATCHES):
-            module, _, qualname = root.removeprefix(PATCHES).partition(":")
-            found: object = importlib.import_module(module)
-            for part in qualname.split(".") if qualname else ():
-                found = getattr(found, part)
-            return found
+        if root not in self._roots and root.startswith(patches.PATCHES):
+            return patches.owner_at(root)
         return self._roots[root].objects[number]
 
     def value_of(self, root: str) -> object:
@@ -473,49 +451,13 @@ class Traversal:
                 if not _same_dumps(now, copies):
                     pairs = zip(now, copies, strict=True)
                     found += [(root, first + n) for n, (new, old) in enumerate(pairs) if not same(new, old)]
-        return found + [(place, 0) for place in self._patched_places()]
-
-    def _patched_places(self) -> list[str]:
-        """Classes and modules of distributions into which code was put since they were digested."""
-        found = [
+        places = [
             place
             for place, (owner, before) in self._patches.items()
-            if not _same_values(before, dict(_patches_of(owner)))
+            if not patches.is_same(before, patches.patches_of(owner))
         ]
-        for name in self._awaited:
-            module = sys.modules.get(name)
-            if module is None or modules.origin_of(name) not in ("library", "standard"):
-                continue
-            owners: list[type | ModuleType] = [module]
-            owners += [value for value in vars(module).values() if isinstance(value, type)]
-            found += [_place_of(owner) for owner in owners if _patches_of(owner)]
-        return found
-
-    def summary(self, root: str) -> Summary:
-        """A few words on a root: its type, size, and digests of its columns or top-level items."""
-        value = self._values.get(root)
-        digest = self.digests[root]
-        if digest == ABSENT:
-            return Summary("absent", "", "")
-        parts: dict[str, str] = {}
-        labelled = self._parts_of(value)
-        if labelled is not None and self.count_of(root) <= 100_000:
-            for label, child in labelled:
-                parts[label] = Walk(self, root, isolated=True).run(child).hex()[:16]
-        text = repr(value) if type(value) in PRIMITIVES and len(repr(value)) <= 80 else ""
-        return Summary(type_name(value), _size_of(value), digest.hex()[:32], parts, text)
-
-    def _parts_of(self, value: object) -> list[tuple[str, object]] | None:
-        kind = self.kind_of(type(value))
-        if hasattr(kind, "parts"):
-            labelled: list[tuple[str, object]] = kind.parts(value)
-        elif type(value) is dict:
-            labelled = [(repr(key)[:60], child) for key, child in value.items()] if len(value) <= 1000 else []
-        elif isinstance(kind, InstanceKind):
-            labelled = [(f".{name}", child) for name, child in kind.attributes(value)]
-        else:
-            return None
-        return labelled if 0 < len(labelled) <= 1000 else None
+        places += [place for name in self._awaited for place in patches.patched_in(name)]
+        return found + [(place, 0) for place in places]
 
     # ---- what walks report
 
@@ -645,25 +587,6 @@ def _notebook_namespace() -> Mapping[str, object]:
     return vars(sys.modules["__main__"])
 
 
-def _size_of(value: Any) -> str:
-    cls = type(value)
-    shape = (
-        getattr(value, "shape", None)
-        if module_of(cls).partition(".")[0] in ("numpy", "pandas", "scipy", "torch")
-        else None
-    )
-    if isinstance(shape, tuple):
-        return " x ".join(map(str, shape))
-    if cls in (list, tuple, dict, set, frozenset, str, bytes, bytearray, deque):
-        return str(len(value))
-    return ""
-
-
-# Attributes of library classes as they were when they were last looked through, and what was the user's
-# among them.
-_looked_through: WeakKeyDictionary[Any, tuple[list[object], list[tuple[str, object]]]] = WeakKeyDictionary()
-
-
 def _same_dumps(now: list[object], before: list[object]) -> bool:
     """Whether plain containers hold what they held; False also where that cannot be told so fast."""
     try:
@@ -674,16 +597,6 @@ def _same_dumps(now: list[object], before: list[object]) -> bool:
 
 def _inner(container: Any) -> list[object]:
     return [*container, *container.values()] if type(container) is dict else list(container)
-
-
-def _same_values(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    return one.keys() == other.keys() and all(value is other[name] for name, value in one.items())
-
-
-def _place_of(owner: type | ModuleType) -> str:
-    if isinstance(owner, ModuleType):
-        return f"{PATCHES}{owner.__name__}:"
-    return f"{PATCHES}{module_of(owner)}:{owner.__qualname__}"
 
 
 def _is_plain_setting(name: str, value: object) -> bool:
@@ -698,43 +611,6 @@ def _is_plain_setting(name: str, value: object) -> bool:
         items = [*parts, *parts.values()] if type(value) is dict else parts
         return len(parts) < 1000 and all(type(part) in PRIMITIVES for part in items)
     return value is not None and type(value) in PRIMITIVES
-
-
-def _patches_of(owner: type | ModuleType) -> list[tuple[str, object]]:
-    """Code that the user put on a class or module of a distribution.
-
-    All attributes are looked at again only if one was replaced.
-    """
-    if isinstance(owner, type) and (not owner.__flags__ & (1 << 9) or modules.is_user_code(module_of(owner))):
-        return []  # not to be patched, or the user's own
-    attributes = class_dict(owner) if isinstance(owner, type) else vars(owner)
-    now = list(attributes.values())
-    known = _looked_through.get(owner)
-    if known is not None and len(known[0]) == len(now) and all(map(operator.is_, known[0], now)):
-        return known[1]
-    found = [(name, value) for name, value in list(attributes.items()) if is_user_definition(value)]
-    _looked_through[owner] = now, found
-    return found
-
-
-def patches_of(owner: type | ModuleType) -> dict[str, object]:
-    """Code that the user put on a class or module of a distribution, by attribute."""
-    return dict(_patches_of(owner))
-
-
-def put_patches(owner: type | ModuleType, patches: Mapping[str, object]) -> None:
-    """Put such code where it belongs.
-
-    Raises
-    ------
-    Unrestorable
-        If other code was put there that `patches` does not have: what it replaced is not known.
-    """
-    extra = patches_of(owner).keys() - patches.keys()
-    if extra:
-        raise Unrestorable(owner.__name__, f"`{min(extra)}` was put on it, in place of something unknown")
-    for name, value in patches.items():
-        setattr(owner, name, value)
 
 
 def _note_attributes(module: ModuleType) -> dict[str, bytes | None]:
@@ -787,7 +663,7 @@ def state_of(obj: object) -> object:
         If the state cannot be told apart.
     """
     if _is_library_code(obj):
-        return {"patches": patches_of(obj)}  # type: ignore[arg-type]
+        return {"patches": dict(patches.patches_of(obj))}  # type: ignore[arg-type]
     return _kind_for(obj).state(obj)
 
 
@@ -800,7 +676,7 @@ def put_state(obj: object, state: object) -> None:
         If objects of this type cannot be changed so.
     """
     if _is_library_code(obj):
-        put_patches(obj, state["patches"])  # type: ignore[arg-type,index]
+        patches.put_patches(obj, state["patches"])  # type: ignore[arg-type,index]
         return
     _kind_for(obj).put(obj, state)
 

@@ -36,6 +36,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from ipyparcache.digest.objects import Traversal, digest_of, is_atomic, put_state, state_of
+from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import Undigestible, Unrestorable
 
 DAY = datetime.datetime(2024, 1, 1, 12)
@@ -1201,7 +1202,7 @@ def test_a_summary_names_columns_and_size() -> None:
     other = Traversal({})
     other.add("df", frame().assign(b=0))
 
-    before, after = traversal.summary("df"), other.summary("df")
+    before, after = summary_of(traversal, "df"), summary_of(other, "df")
 
     assert before.type == "pandas.DataFrame"
     assert before.size == "3 x 2"
