@@ -5,8 +5,10 @@ Only what differs is an input, so that it makes no difference whether a library 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
+import importlib
 import os
 import sys
 import time
@@ -151,6 +153,20 @@ def _rc_special() -> dict[str, object]:
 
 def _restore_rc(parameters: Mapping[str, object]) -> None:
     dict.update(sys.modules["matplotlib"].rcParams, parameters)
+
+
+def has_plotting_backend() -> bool:
+    """Whether pyplot has chosen where it draws: it does at the first figure, and figures then show."""
+    return getattr(sys.modules.get("matplotlib.pyplot"), "_backend_mod", None) is not None
+
+
+def choose_plotting_backend() -> None:
+    """Have pyplot choose as the first figure would."""
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib is not None and not has_plotting_backend():
+        with contextlib.suppress(ImportError):  # the next figure will say it
+            pyplot = importlib.import_module("matplotlib.pyplot")
+            pyplot.switch_backend(dict.get(matplotlib.rcParams, "backend"))
 
 
 _LOCALE_PARTS = ("LC_NUMERIC", "LC_TIME", "LC_COLLATE", "LC_MONETARY")

@@ -90,7 +90,7 @@ def _find_origin(name: str, module: ModuleType | None) -> Origin:
         return "library" if top == "ipyparcache" else "standard"
     place = _place_of(module) if module is not None else _file_of(name)
     if place is None:
-        if top in sys.stdlib_module_names:
+        if top in sys.stdlib_module_names or top.startswith("namedtuple_"):  # where named tuples are made
             return "standard"
         # A module made by hand (types.ModuleType) has no file: what it holds was put there by user code,
         # unless it hangs below a distribution's package.

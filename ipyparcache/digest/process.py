@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import modules, openfiles, registries
+from ipyparcache.digest import libsettings, modules, openfiles, registries
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded, seeded
 from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.errors import Unrepeatable
@@ -34,6 +34,7 @@ class ProcessState:
     children: frozenset[int]
     tasks: set[int]  # pending in the event loop
     fixtures: dict[str, object]  # what is told to have changed, and cannot be brought back
+    has_backend: bool  # whether pyplot has a place to draw
 
 
 def process_state() -> ProcessState:
@@ -54,6 +55,7 @@ def process_state() -> ProcessState:
             frozenset(_children()),
             _pending_tasks(),
             _fixtures(),
+            libsettings.has_plotting_backend(),
         )
 
 
@@ -132,6 +134,8 @@ def process_changes(before: ProcessState) -> dict[str, Any]:
                 settings[setting.name] = setting.capture()
         if settings:
             changes["settings"] = settings
+        if libsettings.has_plotting_backend() and not before.has_backend:
+            changes["backend"] = True
         generators = {}
         for name, generator in GENERATORS.items():
             state = generator.state()
@@ -291,6 +295,8 @@ def restore_process(changes: Mapping[str, Any]) -> None:
         for name, value in changes.get("settings", {}).items():
             if by_name[name].library in sys.modules:
                 by_name[name].restore(value)
+        if changes.get("backend"):
+            libsettings.choose_plotting_backend()
         for name, state in changes.get("generators", {}).items():
             generator = GENERATORS[name]
             if generator.library in sys.modules:

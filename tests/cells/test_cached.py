@@ -84,6 +84,12 @@ def test_a_handle_on_a_compressed_file_is_named(cell, cached):
     assert cached("with gzip.open('text.gz') as handle:\n  text = handle.read()", "text") == "miss"
 
 
+def test_a_library_with_named_tuples_is_imported_for_the_first_time(cell, cached, monkeypatch):
+    monkeypatch.delitem(sys.modules, "statistics", raising=False)
+
+    assert cached("import statistics") == "miss"
+
+
 def test_a_decorator_that_counts_calls_counts_those_of_a_hit(cell, cached, names, restart):
     setup = """
     def counted(f):
