@@ -10,6 +10,7 @@ import contextlib
 import dis
 import functools
 import gc
+import math
 import os
 import pickle
 import queue
@@ -823,7 +824,8 @@ class Parallel(Logger):
         self.n_dispatched_batches += 1
         if run.source.exhausted and self.n_tasks is None:
             self.n_tasks = run.source.drawn
-        self._note_done(len(done.values), done.times[-1] - done.times[0], done.worker)
+        seconds = done.times[-1] - done.times[0]
+        self._note_done(len(done.values), 0.0 if math.isnan(seconds) else seconds, done.worker)
 
     def _as_list(self, iterable: Iterable[Triple], count: int) -> list[Any]:
         source, ahead = self._source(iterable, count)

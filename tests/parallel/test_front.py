@@ -56,17 +56,42 @@ def wait_for(path):
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
-def test_a_generator_gives_results_before_later_tasks_end(backend, return_as, tmp_path):
-    gate = tmp_path / "gate"
-    # members of one batch come out together, as documented
-    found = Parallel(n_jobs=2, backend=backend, return_as=return_as, batch_size=1)(
-        delayed(wait_for)(path) for path in (None, gate)
+def test_a_generator_gives_results_before_later_tasks_end(backend, return_as, batch_size, tmp_path):
+    gates = tmp_path / "one", tmp_path / "two"
+    found = Parallel(n_jobs=2, backend=backend, return_as=return_as, batch_size=batch_size)(
+        delayed(wait_for)(path) for path in (None, None, gates[0], None, gates[1])
     )
-    assert next(found) is None  # the second task cannot have ended
-    gate.touch()
+    assert [next(found), next(found)] == [None, None]  # the third task cannot have ended
+    gates[0].touch()
+    assert [next(found), next(found)] == [None, None]  # nor the last
+    gates[1].touch()
 
     assert list(found) == [None]
+
+
+def test_results_that_came_before_a_long_task_are_right_however_large(tmp_path):
+    gate = tmp_path / "gate"
+    space = {"__name__": "__main__"}
+    exec(
+        "def task(n, path):\n"
+        "    import os, time\n"
+        "    while path and not os.path.exists(path): time.sleep(0.005)\n"
+        "    return 1 // n if n < 1 else 'x' * n",
+        space,
+    )
+    sizes = (1, 70_000, 0, 3, 30_000, 5)
+    found = Parallel(n_jobs=2, return_as="generator", on_error="collect", batch_size=6)(
+        delayed(space["task"])(n, str(gate) if n == 5 else "") for n in sizes
+    )
+    early = [next(found) for _ in sizes[:-1]]
+    gate.touch()
+
+    assert [value if isinstance(value, Error) else len(value) for value in early[:2]] == [1, 70_000]
+    assert isinstance(early[2].exception, ZeroDivisionError)
+    assert [len(value) for value in early[3:]] == [3, 30_000]
+    assert list(found) == ["x" * 5]
 
 
 def test_a_generator_works_on_while_no_one_asks():

@@ -38,6 +38,7 @@ def _run(
     running: _Running,
     report: Callable[[Ran], None],
     on_emit: Callable[[int, bytes], None] | None,
+    report_after: float = RING_AFTER,
 ) -> None:
     """Run the tasks of a batch one after another until it ends or is stopped."""
     batch = running.batch
@@ -62,7 +63,7 @@ def _run(
         last = time.monotonic()
         times.append(last)
         running.done += 1
-        if (failed or last - times[0] > RING_AFTER) and running.done < len(batch):
+        if (failed or last - times[0] >= report_after) and running.done < len(batch):
             report(Ran(batch, position, values, failed, times, 0, False))
             position, values, failed, times = running.done, [], False, array("d", [last])
     local_task.index = None
@@ -110,11 +111,17 @@ class ThreadCrew(Crew):
                 self._emitted.put((index, payload))
 
         setup = self.options.around_thread
+        # Where somebody waits for each result, none waits for the task behind it.
+        report_after = 0.0 if self.options.prompt else RING_AFTER
+
+        def put(running: _Running, ran: Ran) -> None:
+            reports.put((lane, running, ran))
 
         def work() -> None:
             with setup():
                 while (running := inbox.get()) is not None:
-                    _run(function, running, lambda ran, it=running: reports.put((lane, it, ran)), on_emit)  # type: ignore[misc]
+                    report = functools.partial(put, running)
+                    _run(function, running, report, on_emit, report_after)
 
         threading.Thread(target=work, daemon=True, name=f"ipyparcache-task-{lane}").start()
         return inbox

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import marshal
 import os
 import pickle
@@ -69,6 +70,7 @@ from ipyparcache.engine.worker import (
 )
 
 AT_ONCE = 5  # milliseconds that the only batch of a call may take before a crew is made for it
+PROMPT_LOOK = 0.005  # seconds between two looks at what has ended before a task that is still running
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
 _NAN = float("nan")
 _NOTHING: Any = frozenset()
@@ -155,6 +157,13 @@ def _values(records: bytes, count: int) -> list[Any]:
     return list(marshal.loads(b"(" + struct.pack("<I", count) + records))
 
 
+def _first_values(records: bytes, count: int) -> tuple[list[Any], int]:
+    """What the first so many records say, and their length; there may be others behind them."""
+    head = b"(" + struct.pack("<I", count)
+    stream = io.BytesIO(head + records)
+    return list(marshal.load(stream)), stream.tell() - len(head)
+
+
 class ProcessCrew(Crew):
     """Leased worker processes, and everything that one call has told them."""
 
@@ -187,6 +196,7 @@ class ProcessCrew(Crew):
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = time.monotonic() + OUTPUT_EVERY
         self._decoders: dict[str, Any] = {}
+        self._seen: dict[int, tuple[int, float]] = {}  # by lane: the task that ran at a look, and since when
         try:
             # The surroundings first: they find the modules that must travel by value.
             self._state_version, self._state = _surroundings.take() if begun is None else begun.state
@@ -356,7 +366,8 @@ class ProcessCrew(Crew):
             return reports
         until = None if timeout is None else time.monotonic() + timeout
         while True:
-            wait = OUTPUT_EVERY if until is None else max(0.0, min(OUTPUT_EVERY, until - time.monotonic()))
+            every = PROMPT_LOOK if self.options.prompt and self._are_in_batches() else OUTPUT_EVERY
+            wait = every if until is None else max(0.0, min(every, until - time.monotonic()))
             events = self._poll.poll(wait * 1000)
             reports: list[Report] = []  # type: ignore[no-redef]
             for fd, _ in events:
@@ -364,12 +375,34 @@ class ProcessCrew(Crew):
                 if lane is not None:
                     reports += self._read_bell(lane)
             now = time.monotonic()
+            if not reports and every == PROMPT_LOOK:
+                reports = [report for lane in range(self.size) for report in self._overdue(lane, now)]
             if now >= self._next_look:
                 self._next_look = now + OUTPUT_EVERY
                 for lane in range(self.size):
                     self._pass_output(lane, live=True)
             if reports or (until is not None and now >= until):
                 return reports
+
+    def _are_in_batches(self) -> bool:
+        """Whether some task runs that others, which have ended, may be waiting for."""
+        return any(worker.outstanding and len(worker.outstanding[0]) > 1 for worker in self.lanes)
+
+    def _overdue(self, lane: int, now: float) -> list[Report]:
+        """What ended before the task that a lane runs, if that has run for so long that none should wait."""
+        running = self.running(lane)
+        if running is None or running[1] <= self._count_read[lane]:
+            return []
+        batch, done, _ = running
+        seen, since = self._seen.get(lane, (0, 0.0))
+        if seen != batch.first + done:
+            self._seen[lane] = batch.first + done, now
+            return []
+        if now - since < PROMPT_LOOK / 2:
+            return []
+        self._pass_output(lane, live=False, upto=done)
+        times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
+        return [self._read_outcomes(lane, batch, done, None, times, False)]
 
     def _read_bell(self, lane: int) -> list[Report]:
         worker = self.lanes[lane]
@@ -426,6 +459,8 @@ class ProcessCrew(Crew):
         before = self._count_read[lane]
         times = array("d", [begun])
         times.frombytes(ends)
+        if len(times) > done - before + 1:
+            times = times[before - done - 1 :]  # what came before was overdue, and has been read
         report = self._read_outcomes(lane, batch, done, position, times, complete)
         if complete:
             worker.outstanding.popleft()
@@ -446,7 +481,11 @@ class ProcessCrew(Crew):
         start = worker.block.slot(batch.slot) + self._ring_read[lane]
         end = start + SLOT if position is None else worker.block.slot(batch.slot) + position
         raw = worker.block.memory[start:end]
-        values = _values(raw, done - before)
+        if position is None:
+            values, length = _first_values(raw, done - before)
+            position = self._ring_read[lane] + length
+        else:
+            values = _values(raw, done - before)
         failed = False
         if tuple in set(map(type, values)):
             for at, value in enumerate(values):
@@ -456,8 +495,7 @@ class ProcessCrew(Crew):
         if complete and done < len(batch):
             self._hold(batch)
         self._count_read[lane] = done
-        if position is not None:
-            self._ring_read[lane] = position
+        self._ring_read[lane] = position
         return Ran(batch, before, values, failed, times, worker.pid, complete)
 
     def _unfold(self, worker: WorkerHandle, batch: Batch, record: tuple[Any, ...]) -> Any:
