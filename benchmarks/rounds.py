@@ -12,6 +12,12 @@ from dataclasses import dataclass
 OURS = "ipyparcache"
 
 
+def milliseconds(seconds: float) -> str:
+    """A duration with three digits that mean something."""
+    value = seconds * 1000
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
 @dataclass(frozen=True)
 class Contest:
     """One workload and those who do it.
@@ -24,11 +30,14 @@ class Contest:
         By name, a function that does the work once and gives the seconds that count; ours is called `OURS`.
     floor
         How many times ours shall be faster than joblib at least; None where nothing was promised.
+    shown
+        How a figure is written; seconds are what is compared if nothing else is said.
     """
 
     name: str
     contestants: dict[str, Callable[[], float]]
     floor: float | None = None
+    shown: Callable[[float], str] = milliseconds
 
 
 @dataclass(frozen=True)
@@ -72,19 +81,13 @@ def measure(contest: Contest, rounds: int) -> dict[str, Standing]:
     return {name: Standing(statistics.median(taken), min(taken)) for name, taken in seconds.items()}
 
 
-def milliseconds(seconds: float) -> str:
-    """A duration with three digits that mean something."""
-    value = seconds * 1000
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
-
-
 def report(contest: Contest, standings: dict[str, Standing]) -> str:
     """One line for each contestant, with its ratio to ours; below one means faster than ours."""
     ours = standings[OURS].median
     lines = [contest.name]
     for name, standing in sorted(standings.items(), key=lambda item: item[1].median):
         ratio = "" if name == OURS else f"{standing.median / ours:6.2f}x ours"
-        times = f"{milliseconds(standing.median):>11} median {milliseconds(standing.fastest):>11} fastest"
+        times = f"{contest.shown(standing.median):>11} median {contest.shown(standing.fastest):>11} fastest"
         lines.append(f"    {name:14}{times}  {ratio}".rstrip())
     joblib = standings.get("joblib")
     if contest.floor is not None and joblib is not None:
