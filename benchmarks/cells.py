@@ -142,7 +142,7 @@ def _table(marked: Cells, automatic: Cells) -> list[Contest]:
     def first(source: str, name: str, argument: str) -> dict[str, Any]:
         function = source.split("= ")[1].partition("(")[0]
         return {
-            OURS: cell(f"%%cached --force\n{source}"),
+            OURS: cell(f"%%cached\n{source}", "%parcache clear --all"),
             "pickle": cell(f"%%kept {name}\n{source}", f"remove('{name}.pkl')"),
             "joblib": cell(f"{name} = memory.cache({function})({argument})", "memory.clear(warn=False)"),
             "plain": cell(source),
