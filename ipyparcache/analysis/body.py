@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipyparcache.analysis.flow import bound_names
 from ipyparcache.analysis.forms import COPYING_METHODS, REPLAYED_METHODS, Found, looked_up_before
-from ipyparcache.analysis.walk import leaves_of
+from ipyparcache.analysis.walk import leaves_of, own_nodes, statements_of
 
 LOG = "__ipyparcache_log__"
 
@@ -75,7 +76,8 @@ class Site:
         How it changes the root: a method's name, `item`, `attribute`, `assign`, `delete`, `call`, or
         `looked up` for the part of a statement that came before an operand that raised.
     guarded
-        Whether an `except` of the body encloses it, so that it must not be able to raise.
+        Whether an `except` of the body encloses it, or a `finally` that does more, so that it must not be
+        able to raise.
     slot
         For a statement that every iteration reaches and that gives each one place in its root: for every
         hole the target whose value it is, None for the value itself. A failed iteration's place can be
@@ -176,9 +178,10 @@ class Builder:
         new = copy.copy(node)
         if isinstance(node, ast.Try | ast.TryStar):
             assert isinstance(new, ast.Try | ast.TryStar)
-            new.body = self.block(node.body, guarded=guarded or bool(node.handlers))
-            new.handlers = [self._handler(h, guarded=guarded) for h in node.handlers]
-            new.orelse = self.block(node.orelse, guarded=guarded)
+            after = guarded or self._leaves_something(node.finalbody)
+            new.body = self.block(node.body, guarded=after or bool(node.handlers))
+            new.handlers = [self._handler(h, guarded=after) for h in node.handlers]
+            new.orelse = self.block(node.orelse, guarded=after)
             new.finalbody = self.block(node.finalbody, guarded=guarded)
             return [new]
         if isinstance(node, ast.With | ast.AsyncWith):
@@ -200,6 +203,15 @@ class Builder:
             if isinstance(inner, list):
                 setattr(new, name, self.block(inner, guarded=guarded))
         return [new]
+
+    def _leaves_something(self, statements: Sequence[ast.stmt]) -> bool:
+        """Whether a `finally` does what is seen afterwards: it does so when the write in front fails, too."""
+        prints = any(
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            for node in own_nodes(statements)
+        )
+        replays = any(id(statement) in self.found for statement in statements_of(statements))
+        return prints or replays or any(map(bound_names, statements))
 
     def _handler(self, node: ast.ExceptHandler, *, guarded: bool) -> ast.ExceptHandler:
         new = copy.copy(node)

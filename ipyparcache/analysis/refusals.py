@@ -290,8 +290,8 @@ class MayRaiseHere(Refusal):
     """
 
     SAYS = (
-        "the write to `{variable}` is applied after the iteration, so the `except` around it could "
-        "not catch its error"
+        "the write to `{variable}` is applied after the iteration, so the `except` or `finally` around it "
+        "could not meet its error"
     )
     INSTEAD = (
         "Compute the value inside of the `try` and write it behind it (in `else:`, or after the statement)."

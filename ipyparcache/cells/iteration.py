@@ -21,7 +21,16 @@ from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
-from ipyparcache.cells.showing import AGAIN, RECORD, Showing, emit_event
+from ipyparcache.cells.showing import (
+    AGAIN,
+    AT_END,
+    BEGINS,
+    ENDED,
+    RECORD,
+    Showing,
+    emit_event,
+    put_out_so_far,
+)
 from ipyparcache.cells.travel import ATOMS, MAIN
 from ipyparcache.engine.surroundings import Surroundings
 
@@ -64,6 +73,8 @@ class Body:
         Numbers of the sites whose replay cannot raise.
     figures_open
         Whether the kernel has figures open, which the body could draw into.
+    marks
+        Whether to tell where the output of each iteration ends, as an error of the replay may come between.
     counters
         Names with what they begin the first iteration with, and by what they differ from one to the next.
     """
@@ -83,6 +94,7 @@ class Body:
     exempt: frozenset[int]
     safe: frozenset[int]
     figures_open: bool
+    marks: bool
     counters: tuple[tuple[str, int, int], ...]
     parcel: bytes
     buffers: tuple[Any, ...]
@@ -284,7 +296,7 @@ class _Run:
 
     def _hide(self) -> None:
         """Put what the rewritten body calls into the namespace."""
-        self.namespace[LOG] = self.log.append
+        self.namespace[LOG] = self._log_marked if self.body.marks else self.log.append
         self.namespace[KEY] = KeyOf()
         self.namespace[CONTENT] = self._content
         self.namespace[HASHED] = hashed
@@ -324,6 +336,8 @@ class _Run:
         self._modules = len(sys.modules)
         self.journal = Journal(_shared_memory())
         running = self.journal.words
+        self._put_out = put_out_so_far() if self.body.marks else ()
+        self._is_alone = len(elements) == 1
         seen = _watched(self.body.secret)
         observed = seen.__enter__() if seen is not None else None
         try:
@@ -331,6 +345,8 @@ class _Run:
             for number, element in enumerate(elements, first):
                 running[AT] = number
                 if simple and self._simple_iteration(number, element):
+                    if self.body.marks:
+                        self._mark(number)
                     ended = time.monotonic()
                     result.seconds.append(ended - begun)
                     if ended - self._flushed > FLUSH_AFTER:
@@ -355,6 +371,8 @@ class _Run:
                     failed = self._iteration(number, element, isinstance(items, Packed), result, emit_records)
                     if not failed:
                         break
+                if self.body.marks and not failed:
+                    self._mark(number)
                 ended = time.monotonic()
                 took, begun = ended - begun, ended
                 result.seconds.append(took)
@@ -381,6 +399,23 @@ class _Run:
             result.observed = _rows_of(observed)
         result.refers = self._refers
         return result
+
+    def _mark(self, number: int, entry: int = AT_END) -> None:
+        """Tell that what was put out since the last mark came before this entry of the iteration's log."""
+        if put_out_so_far() != self._put_out:
+            emit_event(ENDED, (number, entry))
+            self._put_out = put_out_so_far()
+
+    def _log_marked(self, entry: tuple[Any, ...]) -> None:
+        """Log an entry that may raise when it is replayed: what is printed behind it would not be then."""
+        if entry[0] not in self.body.safe:
+            number = self.journal.words[AT]
+            self._mark(number, len(self.log))
+            if self._is_alone:  # what it prints is shown as it comes, but for what comes behind this
+                self._is_alone = False
+                emit_event(ENDED, (number, BEGINS))
+                self._put_out = put_out_so_far()
+        self.log.append(entry)
 
     def _simple_iteration(self, number: int, element: Any) -> bool:
         """Run an iteration over a plain element.

@@ -63,6 +63,7 @@ PART = 0.3  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
 PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
 LARGEST = 4096  # iterations of a chunk
+HOLD = 0.5  # seconds that the output of a running iteration waits behind a write that may raise
 FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
 ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
 SHOWN_LOST = 3  # names in the error of a change that was lost
@@ -85,6 +86,7 @@ class _Chunk:
     decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
     result: ChunkResult | None = None
     error: Error | None = None
+    waits_since: float = 0.0  # clock as something was put out behind a write that may raise
     at: int | None = None  # the iteration that a worker ran when it died
 
     @property
@@ -287,6 +289,8 @@ class LoopRun:
         assert self.parcel is not None
         parfor = self.parfor
         code = compile(parfor.body, self.host.file_name, "exec", dont_inherit=True)
+        # Where a replayed statement may raise, what iterations behind that one print is not to be seen.
+        self.marked = len(self.launch.safe_sites()) < len(parfor.sites) and self.options.order != "free"
         by_content = frozenset(
             number
             for number, site in enumerate(parfor.sites)
@@ -307,6 +311,7 @@ class LoopRun:
                 retries=self.options.retries,
                 seed=seed,
                 counters=self.counters,
+                marks=self.marked,
             )
         return Task(
             Body(
@@ -325,6 +330,7 @@ class LoopRun:
                 self.exempt,
                 self.launch.safe_sites(),
                 figures_open(),
+                self.marked,
                 self.counters,
                 self.parcel.data,
                 tuple(self.parcel.buffers),
@@ -601,8 +607,8 @@ class LoopRun:
         while self.front in self.chunks and self.chunks[self.front].is_over:
             self._show(self.chunks[self.front])
             self.front += 1
-            if self.front in self.chunks and not self.options.retries:
-                self._show(self.chunks[self.front])
+            if self.front in self.chunks:
+                self._show_live(self.chunks[self.front])
 
     def _next_outcome(self, tasks: Iterator[tuple[int, Outcome]]) -> tuple[int, Outcome] | None:
         self.interrupts.waiting = True
@@ -696,8 +702,10 @@ class LoopRun:
             else:
                 chunk.events.append(("", (kind, rest[0])))
         live = self.front if self.holding else self.merged
-        if (chunk.number == live or self.options.order == "free") and not self.options.retries:
+        if self.options.order == "free" and not self.options.retries:
             self._show(chunk)
+        elif chunk.number == live:
+            self._show_live(chunk)
 
     def _write(self, stream: str, data: bytes, chunk: _Chunk) -> None:
         if stream not in chunk.decoders:
@@ -708,18 +716,52 @@ class LoopRun:
             text = mark + text[:-1].replace("\n", "\n" + mark) + text[-1]
         self.host.write(stream, text)
 
+    def _show_live(self, chunk: _Chunk) -> None:
+        """Pass on what the chunk has put out so far, while it runs, as far as the serial loop shows it too.
+
+        A write that is replayed may raise: what comes behind it waits until that is known, if it is not long.
+        """
+        if self.options.retries:
+            return
+        if not self.marked or self.holding:
+            self._show(chunk)
+            return
+        if chunk.count > 1:
+            return
+        for place in range(chunk.shown, len(chunk.events)):
+            stream, data = chunk.events[place]
+            if not stream and data[0] == showing.ENDED and data[1][1] == showing.BEGINS:
+                chunk.waits_since = chunk.waits_since or time.monotonic()
+                if time.monotonic() - chunk.waits_since < HOLD:
+                    self._show_events(chunk, place)
+                    return
+        self._show_events(chunk, len(chunk.events))
+
     def _show(self, chunk: _Chunk) -> None:
         """Pass on what the chunk has put out so far."""
-        while chunk.shown < len(chunk.events):
+        self._show_events(chunk, len(chunk.events))
+        if self.cache is None:
+            chunk.events.clear()
+            chunk.shown = 0
+
+    def _show_of(self, chunk: _Chunk, number: int, entry: int = showing.AT_END) -> None:
+        """Pass on what a chunk has put out up to an entry of an iteration's log, or to its end."""
+        for place in range(chunk.shown, len(chunk.events)):
+            stream, data = chunk.events[place]
+            if not stream and data[0] == showing.ENDED and data[1][1] != showing.BEGINS:
+                at, before = data[1]
+                if at > number or (at == number and entry >= 0 and not 0 <= before <= entry):
+                    return
+                self._show_events(chunk, place + 1)
+
+    def _show_events(self, chunk: _Chunk, end: int) -> None:
+        while chunk.shown < end:
             stream, data = chunk.events[chunk.shown]
             chunk.shown += 1
             if stream:
                 self._write(stream, data, chunk)
             else:
                 self._show_special(*data)
-        if self.cache is None:
-            chunk.events.clear()
-            chunk.shown = 0
 
     def _show_special(self, kind: int, payload: Any) -> None:
         if kind == showing.DISPLAY:
@@ -816,19 +858,24 @@ class LoopRun:
         """Merge the chunks that are over, as far as all before them have been merged."""
         while self.merged in self.chunks and self.chunks[self.merged].is_over:
             chunk = self.chunks[self.merged]
-            self._show(chunk)
+            together = not self.marked or not chunk.events
+            if together:
+                self._show(chunk)
             yield from self._merge(chunk)
+            if not together:
+                self._show(chunk)
             del self.chunks[self.merged]
             self.merged += 1
             following = self.chunks.get(self.merged)
-            if following is not None and not self.options.retries:
-                self._show(following)
+            if following is not None:
+                self._show_live(following)
 
     def _merge(self, chunk: _Chunk) -> Iterator[list[Any]]:
         result = chunk.result
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
-        if lost_from is None and failure is None and not chunk.objects and not self._stops_early:
+        apart = self.marked and bool(chunk.events)
+        if lost_from is None and failure is None and not (chunk.objects or self._stops_early or apart):
             values = self._merge_plain(chunk)
             if values:
                 yield values
@@ -840,6 +887,8 @@ class LoopRun:
                 if self.options.on_error == "collect":
                     break
             self._apply(number, left, chunk)
+            if apart:
+                self._show_of(chunk, number)
             if failure is None or number < failure.iteration:
                 self.report.iterations += 1
                 if self.parfor.yields:
@@ -847,12 +896,14 @@ class LoopRun:
         if lost_from is not None and result is not None:
             raise self._lost(result, lost_from)
         if failure is not None:
+            self._show(chunk)
             error = self._error_of(failure, chunk)
             if self.options.on_error != "collect":
                 # A generator cannot raise StopIteration, which an iteration may.
                 raise StoppedInside(error) if isinstance(error, StopIteration) else error
             yield from self._collect(failure.iteration, error, chunk)
         if chunk.error is not None:
+            self._show(chunk)
             done = chunk.first + sum(1 for _ in self._iterations_of(chunk))
             error = chunk.error.exception
             if chunk.at is not None and chunk.at > done:
@@ -957,6 +1008,7 @@ class LoopRun:
         try:
             self.replayer.apply(left, objects)
         except Exception as error:
+            self._show_of(chunk, number, self.replayer.failed_at)
             raise self._note(of_the_cell(error, self.host.file_name), number, left[1]) from None
 
     def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:

@@ -31,6 +31,7 @@ class Replayer:
         self.namespace = namespace
         self.sites = _compiled(parfor, namespace, file_name)
         self.dropped: dict[str, str | Held] = {}
+        self.failed_at = 0  # the entry of the iteration's log that raised last
 
     def apply(self, left: Left, objects: Mapping[int, object]) -> None:
         """Do to the namespace what one iteration did.
@@ -44,6 +45,7 @@ class Replayer:
             for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
         except Exception:
+            self.failed_at = done
             site = self.parfor.sites[entries[done][0]]
             self._bind_until(site, entries[done], bindings, unbound)
             if site.line > self.parfor.touched_until:

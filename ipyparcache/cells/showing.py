@@ -6,9 +6,11 @@ Warnings, log records, displays and figures.
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,16 +18,31 @@ from typing import Any
 from ipyparcache.cells.travel import ATOMS
 
 #: Kinds of events that a chunk emits while it runs.
-RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE = range(8)
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE, ENDED = range(9)
+
+#: With `ENDED`: what came before it was put out before this entry of an iteration's log; before its end;
+#: what comes behind it is put out behind an entry whose replay may raise.
+AT_END, BEGINS = -1, -2
 
 _active = threading.local()
+_emitted = 0  # events of this process
 
 
 def emit_event(kind: int, *facts: object) -> None:
     """Send an event of the running task to the kernel."""
     from ipyparcache.engine.worker import emit
 
+    global _emitted
+    _emitted += 1
     emit(pickle.dumps((kind, *facts), 5))
+
+
+def put_out_so_far() -> tuple[int, ...]:
+    """What differs when something was printed, or an event sent, since it was asked last."""
+    try:
+        return _emitted, os.lseek(1, 0, os.SEEK_END), os.lseek(2, 0, os.SEEK_END)
+    except OSError:  # no files, as on a worker: it may have been printed
+        return (time.monotonic_ns(),)
 
 
 def display(*objects: object, **options: object) -> None:

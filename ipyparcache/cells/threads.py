@@ -31,7 +31,7 @@ from ipyparcache.cells.iteration import (
     text_of,
     traceback_rows,
 )
-from ipyparcache.cells.showing import AGAIN, SHOWN, TEXT, emit_event
+from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task
 
@@ -60,7 +60,8 @@ class ThreadTask:
         yields: bool,
         retries: int,
         seed: tuple[int, ...] | None,
-        counters: tuple[tuple[str, int, int], ...] = (),
+        counters: tuple[tuple[str, int, int], ...],
+        marks: bool,
     ) -> None:
         self.code = code
         self.live = namespace
@@ -71,6 +72,7 @@ class ThreadTask:
         self.retries = retries
         self.seed = seed
         self.counters = counters
+        self.marks = marks
         self.shown: dict[int, tuple[tuple[object, ...], dict[str, Any]]] = {}
         self._own = threading.local()
 
@@ -92,6 +94,8 @@ class ThreadTask:
             entries = [tuple(map(self._live, entry)) for entry in log]
             done.append((entries, bindings, [n for n in unbound if n not in bindings], [], value, {}))
             result.seconds.append(time.monotonic() - begun)
+            if error is None and self.marks:
+                emit_event(ENDED, (number, AT_END))
             if error is not None:
                 text = f"{type(error).__name__}: {error}"
                 result.failure = Failure(number, error, text, traceback_rows(error))
@@ -107,6 +111,7 @@ class ThreadTask:
         log.clear()
         unbound.clear()
         namespace[ITEM] = element
+        self._own.number = number
         for name, begin, step in self.counters:
             namespace[name] = begin + step * number
         try:
@@ -132,7 +137,8 @@ class ThreadTask:
             namespace = dict(self.live)
             log: list[Any] = []
             unbound: list[str] = []
-            namespace.update({LOG: log.append, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
+            logged = functools.partial(self._log_marked, log) if self.marks else log.append
+            namespace.update({LOG: logged, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
             namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of
@@ -140,6 +146,12 @@ class ThreadTask:
                 namespace["display"] = self._display
             found = self._own.space = namespace, log, unbound
         return found
+
+    def _log_marked(self, log: list[Any], entry: Plain) -> None:
+        """Log an entry; where its replay may raise, tell that what was put out so far came before it."""
+        if entry[0] not in self.safe:
+            emit_event(ENDED, (self._own.number, len(log)))
+        log.append(entry)
 
     def _live(self, value: Any) -> Any:
         """A function made by the body, over the notebook's namespace; anything else as it is."""

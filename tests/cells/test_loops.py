@@ -215,6 +215,11 @@ REFUSED = {
     "carried": ("prev = 1", "for x in range(3):\n    cur = prev + x\n    prev = cur", "prev"),
     "own_container": ("fib = [1, 1]", "for i in range(3):\n    fib.append(fib[i] + 1)", "fib"),
     "running_total": ("t, c = 0, []", "for x in range(3):\n    t += x\n    c.append(t)", "t"),
+    "finally_behind_a_write": (
+        "d, out = {}, []",
+        "for n in range(3):\n    try:\n        del d[n]\n    finally:\n        out.append(n)",
+        "d",
+    ),
     "a_fraction": ("k, o = 0.5, []", "for x in range(3):\n    o.append(k)\n    k += 1", "k"),
     "skipped": ("k = 0", "for x in range(3):\n    if x: continue\n    k += 1\n    print(k)", "k"),
     "counted_twice": ("k = 0", "for x in range(3):\n    k += 1\n    print(k)\n    k += 1", "k"),

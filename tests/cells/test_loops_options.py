@@ -387,6 +387,23 @@ def test_a_kept_iteration_that_counts_is_found_at_its_own_place_only(tmp_path, m
     assert namespaces[1]["n"] == 3
 
 
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 3}, {"chunk": 20}, {"jobs": 1}], ids=str)
+def test_nothing_is_shown_of_iterations_behind_one_whose_write_fails(options):
+    setup = "import warnings\nout = [0] * 7"
+    cell = (
+        "for i in range(12):\n    if i % 2:\n        print('at', i)\n    out[i] = i\n"
+        "    x = 1 / (9 - i)\n    print('behind', i)"
+    )
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    text, error = serial(plain, cell)
+
+    host, raised, _ = parallel(tested, cell, **options)
+
+    assert type(raised) is type(error) is IndexError
+    assert host.stdout == text
+    assert describe(tested) == describe(plain)
+
+
 def test_iterations_that_are_not_kept_are_told_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
     namespace = new_namespace("rows = [[0], [1], [2]]")
