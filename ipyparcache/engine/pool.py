@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ipyparcache.engine.cpus import physical_memory
@@ -56,6 +56,7 @@ class WorkerHandle:
         self.spare = spare  # the worker's own end: what it has not received yet can be taken back
         self.block = block
         self.streams: tuple[int, int] = (-1, -1)  # descriptors of what its tasks print
+        self.files: dict[int, int] = {}  # descriptors of results that came apart, by number
         self.read_to = [0, 0]  # how much of each was passed on
         self.written_to = 0  # the stream that its task writes now, as far as it said
         self.lifeline = -1  # end of a pipe that closes with this process: a spawned worker is killed then
@@ -73,9 +74,15 @@ class WorkerHandle:
         self.dirty = False  # it may still run something of a call that is over
         self.kill_at = 0.0
 
+    def close_files(self) -> None:
+        """Close the memory files of results that nobody has read."""
+        while self.files:
+            os.close(self.files.popitem()[1])
+
     def close(self) -> None:
         """Close everything of this side."""
         self.gone = True
+        self.close_files()
         self.tasks.close()
         if self.bell is not self.tasks:
             self.bell.close()
@@ -322,11 +329,13 @@ class Pool:
                     self.forget(worker)
                     return False
                 return not worker.dirty
-            self.note(worker, received[0])
+            self.note(worker, *received)
         return False
 
-    def note(self, worker: WorkerHandle, message: Message) -> None:
-        """Take in what a worker says outside of batches."""
+    def note(self, worker: WorkerHandle, message: Message, fds: Sequence[int] = ()) -> None:
+        """Take in what a worker says outside of batches; closes the descriptors that came with it."""
+        for fd in fds:
+            os.close(fd)
         if message[0] == "hello":
             worker.said_hello = True
             worker.pid = message[1]
@@ -349,6 +358,7 @@ class Pool:
                 elif worker.used_areas and worker.block.held() > self._kept_memory():
                     worker.block.trim()
                     worker.used_areas = False
+                worker.close_files()
                 worker.leased_to = None
             lease.workers = []
             if stragglers:

@@ -201,6 +201,11 @@ class Block:
             known = self._maps[area] = (made, memoryview(made))
         return known[1]
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether memory files can be passed beside it."""
+        return not self._named
+
     def held(self) -> int:
         """Bytes of memory that the areas occupy."""
         return sum(os.fstat(fd).st_blocks * 512 for fd in {fd for fd, _ in self.areas})

@@ -31,6 +31,7 @@ from ipyparcache.engine.transport import (
     COMMITTED,
     DOWN,
     EVENTS,
+    IN_LARGE_PAGES,
     LIMIT,
     LOADED,
     LOG,
@@ -127,6 +128,7 @@ class Worker:
         self.first = -1  # index of the first task of the running batch
         self.slot = 0
         self.count = 0  # tasks of the running batch
+        self.files_sent = 0  # memory files that were handed over
         self.up_end = 0  # where the UP area of the running batch is free
         self.ends = (0, 0)  # sizes of stdout and stderr when the last task ended
         self.emitted = False
@@ -296,7 +298,8 @@ class Worker:
 
         If it has so many buffers that the record itself does not fit, it is written there as well.
         """
-        parts, places = layout(payload, buffers)
+        passed = [self._passed(raw) if raw.nbytes >= IN_LARGE_PAGES else None for raw in buffers]
+        parts, places = layout(payload, [raw for raw, to in zip(buffers, passed, strict=True) if to is None])
         base = self.up_end
         end = base + places[-1][0] + places[-1][1]
         area = self.block.map_area(UP + self.slot, end, True) if end - base >= MAPPED_FROM else None
@@ -309,8 +312,35 @@ class Worker:
                 area[at : at + len(piece)] = piece
                 at += len(piece)
         self.up_end = end + -end % 64
-        record = marshal.dumps((form, None, tuple((base + start, size) for start, size in places)))
+        first, *others = [(base + start, size) for start, size in places]
+        following = iter(others)
+        named = [next(following) if to is None else to for to in passed]
+        record = marshal.dumps((form, None, (first, *named)))
         return record if len(record) <= room else self._far(FAR_RECORD, record, [], room)
+
+    def _passed(self, raw: memoryview) -> tuple[int, int] | None:
+        """Hand a large buffer over in a memory file of its own, which the caller maps without copying it.
+
+        What stands for its place: a negative number, and the size. None where that cannot be done.
+        """
+        if not self.block.is_anonymous:
+            return None
+        from ipyparcache.engine.mapping import file_of
+
+        try:
+            fd = file_of(raw)
+        except OSError:
+            return None  # descriptors or memory are short: the caller's block may still have room
+        try:
+            self.files_sent += 1
+            self.bell.send(("file", self.block.words[BATCH], self.files_sent), [fd])
+        except (EOFError, ConnectionError):
+            raise
+        except OSError:
+            return None  # too many files are under way
+        finally:
+            os.close(fd)
+        return -self.files_sent, raw.nbytes
 
     def _record(self, value: object, room: int) -> bytes:
         """The record of what a task returned."""

@@ -157,6 +157,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         if pool is not None:
             pool.terminate()
             pool.join()
+        self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the pool with what it runs; a new one, if another call follows."""

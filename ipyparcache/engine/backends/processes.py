@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import marshal
 import os
@@ -133,7 +134,11 @@ def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Beg
             return begun
         if received is None:
             return begun
-        begun.said = said = received[0]
+        said, fds = received
+        if said[0] == "file" and fds:
+            worker.files[said[2]] = fds[0]
+            return begun
+        begun.said = said
         if said[0] != "ring" or said[1] != number or said[2] != count or not said[6]:
             return begun
         if [os.lseek(fd, 0, os.SEEK_END) for fd in worker.streams] != worker.read_to:
@@ -360,7 +365,7 @@ class ProcessCrew(Crew):
         """What the workers did; also passes on what their tasks print."""
         if self._said is not None:
             said, self._said = self._said, None
-            self._ready += self._answer(0, said)
+            self._ready += self._answer(0, said, [])
         if self._ready:
             reports, self._ready = self._ready, []
             return reports
@@ -414,17 +419,20 @@ class ProcessCrew(Crew):
                 return reports + self._bury(lane)
             if received is None:
                 return reports
-            reports += self._answer(lane, received[0])
+            reports += self._answer(lane, *received)
             if received[0][0] == "ring" and not worker.outstanding:
                 return reports  # it has nothing more to say
         return reports
 
-    def _answer(self, lane: int, message: Message) -> list[Report]:
+    def _answer(self, lane: int, message: Message, fds: list[int]) -> list[Report]:
         """What a message of a worker means."""
         worker = self.lanes[lane]
         kind = message[0]
         if kind == "ring":
             return self._rung(lane, message)
+        if kind == "file" and fds and any(batch.number == message[1] for batch in worker.outstanding):
+            worker.files[message[2]] = fds[0]
+            return []
         if kind == "unread":
             batch = self._take_outstanding(worker, message[1])
             return [NotRead(batch, self._error(message[2], worker))] if batch is not None else []
@@ -434,7 +442,7 @@ class ProcessCrew(Crew):
                 return [NoFunction(self._error(message[3], worker))]
             self._begun.discard(lane)  # it knows nothing of the call: it is told again, with the next batch
             return [NotBegun(batch)] if batch is not None else []
-        self.pool.note(worker, message)
+        self.pool.note(worker, message, fds)
         return []
 
     @staticmethod
@@ -506,9 +514,12 @@ class ProcessCrew(Crew):
                 return pickle.loads(data)
             if form == ERROR:
                 return self._error(data, worker)
-            pieces = []
+            pieces: list[Any] = []
             worker.used_areas = True
             for start, size in places:
+                if start < 0:
+                    pieces.append(self._passed(worker, -start, size))
+                    continue
                 memory = new_memory(size)
                 large = size >= MAPPED_FROM
                 area = worker.block.map_area(UP + batch.slot, start + size, False) if large else None
@@ -528,6 +539,19 @@ class ProcessCrew(Crew):
                 raise
             error.add_note("The task ran, but its result could not be unpickled here.")
             return Error(error, "", 0.0, worker.pid)
+
+    @staticmethod
+    def _passed(worker: WorkerHandle, number: int, size: int) -> memoryview:
+        """The memory of a buffer that came in a file of its own."""
+        from ipyparcache.engine.mapping import map_file
+
+        if number not in worker.files:
+            raise OSError(errno.EMFILE, "no descriptor was free to receive it")
+        fd = worker.files.pop(number)
+        try:
+            return map_file(fd, size)
+        finally:
+            os.close(fd)
 
     def _bury(self, lane: int) -> list[Report]:
         """A worker's socket has closed: read what it had committed, name the task it died in, replace it."""
