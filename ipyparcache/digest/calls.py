@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import types
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from marshal import dumps
@@ -352,7 +353,12 @@ class Parameters:
         self._check_ignored()
 
     def _check_ignored(self) -> None:
-        if not self.ignore or self._signature is None:
+        if not self.ignore:
+            return
+        if self._signature is None:
+            warnings.warn(
+                f"Cannot inspect object {self._function!r}: none of its arguments is ignored.", stacklevel=5
+            )
             return
         known = set(self._signature.parameters)
         kinds = {parameter.kind for parameter in self._signature.parameters.values()}

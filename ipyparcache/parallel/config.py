@@ -103,14 +103,14 @@ def active_count(backend: ParallelBackendBase) -> Any:
 
 def check_wishes(prefer: object, require: object) -> None:
     """ValueError if `prefer` or `require` is unknown, or both contradict each other."""
-    for name, value, known in (
-        ("prefer", prefer, ("processes", "threads", None)),
-        ("require", require, ("sharedmem", None)),
+    for name, value, what, known in (
+        ("prefer", prefer, "hint", ("processes", "threads", None)),
+        ("require", require, "constraint", ("sharedmem", None)),
     ):
         if value not in known:
-            raise ValueError(f"{name}={value} is not a valid choice, expected one of {known}")
+            raise ValueError(f"{name}={value} is not a valid backend {what}, expected one of {known}")
     if prefer == "processes" and require == "sharedmem":
-        raise ValueError("prefer='processes' and require='sharedmem' are inconsistent settings")
+        raise ValueError("prefer == 'processes' and require == 'sharedmem' are inconsistent settings")
 
 
 def get_active_backend(

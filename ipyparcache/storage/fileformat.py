@@ -97,7 +97,13 @@ def take_apart(value: object, protocol: int = 5) -> tuple[bytes | memoryview, li
         return pickle.dumps(value, protocol), []
     text = io.BytesIO()
     dumper = Dumper(text, protocol)
-    dumper.dump(value)
+    try:
+        dumper.dump(value)
+    except AttributeError as error:
+        # What older interpreters say of a function inside of another, where joblib's pickler says this.
+        if not str(error).startswith("Can't pickle local object"):
+            raise
+        raise pickle.PicklingError(str(error)) from error
     return text.getbuffer(), dumper.arrays
 
 

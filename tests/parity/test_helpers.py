@@ -522,3 +522,26 @@ def test_a_compressed_file_leaves_a_file_object_open_and_closes_its_own(name, tm
 def test_compressed_files_refuse_the_same(name, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert same("compressor", name, *arguments) in ("ValueError", "TypeError", "OSError")
+
+
+def test_arguments_of_what_cannot_be_inspected_are_not_ignored(tmp_path):
+    for package in (joblib, ipyparcache):
+        largest = package.Memory(tmp_path / package.__name__, verbose=0).cache(max, ignore=["x"])
+        with pytest.warns(UserWarning, match="Cannot inspect object"):
+            assert largest(3, 2) == 3
+
+
+def test_a_local_function_is_no_pickle_in_a_file(tmp_path):
+    for package in (joblib, ipyparcache):
+        with pytest.raises(pickle.PicklingError):
+            package.dump([lambda: 1], tmp_path / "f.pkl")
+
+
+@pytest.mark.parametrize("name", ["Threading", "Sequential", "Loky", "Multiprocessing"])
+def test_backends_are_found_beside_parallel(name):
+    theirs, ours = both("parallel", f"{name}Backend")
+
+    assert ours.__name__ == theirs.__name__
+    for package, backend in ((joblib, theirs()), (ipyparcache, ours())):
+        with pytest.raises(ValueError, match="only supported when backend is a string"):
+            package.parallel_config(backend=backend, something=1)
