@@ -119,7 +119,7 @@ def _picklers() -> tuple[type, type]:
     def reduced_by_parts(obj: Any) -> Any:
         """The reduction of what cloudpickle cannot send, or NotImplemented."""
         if isinstance(obj, functools._lru_cache_wrapper):
-            if not _importable(obj):
+            if not is_importable(obj):
                 return cached_again, (obj.__wrapped__, obj.cache_parameters())
         elif (
             isinstance(obj, FunctionType)
@@ -176,7 +176,7 @@ def _picklers() -> tuple[type, type]:
     return Sender, Returner
 
 
-def _importable(function: object) -> bool:
+def is_importable(function: object) -> bool:
     """Whether a plain function or class is found again by its module and name, and may go as these."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
@@ -273,7 +273,7 @@ def made_of_code(
 
 def needs_cloudpickle(function: object) -> bool:
     """Whether a worker must have cloudpickle to load what `dump_function` makes of it."""
-    plain = type(function) in (FunctionType, BuiltinFunctionType, type) and _importable(function)
+    plain = type(function) in (FunctionType, BuiltinFunctionType, type) and is_importable(function)
     return not plain and not stands_alone(function)
 
 
@@ -282,7 +282,7 @@ def dump_function(function: object, version: str, buffers: Buffers | None = None
     kind = type(function)
     if kind is FunctionType and (payload := pickled_before(cast("FunctionType", function))) is not None:
         return payload
-    if kind in (FunctionType, BuiltinFunctionType, type) and _importable(function):
+    if kind in (FunctionType, BuiltinFunctionType, type) and is_importable(function):
         return pickle.dumps(function, 5)
     if not stands_alone(function):
         return dumps(function, version, buffers)
@@ -389,6 +389,7 @@ __all__ = [
     "dump_function",
     "dump_result",
     "dumps",
+    "is_importable",
     "live_class",
     "pickled_before",
     "stands_alone",

@@ -40,6 +40,17 @@ def test_plain_results_come_at_once(call):
     assert call.answers == ["Ran"]
 
 
+def test_a_function_that_is_imported_goes_by_its_name(monkeypatch):
+    answers = []
+    real = dispatch.try_at_once
+    monkeypatch.setattr(front, "try_at_once", lambda *args: answers.append(real(*args)) or answers[-1])
+    for _ in range(4):
+        found = Parallel(n_jobs=2)(delayed(os.path.basename)(f"folder/{n}") for n in "ab")
+
+    assert found == ["a", "b"]
+    assert type(answers[-1]).__name__ == "Ran"
+
+
 def test_tasks_without_arguments_are_counted(call):
     assert call("def task(): return 5", [()] * 7, harmless=[()]) == [5] * 7
     assert call.answers == ["Ran"]

@@ -92,16 +92,19 @@ class Begun:
 def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Begun | None:
     """Run the only batch of a call where it takes no more than a message to a worker and one back.
 
-    So it is for a function that is known to stand alone, with plain arguments and results. None if nothing
-    was sent; a `Begun` if the answer is not as simple as that or is long in coming.
+    So it is for a function that is known to stand alone, or is imported by its name, with plain arguments
+    and results. None if nothing was sent; a `Begun` if the answer is not as simple as that or is long in
+    coming.
     """
     payload = pickling.pickled_before(function)
+    if payload is None and not pickling.is_importable(function):
+        return None
     columns = tuple(zip(*batch.rows, strict=True))
     for column in columns:
         if not SCALARS.issuperset(map(type, column)):
             return None
     data = marshal.dumps(columns)
-    if payload is None or len(data) + len(payload) > INLINE:
+    if len(data) > INLINE:
         return None
     pool = the_pool()
     lease = pool.lease_waiting()
@@ -110,9 +113,11 @@ def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Beg
     try:
         begun = Begun(lease, pool.next_call(), _surroundings.take())
         version, pickled = begun.state
+        if payload is None and pickling.is_importable(function):  # not if its module was edited
+            payload = pickle.dumps(function, 5)
         worker = lease.workers[0]
         state = None if worker.state_version == version else pickled
-        if state is not None and len(state) > INLINE:
+        if payload is None or len(payload) > INLINE or (state is not None and len(state) > INLINE):
             pool.release(lease)
             return None
         batch.number = number = worker.next_batch
