@@ -1,7 +1,9 @@
-"""Sessions such as people have, played plain and in automatic mode: cold, warm, and after edits."""
+"""Short sessions, played plain and in automatic mode: cold, warm, after edits, and back.
+
+Whole notebooks are played so in `tests/notebooks/test_people.py`.
+"""
 
 import gc
-import shutil
 import sys
 import textwrap
 
@@ -15,134 +17,6 @@ from ipyparcache.kernel.namespace import user_bindings
 
 # Each session: its cells, and edits (number of the cell, what is replaced by what).
 SESSIONS = {
-    "cleaning a table": (
-        [
-            "import numpy as np, pandas as pd",
-            """
-            raw = pd.DataFrame({"name": [" Ann", "bob ", None, "Cid"], "age": ["31", "x", "40", "22"],
-                                "city": ["Oslo", "oslo", "Rome", None]})
-            """,
-            """
-            def tidy(text):
-                return text.strip().title() if isinstance(text, str) else "Unknown"
-            """,
-            """
-            df = raw.copy()
-            df["name"] = df["name"].map(tidy)
-            df["age"] = pd.to_numeric(df["age"], errors="coerce")
-            df.city = df.city.str.title()
-            """,
-            "df.dropna(subset=['age'], inplace=True)\ndf['old'] = df.age > 30",
-            "by_city = df.groupby('city', dropna=False).age.agg(['mean', 'count'])\nby_city",
-            "print(len(raw), '->', len(df))\ndf.describe()",
-        ],
-        [(2, "Unknown", "Nobody"), (4, "> 30", "> 35"), (1, '"22"', '"23"')],
-    ),
-    "classes and inheritance": (
-        [
-            """
-            class Account:
-                rate = 0.02
-                def __init__(self, owner, balance=0):
-                    self.owner, self.balance, self.log = owner, balance, []
-                def deposit(self, x):
-                    self.balance += x
-                    self.log.append(("deposit", x))
-                    return self
-                def year(self):
-                    return self.deposit(self.balance * self.rate)
-            """,
-            """
-            class Savings(Account):
-                rate = 0.05
-                def __repr__(self):
-                    return f"<{self.owner}: {self.balance:.2f}>"
-            """,
-            "accounts = [Account('a', 100), Savings('b', 200)]\nbest = accounts[1]",
-            "for account in accounts:\n    account.year()",
-            "best",
-            "total = sum(account.balance for account in accounts)\nlogs = {a.owner: a.log for a in accounts}",
-        ],
-        [(1, "0.05", "0.06"), (2, "200", "250"), (0, '"deposit", x', '"paid", x')],
-    ),
-    "a simulation with a seed": (
-        [
-            "import numpy as np, random",
-            "random.seed(3)\nnp.random.seed(4)\nrng = np.random.default_rng(5)",
-            "walk = np.cumsum(rng.normal(size=500))",
-            "coin = [random.choice('HT') for _ in range(20)]\nnoise = np.random.rand(3)",
-            "peaks = [i for i in range(1, len(walk) - 1) if walk[i - 1] < walk[i] > walk[i + 1]]",
-            "print('peaks', len(peaks), 'heads', coin.count('H'))\nrng.integers(100), random.random()",
-        ],
-        [(1, "seed(3)", "seed(7)"), (2, "500", "400")],
-    ),
-    "fitting a model in place": (
-        [
-            """
-            import numpy as np
-            from sklearn.linear_model import Ridge
-            from sklearn.preprocessing import StandardScaler
-            """,
-            "X = np.arange(40.0).reshape(20, 2) % 7\ny = X @ [1.0, -2.0] + 3",
-            "scaler = StandardScaler()\nmodel = Ridge(alpha=0.1)\nboth = {'scaler': scaler, 'model': model}",
-            "Z = scaler.fit_transform(X)",
-            "model.fit(Z, y)\nscore = model.score(Z, y)",
-            "print(f'{score:.6f}')\nboth['model'].coef_.round(3).tolist()",
-        ],
-        [(2, "0.1", "10.0"), (1, "% 7", "% 5")],
-    ),
-    "files in and out": (
-        [
-            "import json, os, pathlib, csv",
-            """
-            pathlib.Path('in').mkdir(exist_ok=True)
-            for n in range(3):
-                pathlib.Path(f'in/{n}.csv').write_text(f'k,v\\na,{n}\\n')
-            """,
-            """
-            rows = []
-            for path in sorted(pathlib.Path("in").glob("*.csv")):
-                with open(path, newline="") as handle:
-                    rows += list(csv.DictReader(handle))
-            """,
-            "summary = {'n': len(rows), 'sum': sum(int(r['v']) for r in rows)}",
-            "with open('summary.json', 'w') as handle:\n    json.dump(summary, handle)",
-            "with open('summary.json') as handle:\n    back = json.load(handle)\nback",
-        ],
-        [(1, "range(3)", "range(4)"), (3, "'n': len(rows)", "'count': len(rows)")],
-    ),
-    "text and counters": (
-        [
-            "from collections import Counter, defaultdict\nimport re",
-            "text = 'the cat and the dog and the bird'",
-            "words = re.findall(r'\\w+', text)\ncounts = Counter(words)",
-            """
-            index = defaultdict(list)
-            for position, word in enumerate(words):
-                index[word].append(position)
-            """,
-            "counts.update(['cat', 'cat'])\ncounts.most_common(2)",
-            "longest = max(words, key=len)\npairs = {(a, b) for a, b in zip(words, words[1:])}",
-        ],
-        [(1, "dog", "fox"), (4, "'cat', 'cat'", "'cow'")],
-    ),
-    "recursion, closures and caches": (
-        [
-            "from functools import lru_cache, partial, reduce",
-            "@lru_cache(maxsize=None)\ndef fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)",
-            """
-            def make(k):
-                def scale(x):
-                    return x * k
-                return scale
-            double, triple = make(2), make(3)
-            """,
-            "values = [double(triple(n)) for n in range(5)]\nf20 = fib(20)",
-            "add = partial(lambda a, b: a + b, 10)\ntotal = reduce(lambda a, b: a + b, values, add(1))",
-            "total, f20",
-        ],
-        [(2, "make(3)", "make(4)"), (3, "fib(20)", "fib(21)")],
-    ),
     "dataclasses and enums": (
         [
             "from dataclasses import dataclass, field\nfrom enum import Enum, auto",
@@ -194,8 +68,6 @@ def play(shell, tmp_path, monkeypatch, capsys):
 
     def played(cells, mode):
         shell.reset(new_session=True)
-        (tmp_path / "summary.json").unlink(missing_ok=True)
-        shutil.rmtree(tmp_path / "in", ignore_errors=True)
         shell.run_cell(f"%parcache auto {mode}")
         capsys.readouterr()
         record = []
@@ -247,7 +119,7 @@ def test_a_session_is_the_same_plain_cold_warm_and_after_edits(play, name):
 
 
 def test_going_back_to_the_first_version_hits(play):
-    cells, edits = SESSIONS["classes and inheritance"]
+    cells, edits = SESSIONS["dataclasses and enums"]
     play(cells, "on --min 0")
     play(edited(cells, *edits[0]), "on --min 0")
     play(cells, "on --min 0")
