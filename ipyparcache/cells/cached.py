@@ -35,7 +35,7 @@ from ipyparcache.cells.runs import Run
 from ipyparcache.cells.values import NotStorable
 from ipyparcache.digest import environment, generators, openfiles, process
 from ipyparcache.digest.modules import is_user_code
-from ipyparcache.digest.objects import put_state
+from ipyparcache.digest.objects import Traversal, put_state
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
 from ipyparcache.kernel import outputs
 from ipyparcache.kernel.namespace import (
@@ -192,6 +192,12 @@ class _Cell:
     def namespace(self) -> dict[str, Any]:
         namespace: dict[str, Any] = self.shell.user_ns
         return namespace
+
+    def effects(self, traversal: Traversal) -> Effects:
+        # one statement at a time, as the shell compiles them: an import from __future__ may come late
+        compile_one = self.source().compile
+        compiled = [compile_one(ast.Module([statement], [])) for statement in self.body.tree.body]
+        return Effects(compiled, self.namespace, traversal)
 
     def source(self) -> keeping.Source:
         assert self.inputs is not None
@@ -474,7 +480,7 @@ class _Before:
         bindings = user_bindings(shell.user_ns, shell.user_ns_hidden, touched)
         effects = None
         if found is not None and cell.no_key is None:
-            effects = Effects(cell.source().compile(cell.body.tree), cell.namespace, found.traversal)
+            effects = _guarded(cell, lambda: cell.effects(found.traversal))
         return cls(bindings, process.process_state(), outputs.open_figures(), set(sys.modules), effects)
 
 
@@ -510,7 +516,7 @@ def _store(
     observed += keeping.binding_rows(left, cell.inputs, cell.namespace)
     changes = process.process_changes(before.process)
     kept = keeping.keep(source, left, record.values, record.events(), changes)
-    inputs.summarise(cell.inputs)
+    inputs.summarise(cell.inputs, kept.changed)
     if cell.doubted is not None:
         _compare_runs(cell, kept)
     if (

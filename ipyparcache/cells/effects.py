@@ -48,16 +48,18 @@ class Effects:
 
     Parameters
     ----------
-    compiled : code
-        The cell.
+    compiled : list of code
+        The statements of the cell.
     namespace : mapping
         The notebook's.
     traversal : Traversal
         Of the cell's inputs, which the functions that it calls are among.
     """
 
-    def __init__(self, compiled: types.CodeType, namespace: Mapping[str, Any], traversal: Traversal):
-        self._scopes: list[tuple[types.CodeType, Mapping[str, Any]]] = [(compiled, namespace)]
+    def __init__(
+        self, compiled: Sequence[types.CodeType], namespace: Mapping[str, Any], traversal: Traversal
+    ):
+        self._scopes: list[tuple[types.CodeType, Mapping[str, Any]]] = [(one, namespace) for one in compiled]
         self._scopes += [
             (function.__code__, function.__globals__) for function in reached_functions(traversal)
         ]

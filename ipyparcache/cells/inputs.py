@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,10 +312,19 @@ def _names_looked_up(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]
     return found
 
 
-def summarise(found: Inputs) -> None:
+def summarise(found: Inputs, changed: Collection[str] = ()) -> None:
     """Describe each input in a few words, and functions and classes by their source, to explain a later
-    miss."""
+    miss.
+
+    Those that the run has `changed` are no longer what they were: nothing is said of them unless it was
+    before the run.
+    """
     for name in found.traversal.digests:
+        if name in found.summaries:
+            continue
+        if name in changed:
+            found.summaries[name] = {}
+            continue
         summary: dict[str, Any] = dict(vars(summary_of(found.traversal, name)))
         source = _source_of(found.traversal.value_of(name))
         if source is not None:

@@ -55,6 +55,7 @@ class Kept:
     definitions: list[int]  # statements of the cell that a hit executes again
     referred: list[int] | None  # places among what both sides know that the payload refers to; None: any
     digests: dict[str, str]  # of what it left, by name, to compare another run with
+    changed: frozenset[str]  # inputs of which something was changed in place
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,17 @@ def _keep(
         _try_out(source, original, known, defined, repeated, pickled, buffers, referred)
     digests = {root: digest.hex() for root, digest in original.digests.items()}
     in_buffers = _contents_of(buffers)
-    return Kept(pickled, buffers, in_buffers, sorted(left.bound), left.deleted, repeated, referred, digests)
+    return Kept(
+        pickled,
+        buffers,
+        in_buffers,
+        sorted(left.bound),
+        left.deleted,
+        repeated,
+        referred,
+        digests,
+        frozenset(root for root, _ in mutated),
+    )
 
 
 _FEW = 1000  # objects of the inputs are offered at a hit without asking which are needed

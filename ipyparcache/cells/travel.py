@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipyparcache.digest import spent
+
 MAIN = "__main__"
 PATCH = "!"  # before the name of a module of which an attribute is sent
 SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
@@ -199,32 +201,6 @@ def match(
     return next((found for found in pattern.finditer(string, begin, end) if found.regs == regs), None)
 
 
-_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
-
-
-def _file_facts(file: Any) -> tuple[str, str, str | None, str | None]:
-    return str(file.name), file.mode, getattr(file, "encoding", None), getattr(file, "errors", None)
-
-
-def closed_file(kind: type[Any], name: str, mode: str, encoding: str | None, errors: str | None) -> object:
-    """A file that was closed, as far as it can still be asked anything; the file itself is not touched."""
-    raw = io.FileIO(os.devnull, mode.replace("x", "w").replace("b", "").replace("t", ""))
-    raw.name = name
-    made: Any = raw
-    if kind is not io.FileIO:
-        buffered: Any = kind
-        if kind is io.TextIOWrapper:
-            reads = raw.readable()
-            buffered = io.BufferedReader if reads and not raw.writable() else io.BufferedWriter
-            buffered = io.BufferedRandom if reads and raw.writable() else buffered
-        made = buffered(raw)
-    if kind is io.TextIOWrapper:
-        made = io.TextIOWrapper(made, encoding, errors)
-        made.mode = mode
-    made.close()
-    return made
-
-
 def exception(kind: type[BaseException], arguments: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
     """An exception made without its `__init__`."""
     if issubclass(kind, BaseExceptionGroup):
@@ -349,8 +325,9 @@ class Traveller(pickle.Pickler):
         if kind is re.Match:
             facts = (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
             return NotImplemented if match(*facts) is None else (match, facts)
-        if kind in _FILES and obj.closed:
-            return closed_file, (kind, *_file_facts(obj))
+        handle = spent.facts_of(obj)
+        if handle is not None:
+            return spent.make, handle
         if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):
             return memory_map, (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
         more = _more_reducers().get(kind)

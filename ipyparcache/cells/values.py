@@ -16,7 +16,6 @@ import enum
 import importlib
 import io
 import math
-import os
 import pickle
 import re
 import struct
@@ -26,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ipyparcache.cells.travel import match
+from ipyparcache.digest import spent
 from ipyparcache.errors import ParcacheError
 
 OUT_OF_BAND_BYTES = 64 * 1024  # smaller buffers stay inside the pickle
@@ -83,9 +83,9 @@ class _Packer(pickle.Pickler):
         numpy = sys.modules.get("numpy")
         if numpy is not None and kind is numpy.ndarray:
             return self.owners.reduce(obj)
-        if kind in _FILES and obj.closed:
-            raw = getattr(obj, "buffer", obj)
-            return _make_closed_file, (kind.__name__, raw.name, getattr(obj, "mode", None))
+        handle = spent.facts_of(obj)
+        if handle is not None:
+            return spent.make, handle
         if kind is re.Match:
             return match, (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
         if isinstance(obj, enum.Enum):
@@ -354,25 +354,6 @@ def _set_function_state(function: types.FunctionType, state: tuple[Any, ...]) ->
     function.__module__ = module
     function.__doc__ = doc
     function.__annotations__ = annotations
-
-
-_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
-
-
-def _make_closed_file(kind: str, name: Any, mode: str | None) -> Any:
-    """A closed file object of the same name and mode; no file of that name is touched."""
-    plain = (mode or "r").replace("b", "").replace("t", "")
-    raw: Any = io.FileIO(os.devnull, plain.replace("x", "w"))
-    raw.name = name
-    made = raw
-    if kind != "FileIO":
-        plain_kind = io.BufferedReader if "r" in plain else io.BufferedWriter
-        made = (io.BufferedRandom if "+" in plain else plain_kind)(raw)
-    if kind == "TextIOWrapper":
-        made = io.TextIOWrapper(made)
-        vars(made)["mode"] = mode
-    made.close()
-    return made
 
 
 def _make_cell() -> Any:

@@ -10,7 +10,7 @@ import warnings
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import modules
+from ipyparcache.digest import modules, spent
 from ipyparcache.digest.walk import (
     FAMILIES,
     KINDS,
@@ -170,16 +170,14 @@ class RefusedKind(Kind):
         raise walk.fail(self.reason, obj)
 
 
-class FileKind(RefusedKind):
-    """Files: open ones have no digest, closed ones are but a name and a mode."""
+class HandleKind(RefusedKind):
+    """Handles on files and databases: open ones have no digest, closed ones that of what is left in them."""
 
     def write(self, walk: Walk, obj: Any) -> None:
-        if not obj.closed:
+        facts = spent.facts_of(obj)
+        if facts is None:
             raise walk.fail(self.reason, obj)
-        name = getattr(getattr(obj, "buffer", obj), "name", None)
-        if name is None:  # as within a `GzipFile`
-            raise walk.fail("it is the reader of another file object", obj)
-        walk.token(b"closed file", type(obj).__name__, repr(name), str(getattr(obj, "mode", "")))
+        walk.token(b"closed handle", repr(facts))
 
 
 class LoggerKind(Kind):
@@ -219,6 +217,9 @@ def logger_facts(logger: Any) -> list[object]:
 
 
 NAMED["logging.Logger"] = lambda cls: LoggerKind()
+NAMED["ipywidgets.widgets.widget.Widget"] = lambda cls: RefusedKind(
+    "it is a live widget, connected to the page"
+)
 
 
 def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
@@ -288,7 +289,7 @@ def find_kind(cls: type) -> Kind:
         return KINDS[ModuleType]
     name = f"{module_of(cls)}.{cls.__qualname__}"
     if name in REFUSED:
-        kind = FileKind if name.startswith("_io.") else RefusedKind
+        kind = HandleKind if name in spent.KINDS else RefusedKind
         return kind(REFUSED[name])
     if user:
         return _user_kind(cls)
@@ -390,6 +391,7 @@ INSTANCES = frozenset(
 """Library classes whose instances are read and restored like those of the notebook."""
 
 _POSITION = "how far it has run cannot be told or restored"
+_OPEN = "an open file has a position in something outside"
 _LIVE = "it is a live connection to something outside"
 REFUSED = {
     "builtins.generator": _POSITION,
@@ -401,11 +403,17 @@ REFUSED = {
     "_thread.lock": "a lock has no content",
     "_thread.RLock": "a lock has no content",
     "_thread._local": "it holds other values in every thread",
-    "_io.TextIOWrapper": "an open file has a position in something outside",
-    "_io.BufferedReader": "an open file has a position in something outside",
-    "_io.BufferedWriter": "an open file has a position in something outside",
-    "_io.BufferedRandom": "an open file has a position in something outside",
-    "_io.FileIO": "an open file has a position in something outside",
+    "_io.TextIOWrapper": _OPEN,
+    "_io.BufferedReader": _OPEN,
+    "_io.BufferedWriter": _OPEN,
+    "_io.BufferedRandom": _OPEN,
+    "_io.FileIO": _OPEN,
+    "gzip.GzipFile": _OPEN,
+    "bz2.BZ2File": _OPEN,
+    "lzma.LZMAFile": _OPEN,
+    "zipfile.ZipFile": _OPEN,
+    "_csv.reader": _OPEN,
+    "_csv.writer": _OPEN,
     "mmap.mmap": "it is a window on a file",
     "_socket.socket": _LIVE,
     "socket.socket": _LIVE,

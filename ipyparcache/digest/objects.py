@@ -394,6 +394,10 @@ class Traversal:
         """The live value of a root, None if it is absent or stands for a module or a distribution."""
         return self._values.get(root)
 
+    def stands_for_code(self, root: str) -> bool:
+        """Whether a root is a module or a distribution, which have a source or a version, and no value."""
+        return root not in self._values and self.digests[root] != ABSENT
+
     def count_of(self, root: str) -> int:
         """How many mutable objects the root reaches."""
         return len(self._roots[root].objects)

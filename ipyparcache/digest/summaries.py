@@ -31,6 +31,9 @@ def summary_of(traversal: Traversal, root: str) -> Summary:
     digest = traversal.digests[root]
     if digest == ABSENT:
         return Summary("absent", "", "")
+    if traversal.stands_for_code(root):
+        is_version = root.startswith("package ")
+        return Summary("", "", digest.hex()[:32], text=digest.decode(errors="replace") if is_version else "")
     parts: dict[str, str] = {}
     labelled = _parts_of(traversal, value)
     if labelled is not None and traversal.count_of(root) <= _MOST_OBJECTS:
