@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from ipyparcache import Memory, hash
+from ipyparcache.digest import joblibhash
 
 
 def helper(x, by=2):
@@ -193,3 +194,19 @@ def test_a_cached_function_is_named_by_its_function_and_not_by_when_it_was_wrapp
     assert hash(cached) == hash(again)
     assert len({hash(cached), hash(one.cache(helper, ignore=["by"])), hash(one.cache(Point.norm))}) == 3
     assert hash(cached) != hash(helper)
+
+
+@pytest.mark.parametrize(
+    "mappings",
+    [
+        [{"b": 1, "a": float("nan")}, {"x": "y"}],
+        [{}, {1: "one", 2: None}, {b"k": 1j}],
+        [{str(n): n for n in range(200)}, {"long": "x" * 100_000}],
+        [{1: "mixed", "keys": 2}, {(1, 2): 3}, {1.5: -0.0}],
+    ],
+)
+def test_many_small_dicts_hash_as_each_of_them_would(mappings, monkeypatch):
+    together = joblibhash.hash({"values": mappings})
+    monkeypatch.setattr(joblibhash, "_are_plain_mappings", lambda items: False)
+
+    assert joblibhash.hash({"values": mappings}) == together
