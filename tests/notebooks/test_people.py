@@ -7,18 +7,13 @@ are never stored, with the reason.
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from notebooks import demo
 from tests.notebooks import playing
-from tests.notebooks.playing import Script
-from tests.notebooks.test_tour import SHORTER
 
 PEOPLE = Path(__file__).parent / "people"
 NAMES = sorted(path.stem for path in PEOPLE.glob("*.ipynb"))
 QUICK = ("bank_classes", "homework")
-TUTORIALS = sorted(path.name for path in demo.TOUR.parent.glob("0[1-9]_*.ipynb"))
 
 pytestmark = pytest.mark.kernel
 
@@ -68,20 +63,6 @@ def test_a_notebook_is_the_same_after_each_of_its_edits(both, name):
     script = playing.read(PEOPLE / f"{name}.ipynb")
 
     check(script, *both(script, PEOPLE, script.edits), script.edits)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_a_notebook_of_ours_without_its_magics_is_the_same_in_automatic_mode(both, name):
-    notebook = demo.without_magics(nbformat.read(demo.TOUR.parent / name, as_version=4))
-    for cell in notebook.cells:
-        for long, short in SHORTER.items():
-            cell.source = cell.source.replace(long, short)
-    script = Script(tuple(cell for cell in playing.cells_of(notebook) if "%parcache" not in cell.source))
-    plain, auto = both(script, demo.TOUR.parent, ())
-
-    assert [line for name in plain for line in playing.differences(plain[name], auto[name])] == []
-    assert all(statuses(auto[name], "hit") for name in ("warm", "again"))
 
 
 def test_each_notebook_has_five_edits_of_cells_files_or_variables():
