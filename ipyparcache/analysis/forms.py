@@ -403,6 +403,61 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
     return Found(statement, holes, {**outer, **dict.fromkeys(assigns)}, assigns, "conditional")
 
 
+def _made_on_demand(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`try: d[k] += 1` with `except KeyError: d[k] = 1`, and with `d[k].append(x)`, over plain operands."""
+    match statement:
+        case ast.Try(
+            body=[inner],
+            handlers=[
+                ast.ExceptHandler(
+                    type=ast.Name(id="KeyError"),
+                    name=None,
+                    body=[ast.Assign(targets=[ast.Subscript(value=ast.Name(id=root)) as made], value=value)],
+                )
+            ],
+            orelse=[],
+            finalbody=[],
+        ) if root not in bound:
+            match inner:
+                case ast.AugAssign(target=ast.Subscript() as asked, value=given):
+                    operands = [given]
+                case ast.Expr(
+                    value=ast.Call(
+                        func=ast.Attribute(value=ast.Subscript() as asked, attr=method),
+                        args=args,
+                        keywords=[],
+                    )
+                ) if method in REPLAYED_METHODS:
+                    operands = list(args)
+                case _:
+                    return None
+            if ast.dump(asked.slice) != ast.dump(made.slice) or ast.dump(asked.value) != ast.dump(made.value):
+                return None
+            holes: list[ast.expr] = []
+            for operand in (asked.slice, *operands, made.slice, value):
+                if not _cut_plain(operand, root, holes):
+                    return None
+            return Found(statement, holes, {root: None}, set(), "conditional")
+    return None
+
+
+def _cut_plain(node: ast.expr, root: str, holes: list[ast.expr]) -> bool:
+    """Cut names out of what is made of them; False for anything whose evaluation could raise."""
+    match node:
+        case ast.Constant():
+            return True
+        case ast.Name(id=name):
+            holes.append(node)
+            return name != root
+        case ast.Tuple(elts=elts) | ast.List(elts=elts) | ast.Set(elts=elts):
+            return all(_cut_plain(e, root, holes) for e in elts)
+        case ast.Dict(keys=given, values=values):
+            return all(k is not None and _cut_plain(k, root, holes) for k in given) and all(
+                _cut_plain(v, root, holes) for v in values
+            )
+    return False
+
+
 #: What a statement may be to be replayed, in the order in which it is asked. A new form is a row here.
 RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] = (
     _conditional,
@@ -413,6 +468,7 @@ RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] =
     _several_targets,
     _item_delete,
     _reduction,
+    _made_on_demand,
 )
 
 

@@ -111,9 +111,16 @@ class CarriedReduction(Refusal):
 
 @dataclass(frozen=True)
 class CarriedContainer(Refusal):
-    """A container that the loop both changes and reads."""
+    """A container that the loop both changes and reads.
+
+    Attributes
+    ----------
+    kind
+        Name of its class, as far as it was known.
+    """
 
     changed_at: int = 0
+    kind: str = "list"
 
     SAYS = (
         "`{variable}` is read here while line {changed_at} changes it in every iteration, so an "
@@ -123,6 +130,16 @@ class CarriedContainer(Refusal):
         "Write the results to a new container and read only the old one (`new_{variable} = []` before"
         " the loop, `new_{variable}.append(...)` in it), or drop %%parallel from the cell."
     )
+    WITH_A_COPY: ClassVar[str] = (
+        "If no iteration needs what another one has written, write to a copy and read only the old one "
+        "(`new_{variable} = {variable}.copy()` before the loop, `new_{variable}[...] = ...` in it, "
+        "`{variable} = new_{variable}` in the next cell); else drop %%parallel from the cell."
+    )
+
+    @property
+    def advice(self) -> str:
+        """What to type instead: a list is made anew, of others a copy is written to."""
+        return (self.INSTEAD if self.kind == "list" else self.WITH_A_COPY).format_map(vars(self))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Launch:
             if len(others) > len(calls):
                 known = {id(part) for call, _ in calls for part in ast.walk(call.func)}
                 read = next((n.lineno for n in others if id(n) not in known), line)
-                raise refused(refusals.CarriedContainer(read, root, line))
+                raise refused(refusals.CarriedContainer(read, root, line), self.namespace)
             raise refused(refusals.ChangedInExpression(line, root, calls[0][1]))
 
     def check_generators(self) -> None:
@@ -160,7 +160,7 @@ class Launch:
             if shared is not None:
                 raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
             if not (is_array or plain):
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), self.namespace)
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         return frozenset(found)
 
@@ -198,7 +198,7 @@ class Launch:
             else:
                 distinct = isinstance(iterable, dict | _KEYS | _ITEMS) and isinstance(value, dict)
             if not distinct:
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), self.namespace)
 
     def check_threads(self, parcel: travel.Parcel) -> None:
         """What one process cannot keep apart for several iterations at once."""

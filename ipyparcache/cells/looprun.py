@@ -240,7 +240,7 @@ class LoopRun:
             self.launch.check_threads(self.parcel)
             if parfor.own_rows:
                 rows = parfor.own_rows[0]
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line))
+                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), namespace)
         self.launch.check_readers(self.parcel)
         self.changes = self.launch.check_aliases(self.parcel, self._is_user_code)
         self.exempt = self.launch.own_numbers(self.parcel)

@@ -35,7 +35,7 @@ def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions)
         raise refused(refusals.NotSupported(1, None, "--retries takes 0 or more"))
     steps = steps_of(tree, facts)
     if isinstance(steps, Refusal):
-        raise refused(steps)
+        raise refused(steps, namespace)
     loops = [step for step in steps if not isinstance(step, Serial)]
     if options.background is not None and len(loops) > 1:
         line = loops[1].parfor.line

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ipyparcache.analysis.parfor import Facts, Step
-from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.analysis.refusals import CarriedContainer, Refusal
 from ipyparcache.errors import IterationError, LoopRefused
 
 
@@ -100,6 +101,13 @@ class RunReport:
     error: BaseException | None = None
 
 
-def refused(refusal: Refusal) -> LoopRefused:
-    """The error that tells of a refusal."""
+#: Kinds of containers whose items can be written to a copy of them.
+_COPIED = frozenset({"DataFrame", "Series", "ndarray", "dict", "defaultdict", "OrderedDict", "Counter"})
+
+
+def refused(refusal: Refusal, namespace: Mapping[str, Any] | None = None) -> LoopRefused:
+    """The error that tells of a refusal, with advice that fits what the variable is in the namespace."""
+    if isinstance(refusal, CarriedContainer) and namespace is not None:
+        kind = type(namespace.get(refusal.variable or "")).__name__
+        refusal = replace(refusal, kind=kind if kind in _COPIED else "list")
     return LoopRefused(refusal.line, refusal.variable, refusal.reason, refusal.advice)

@@ -44,12 +44,14 @@ class Replayer:
         try:
             for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
                 sites[entry[0]](*entry[1:])
-        except Exception:
+        except Exception as error:
             self.failed_at = done
             site = self.parfor.sites[entries[done][0]]
             self._bind_until(site, entries[done], bindings, unbound)
             if site.line > self.parfor.touched_until:
                 self._change(changes, objects)
+            elif changes:
+                error.add_note(ELEMENT_AS_BEFORE)
             raise
         self._bind(bindings, unbound)
         for name in dropped:
@@ -199,4 +201,5 @@ def without_our_frames(error: BaseException) -> BaseException:
 
 
 SITE = "__ipyparcache_site"
+ELEMENT_AS_BEFORE = "what this iteration changed in its element before it failed is not kept"
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

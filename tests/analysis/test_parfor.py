@@ -66,6 +66,8 @@ FORMS = {
     "if len(x) > len(t): t = x": ["conditional"],
     "if f(x) > best: best = x": ["conditional"],
     "ok = ok and x > 0": ["reduce"],
+    "try: d[x] += 1\n    except KeyError: d[x] = 1": ["conditional"],
+    "try: d[x, 0].append(y)\n    except KeyError: d[x, 0] = [y]": ["conditional"],
     "ok = f(x) or ok": ["reduce"],
     "df.drop(columns=x, inplace=True)": ["drop"],
     "d[x].append(x) if x else None": ["append"],

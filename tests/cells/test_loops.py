@@ -178,6 +178,18 @@ SAME = {
         "n, out = 0, [0, 0, 0]",
         "for i in range(9):\n    out[i] = n\n    n += 1",
     ),
+    "made_on_demand": (
+        "counts, groups, out = {'a': 5}, {}, []",
+        (
+            "for i, w in enumerate('abcabca'):\n    try:\n        counts[w] += 1\n"
+            "    except KeyError:\n        counts[w] = 1\n    pair = (i, w)\n    out.append(pair)\n"
+            "    try:\n        groups[w, 0].append(pair)\n    except KeyError:\n        groups[w, 0] = [pair]"
+        ),
+    ),
+    "made_on_demand_of_another_kind": (
+        "counts = {'a': 'x'}",
+        "for w in 'bba':\n    try:\n        counts[w] += 1\n    except KeyError:\n        counts[w] = 1",
+    ),
     "writes_in_expressions": (
         "from collections import defaultdict\nd, out, seen, names = defaultdict(list), [], set(), ['t', 'u']",
         (

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ipyparcache.cells.replay import ELEMENT_AS_BEFORE
 from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
@@ -231,6 +232,8 @@ def check(cell: str, **options: Any) -> str:
     text, error = serial(plain, cell)
     if any("in place stay" in note for note in host.notes):
         return "told"  # threads: what later iterations did to their elements
+    if ELEMENT_AS_BEFORE in getattr(raised, "__notes__", ()):
+        return "told"
     assert type(raised).__name__ == type(error).__name__, f"{cell}\n{error!r} | {raised!r}"
     was, now = describe(plain), describe(tested)
     for name in sorted(was | now):

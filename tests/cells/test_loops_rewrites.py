@@ -57,6 +57,17 @@ CASES = {
         ("new_a = [a[0]]", "*for i in range(1, len(a)):\n    new_a.append(a[i] + a[0])", "a = new_a"),
         ("a",),
     ),
+    "columns of a table": Case(
+        "import numpy as np\nimport pandas as pd\ndf = pd.DataFrame({'a': [1.0, 2.0], 'b': [3.0, 5.0]})",
+        "for c in ['a', 'b']:\n    df[c + '_log'] = np.log(df[c])\ntable = df.to_dict()",
+        "new_df = df.copy()",
+        (
+            "new_df = df.copy()",
+            "*for c in ['a', 'b']:\n    new_df[c + '_log'] = np.log(df[c])",
+            "df = new_df\ntable = df.to_dict()",
+        ),
+        ("table",),
+    ),
     "flag set in a branch": Case(
         "xs = [1, -1, 2]\nsign, out = 0, []",
         "for x in xs:\n    if x:\n        sign = 1 if x > 0 else -1\n    out.append(sign * x)",
