@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from ipyparcache.analysis.body import HOLE, UNBOUND, Site
+from ipyparcache.analysis.body import HOLE, OURS, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
@@ -112,8 +112,9 @@ def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list
         rest = ast.arg(HOLE % site.holes) if site.unstable else None
         arguments = ast.arguments([], [ast.arg(HOLE % n) for n in range(site.holes)], rest, [], [], None, [])
         body: list[ast.stmt] = [site.statement]
-        if site.assigns:
-            body.insert(0, ast.Global(sorted(site.assigns)))
+        names = sorted(name for name in site.assigns if not name.startswith(OURS))
+        if names:
+            body.insert(0, ast.Global(names))
         made = ast.FunctionDef(f"{SITE}{number}", arguments, body, [], None, None)
         definitions.append(ast.copy_location(made, site.statement))
     module = ast.fix_missing_locations(ast.Module(definitions, []))

@@ -178,6 +178,10 @@ SAME = {
         "n, out = 0, [0, 0, 0]",
         "for i in range(9):\n    out[i] = n\n    n += 1",
     ),
+    "a_swap_under_a_test": (
+        "xs = [3, 1, 2, 5, 4]",
+        "for i in range(4):\n    if xs[i] > xs[i + 1]:\n        xs[i], xs[i + 1] = xs[i + 1], xs[i]",
+    ),
     "made_on_demand": (
         "counts, groups, out = {'a': 5}, {}, []",
         (
