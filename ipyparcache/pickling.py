@@ -206,9 +206,8 @@ _pickled_functions: weakref.WeakKeyDictionary[FunctionType, _Alike] = weakref.We
 
 
 def _has_more(function: FunctionType) -> bool:
-    return bool(
-        function.__closure__ or function.__dict__ or function.__annotations__ or function.__kwdefaults__
-    )
+    # Annotations stay here: a task cannot ask for those of a function that no name leads to.
+    return bool(function.__closure__ or function.__dict__ or function.__kwdefaults__)
 
 
 def stands_alone(function: object) -> bool:

@@ -40,6 +40,11 @@ def test_plain_results_come_at_once(call):
     assert call.answers == ["Ran"]
 
 
+def test_annotations_do_not_keep_a_function_from_standing_alone(call):
+    assert call("def task(n: int, by: float = 2) -> float: return n * by", [(3,), (4,)]) == [6, 8]
+    assert call.answers == ["Ran"]
+
+
 def test_a_function_that_is_imported_goes_by_its_name(monkeypatch):
     answers = []
     real = dispatch.try_at_once
