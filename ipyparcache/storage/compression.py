@@ -301,6 +301,16 @@ def _lz4_file(file: IO[bytes], mode: str, compresslevel: int = 0) -> Any:
     return _lz4().LZ4FrameFile(file, mode, compression_level=compresslevel)
 
 
+_THREADED = 4 << 20
+"""Bytes from which a block is worth the start of threads."""
+
+
+def _threads() -> int:
+    """Threads for zstd: left to itself it starts one for each processor of the machine, allowed or not."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return allowed if allowed > 1 else 0
+
+
 def _zstd_file(file: IO[bytes], mode: str, compresslevel: int = 3) -> StreamFile:
     zstd = _zstandard()
 
@@ -309,7 +319,8 @@ def _zstd_file(file: IO[bytes], mode: str, compresslevel: int = 3) -> StreamFile
 
     if mode == "rb":
         return StreamFile(file, mode, reader=reader)
-    compressor = zstd.ZstdCompressor(level=compresslevel, threads=-1, write_checksum=True).compressobj()
+    maker = zstd.ZstdCompressor(level=compresslevel, threads=_threads(), write_checksum=True)
+    compressor = maker.compressobj()
     return StreamFile(file, mode, reader=reader, compress=compressor.compress, finish=compressor.flush)
 
 
@@ -442,9 +453,9 @@ def parse_codec(compress: object, filename: str | None = None) -> tuple[str, int
 def compress_block(name: str, level: int | None, data: Buffer) -> bytes:
     """All of `data` compressed at once."""
     if name == "zstd":
-        return bytes(
-            _zstandard().ZstdCompressor(level=3 if level is None else level, threads=-1).compress(data)
-        )
+        threads = _threads() if len(data) >= _THREADED else 0
+        compressor = _zstandard().ZstdCompressor(level=3 if level is None else level, threads=threads)
+        return bytes(compressor.compress(data))
     out = io.BytesIO()
     file = CODECS[name].compressor_file(out, level)
     file.write(data)

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zlib
 
 import pytest
@@ -133,3 +134,14 @@ def test_what_cannot_be_registered(registry, name, codec, says):
 def test_an_unknown_codec_of_an_entry_is_told():
     with pytest.raises(CodecMissing, match="not known here"):
         decompress_into("other", b"", memoryview(b""))
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [({3}, 0), ({0, 2, 5}, 3)])
+def test_zstd_starts_threads_for_the_processors_that_it_may_use(monkeypatch, allowed, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: allowed, raising=False)
+
+    assert compression._threads() == threads
+    data = bytes(range(256)) * (compression._THREADED >> 7)
+    memory = memoryview(bytearray(len(data)))
+    compression.decompress_into("zstd", compression.compress_block("zstd", 3, data), memory)
+    assert memory == data
