@@ -53,6 +53,7 @@ SPLIT = 0.001  # what will take so long is fetched from a running batch when wor
 SILENCE = 0.005  # seconds without news after which the times measured so far are not believed
 
 AT_ONCE = 0.001  # seconds that the tasks of a call may take together to go to one worker in one message
+MOST_AT_ONCE = 1024  # more are drawn while the first of them run
 
 Progress: TypeAlias = Callable[[int, float, int], None]
 
@@ -284,7 +285,7 @@ def try_at_once(function: object, source: Source, threads: int) -> Ran | Begun |
     seconds = _remembered.get(function)
     if seconds is None or seconds > AT_ONCE / 2 or not source.has_plain_row():
         return None
-    batch = source.draw(min(int(AT_ONCE / max(seconds, 1e-7)), LARGEST))
+    batch = source.draw(min(int(AT_ONCE / max(seconds, 1e-7)), MOST_AT_ONCE))
     if batch is None or not source.exhausted or batch.triples:
         return batch
     from ipyparcache.engine.backends.processes import run_at_once
