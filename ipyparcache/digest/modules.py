@@ -79,6 +79,10 @@ def origin_of(name: str) -> Origin:
     return origin
 
 
+# Modules without a file that no user makes: where named tuples are made, and what Cython's modules share.
+_MADE_BY_LIBRARIES = ("namedtuple_", "_cython_", "cython_runtime")
+
+
 def is_user_code(name: object) -> bool:
     """Whether the module is the notebook or a local one, whose code counts by content."""
     return isinstance(name, str) and origin_of(name) in ("notebook", "local")
@@ -90,7 +94,7 @@ def _find_origin(name: str, module: ModuleType | None) -> Origin:
         return "library" if top == "ipyparcache" else "standard"
     place = _place_of(module) if module is not None else _file_of(name)
     if place is None:
-        if top in sys.stdlib_module_names or top.startswith("namedtuple_"):  # where named tuples are made
+        if top in sys.stdlib_module_names or top.startswith(_MADE_BY_LIBRARIES):
             return "standard"
         # A module made by hand (types.ModuleType) has no file: what it holds was put there by user code,
         # unless it hangs below a distribution's package.

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ipyparcache.digest import modules
 from ipyparcache.digest.code import facts_of
 from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
 from ipyparcache.errors import Undigestible
@@ -529,3 +531,11 @@ def test_objects_known_on_both_sides_are_told_by_their_place() -> None:
     assert Traversal({}, known=[inner]).add("x", {"a": inner, "b": other}) == before
     assert Traversal({}, known=[other, inner]).add("x", {"a": inner, "b": other}) != before
     assert traversal.count_of("x") == 2
+
+
+def test_what_cython_modules_share_is_no_code_of_the_user(monkeypatch):
+    monkeypatch.setitem(sys.modules, "_cython_9_9", types.ModuleType("_cython_9_9"))
+    monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
+
+    assert modules.origin_of("_cython_9_9") == "standard"
+    assert modules.origin_of("made_by_hand") == "local"
