@@ -20,11 +20,12 @@ from marshal import dumps
 from typing import Any
 
 from blake3 import blake3
+from xxhash import xxh3_128_digest as quick_digest
 
 from ipyparcache.digest import arrays, modules
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.objects import Traversal, digest_of
-from ipyparcache.digest.walk import KINDS, PRIMITIVES, is_pure, large_digest, without_nan
+from ipyparcache.digest.walk import KINDS, PRIMITIVES, is_pure, without_nan
 from ipyparcache.errors import ParcacheError
 
 _LARGE = 1 << 16
@@ -91,7 +92,7 @@ class _Hashing:
         cls = type(obj)
         if cls in PRIMITIVES:
             if cls in (str, bytes) and len(obj) > _LARGE:
-                return b"\xfflarge" + dumps(cls.__name__, 2) + large_digest(_bytes_of(obj))
+                return b"\xfflarge" + dumps(cls.__name__, 2) + quick_digest(_bytes_of(obj))
             return dumps(obj if obj == obj else without_nan([obj])[0], 2)
         known = self._known.get(id(obj))
         if known is not None:
@@ -201,7 +202,7 @@ class _Hashing:
             items = plain.reshape(-1).tolist()
             self._kept.append(items)
             return self._joined("array", [facts, self.content(items)])
-        return self._joined("array", [facts, arrays.content_digest(plain)])
+        return self._joined("array", [facts, arrays.quick_digest(plain)])
 
     def _code(self, obj: Any) -> bytes:
         """Functions, methods and classes: of the user by content, of libraries by name."""
@@ -239,9 +240,9 @@ def _pure(items: Any) -> bytes:
     if cls is str and len(items) > 1000 and set(map(type, items)) == {str}:
         # Joined first: one encoding in place of one a string.
         lengths = array("Q", map(len, items)).tobytes()
-        return b"strings" + large_digest(lengths) + large_digest(_bytes_of("".join(items)))
+        return b"strings" + quick_digest(lengths) + quick_digest(_bytes_of("".join(items)))
     written = dumps(list(without_nan(items)), 2)
-    return written if len(written) <= _LARGE else b"large" + large_digest(written)
+    return written if len(written) <= _LARGE else b"large" + quick_digest(written)
 
 
 def _are_plain_mappings(items: Any) -> bool:
@@ -276,7 +277,7 @@ def _pure_rows(rows: Any) -> bytes:
     items = list(chain.from_iterable(rows))
     if any(map(operator.ne, items, items)):  # a NaN
         rows = [type(row)(without_nan(row)) for row in rows]
-    return large_digest(dumps(list(rows), 2))
+    return quick_digest(dumps(list(rows), 2))
 
 
 def _bytes_of(text: str | bytes) -> bytes:
