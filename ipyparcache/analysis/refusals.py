@@ -167,7 +167,10 @@ class ChangedInExpression(Refusal):
         "`{variable}.{method}(...)` changes `{variable}` inside of an expression, where it cannot be applied "
         "afterwards in the order of the iterations"
     )
-    INSTEAD = "Give it a line of its own: `{variable}.{method}(...)`, without a name or call around it."
+    INSTEAD = (
+        "Give it a line of its own in the body of the loop, outside of any expression or function: "
+        "`{variable}.{method}(...)`."
+    )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,29 @@ def draws_into(value: object) -> bool:
     elif type(value).__name__ == "ndarray" and getattr(getattr(value, "dtype", None), "hasobject", False):
         parts = value.ravel().tolist()  # type: ignore[attr-defined]
     return bool(parts) and all(isinstance(part, artists.Artist) or draws_into(part) for part in parts[:1000])
+
+
+def goes_over_drawn(iterable: object) -> bool:
+    """Whether elements of an iterable, or their parts, are what is drawn into; nothing is taken from it."""
+    if sys.modules.get("matplotlib.artist") is None:
+        return False
+    waiting: list[object] = [iterable]
+    for _ in range(_LAYERS):
+        following: list[object] = []
+        for obj in waiting:
+            if draws_into(obj):
+                return True
+            if type(obj).__name__ == "flatiter":
+                following.append(obj.base)  # type: ignore[attr-defined]
+            elif isinstance(obj, Sequence) and not isinstance(obj, str | bytes | range):
+                following += obj[:_LOOKED_AT]
+            elif isinstance(obj, Iterator):
+                following += gc.get_referents(obj)
+        waiting = following[:_LOOKED_AT]
+    return False
+
+
+_LAYERS, _LOOKED_AT = 4, 200
 
 
 def _function_of(value: object) -> types.FunctionType | None:

@@ -25,7 +25,7 @@ from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import iteration, showing, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
-from ipyparcache.cells.facts import draws_into
+from ipyparcache.cells.facts import draws_into, goes_over_drawn
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
@@ -268,6 +268,8 @@ class LoopRun:
                 line = self.parfor.changed[name][0]
                 if not self.launch.writes_items_only(name):
                     raise refused(refusals.IterableChanged(self.parfor.line, name, line))
+        if goes_over_drawn(iterable):
+            raise refused(refusals.ElementDrawnInto(self.parfor.line))
         self.launch.check_own_keys(iterable)
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
