@@ -37,7 +37,7 @@ from ipyparcache.engine.worker import SCALARS
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
 
 if TYPE_CHECKING:
-    from ipyparcache.engine.backends.processes import Begun
+    from ipyparcache.engine.backends.atonce import Begun
 
 TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
 LONG_TARGET = 0.02  # and later: a hundred times what sending it and reading its report costs
@@ -288,7 +288,7 @@ def try_at_once(function: object, source: Source, threads: int) -> Ran | Begun |
     batch = source.draw(min(int(AT_ONCE / max(seconds, 1e-7)), MOST_AT_ONCE))
     if batch is None or not source.exhausted or batch.triples:
         return batch
-    from ipyparcache.engine.backends.processes import run_at_once
+    from ipyparcache.engine.backends.atonce import run_at_once
 
     answer = run_at_once(function, batch, threads)
     if type(answer) is Ran:

@@ -66,7 +66,7 @@ from ipyparcache.parallel.seeding import Seeded
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
 if TYPE_CHECKING:
-    from ipyparcache.engine.backends.processes import Begun
+    from ipyparcache.engine.backends.atonce import Begun
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar
 
