@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import ref
 
@@ -91,6 +92,8 @@ def layout_of(array: Array) -> str:
 
 def content_digest(array: Array) -> bytes:
     """Digest of the values of an array without objects, in the order of its layout."""
+    if _quickly.get():
+        return quick_digest(array)
     contiguous = array.flags.c_contiguous or array.flags.f_contiguous
     known = pages.known_content(array) if contiguous else None
     if known is not None:
@@ -120,6 +123,19 @@ def _find_content(array: Array, threads: int) -> bytes:
     for piece in _pieces(array):
         hasher.update(piece)
     return hasher.digest()
+
+
+_quickly: ContextVar[bool] = ContextVar("quickly", default=False)
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Have the walks of this thread digest arrays by `quick_digest`."""
+    token = _quickly.set(True)
+    try:
+        yield
+    finally:
+        _quickly.reset(token)
 
 
 def quick_digest(array: Array) -> bytes:

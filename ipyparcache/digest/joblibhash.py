@@ -132,9 +132,9 @@ class _Hashing:
             if numeric is not None:
                 return numeric
         elif family in _WALKED:
-            return self._joined(
-                f"{cls.__module__}.{cls.__qualname__}", [Traversal(marking=False).add("obj", obj)]
-            )
+            with arrays.quickly():
+                walked = Traversal(marking=False).add("obj", obj)
+            return self._joined(f"{cls.__module__}.{cls.__qualname__}", [walked])
         elif "numpy" in sys.modules and isinstance(obj, sys.modules["numpy"].ndarray):
             return self._joined("array of", [self._code(cls), self._array(obj), self.content(vars(obj))])
         elif family == "ipyparcache" and isinstance(kind := KINDS.get(cls), PartsKind):
@@ -153,8 +153,9 @@ class _Hashing:
         return hasher.digest()
 
     def _sequence(self, tag: str, items: Any) -> bytes:
-        if is_pure(items):
-            return self._joined(tag, [_pure(items)])
+        kinds = set(map(type, items))
+        if kinds <= PRIMITIVES:
+            return self._joined(tag, [_pure(items, kinds)])
         if _is_table(items):
             return self._joined(tag, [b"rows", _pure_rows(items)])
         if _are_plain_mappings(items):
@@ -169,14 +170,14 @@ class _Hashing:
         if len(types_of_keys) == 1 and types_of_keys <= _SORTED_KEYS:
             keys.sort()
             values = list(map(items.__getitem__, keys))
-            return self._joined("dict", [_pure(keys), self._sequence("values", values)])
+            return self._joined("dict", [_pure(keys, types_of_keys), self._sequence("values", values)])
         pairs = sorted((self.content(key), self.content(value)) for key, value in items.items())
         return self._joined("dict", [part for pair in pairs for part in pair])
 
     def _sorted(self, items: Any) -> list[bytes]:
         types_of_items = set(map(type, items))
         if len(types_of_items) == 1 and types_of_items <= _SORTED_KEYS:
-            return [_pure(sorted(items))]
+            return [_pure(sorted(items), types_of_items)]
         return sorted(map(self.content, items))
 
     def _numeric(self, obj: Any, cls: type) -> bytes | None:
@@ -234,10 +235,9 @@ class _Hashing:
         return self._joined("object", [self._code(cls), *map(self.content, made)])
 
 
-def _pure(items: Any) -> bytes:
-    """A container of primitives alone: their bytes, or the digest of many."""
-    cls = type(items[0]) if items else None
-    if cls is str and len(items) > 1000 and set(map(type, items)) == {str}:
+def _pure(items: Any, kinds: set[type]) -> bytes:
+    """A container of primitives alone, of these kinds: their bytes, or the digest of many."""
+    if kinds == {str} and len(items) > 1000:
         # Joined first: one encoding in place of one a string.
         lengths = array("Q", map(len, items)).tobytes()
         return b"strings" + quick_digest(lengths) + quick_digest(_bytes_of("".join(items)))
