@@ -239,7 +239,10 @@ def _pure(items: Any, kinds: set[type]) -> bytes:
     """A container of primitives alone, of these kinds: their bytes, or the digest of many."""
     if kinds == {str} and len(items) > 1000:
         # Joined first: one encoding in place of one a string.
-        lengths = array("Q", map(len, items)).tobytes()
+        try:
+            lengths = bytes(map(len, items))
+        except ValueError:  # one is longer than 255
+            lengths = b"longer" + array("Q", map(len, items)).tobytes()
         return b"strings" + quick_digest(lengths) + quick_digest(_bytes_of("".join(items)))
     written = dumps(list(without_nan(items)), 2)
     return written if len(written) <= _LARGE else b"large" + quick_digest(written)

@@ -210,3 +210,12 @@ def test_many_small_dicts_hash_as_each_of_them_would(mappings, monkeypatch):
     monkeypatch.setattr(joblibhash, "_are_plain_mappings", lambda items: False)
 
     assert joblibhash.hash({"values": mappings}) == together
+
+
+@pytest.mark.parametrize("longest", [1, 255, 256, 1000])
+def test_texts_are_told_apart_by_where_one_ends(longest):
+    many = ["a" * longest] + ["b", "cd"] * 600
+    other = ["a" * longest] + ["bc", "d"] * 600
+
+    assert hash(many) == hash(list(many))
+    assert hash(many) != hash(other)
