@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import ast
-import codecs
-import gc
 import html
 import io
-import marshal
 import operator
 import pickle
-import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
-from ipyparcache.cells import iteration, showing, travel, watching
+from ipyparcache.cells import iteration, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
+from ipyparcache.cells.chunks import Chunk, Reader, load_plain, size_of
 from ipyparcache.cells.facts import draws_into, goes_over_drawn
 from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
@@ -41,6 +37,7 @@ from ipyparcache.cells.launch import (
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
+from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import (
     Replayer,
     below,
@@ -54,7 +51,7 @@ from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import ChangedSideBySide, ChangeLost, IterationError, TaskCancelled
-from ipyparcache.parallel.dispatch import Emitted, Options, Output, run_tasks
+from ipyparcache.parallel.dispatch import Options, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
 
@@ -63,35 +60,10 @@ PART = 0.3  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
 PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
 LARGEST = 4096  # iterations of a chunk
-HOLD = 0.5  # seconds that the output of a running iteration waits behind a write that may raise
 FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
 ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
 SHOWN_LOST = 3  # names in the error of a change that was lost
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
-
-
-@dataclass
-class _Chunk:
-    """Iterations sent together, until they are merged."""
-
-    number: int
-    first: int
-    count: int
-    objects: list[dict[int, object]]
-    events: list[tuple[str, Any]] = field(default_factory=list)
-    records: dict[int, tuple[bytes, list[Any]]] = field(default_factory=dict)
-    shown: int = 0
-    merged: bool = False
-    key: str | None = None
-    decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
-    result: ChunkResult | None = None
-    error: Error | None = None
-    waits_since: float = 0.0  # clock as something was put out behind a write that may raise
-    at: int | None = None  # the iteration that a worker ran when it died
-
-    @property
-    def is_over(self) -> bool:
-        return self.result is not None or self.error is not None
 
 
 class StoppedInside(Exception):
@@ -146,12 +118,12 @@ class LoopRun:
         self.report = LoopReport(parfor.line, title=parfor.title)
         self.interrupts = Interrupts()
         self.jobs = jobs_of(self.options.jobs)
-        self.chunks: dict[int, _Chunk] = {}
+        self.chunks: dict[int, Chunk] = {}
         self.sent = 0
         self.token = uuid.uuid4().hex
         self.holding = False
         self.front = 0
-        self.by_task: dict[int, _Chunk] = {}
+        self.by_task: dict[int, Chunk] = {}
         self._tasks_sent = 0
         self.cache: LoopCache | None = None
         self._not_kept: Counter[str] = Counter()
@@ -433,7 +405,7 @@ class LoopRun:
                 parts.append((data, buffers))
                 objects.append(found)
             sent = Packed(tuple(parts))
-        chunk = _Chunk(self.sent, first, len(items), objects)
+        chunk = Chunk(self.sent, first, len(items), objects)
         chunk.key = self._key
         self._enlist(chunk)
         self.by_task[self._tasks_sent] = chunk
@@ -448,7 +420,7 @@ class LoopRun:
                 refusals.SharedWithElement(self.parfor.line, root, number, self.parfor.changed[root][0])
             )
 
-    def _enlist(self, chunk: _Chunk) -> None:
+    def _enlist(self, chunk: Chunk) -> None:
         self.chunks[chunk.number] = chunk
         self.sent += 1
         self._iterations_sent += chunk.count
@@ -471,7 +443,7 @@ class LoopRun:
         if found is None:
             return False
         data, buffers, events = found
-        chunk = _Chunk(self.sent, number, 1, [], events)
+        chunk = Chunk(self.sent, number, 1, [], events)
         chunk.records[number] = (data, buffers)
         chunk.result = ChunkResult()
         self._enlist(chunk)
@@ -541,11 +513,23 @@ class LoopRun:
             inner_threads=self.options.inner_threads,
             capture=True,
         )
-        self._running = self._task()
+        task = self._task()
+        assert self.parcel is not None
+        assert self.replayer is not None
+        self._reader = Reader(self.parcel, self.namespace, self.replayer.by_name)
+        self._relay = Relay(
+            self.host,
+            self.options,
+            self._reader,
+            self.report.figures,
+            task.shown if isinstance(task, ThreadTask) else {},
+            marked=self.marked,
+            keeps=self.cache is not None,
+        )
         self._begun_at = time.monotonic()
         self._states_before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
-            self._running,
+            task,
             self._elements(),
             options,
             on_event=self._take_event,
@@ -607,10 +591,10 @@ class LoopRun:
 
     def _advance_front(self) -> None:
         while self.front in self.chunks and self.chunks[self.front].is_over:
-            self._show(self.chunks[self.front])
+            self._relay.show(self.chunks[self.front])
             self.front += 1
             if self.front in self.chunks:
-                self._show_live(self.chunks[self.front])
+                self._relay.show_live(self.chunks[self.front], is_held=True)
 
     def _next_outcome(self, tasks: Iterator[tuple[int, Outcome]]) -> tuple[int, Outcome] | None:
         self.interrupts.waiting = True
@@ -687,103 +671,8 @@ class LoopRun:
 
     def _take_event(self, number: int, event: object) -> None:
         chunk = self.by_task[number]
-        if isinstance(event, Output):
-            chunk.events.append((event.stream, event.data))
-        elif isinstance(event, Emitted):
-            kind, *rest = pickle.loads(event.payload)
-            if kind == showing.RECORD:
-                first, data, buffers = rest
-                chunk.records[first] = (data, buffers)
-            elif kind == showing.TEXT:
-                stream, text = rest[0]
-                chunk.events.append((stream, text.encode("utf-8", "surrogatepass")))
-            elif kind == showing.AGAIN:
-                # A failed attempt: what it printed and left does not count.
-                chunk.events.clear()
-                chunk.records.pop(rest[0], None)
-            else:
-                chunk.events.append(("", (kind, rest[0])))
         live = self.front if self.holding else self.merged
-        if self.options.order == "free" and not self.options.retries:
-            self._show(chunk)
-        elif chunk.number == live:
-            self._show_live(chunk)
-
-    def _write(self, stream: str, data: bytes, chunk: _Chunk) -> None:
-        if stream not in chunk.decoders:
-            chunk.decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
-        text = chunk.decoders[stream].decode(bytes(data))
-        if self.options.order == "free" and text:
-            mark = f"[{chunk.first}] "
-            text = mark + text[:-1].replace("\n", "\n" + mark) + text[-1]
-        self.host.write(stream, text)
-
-    def _show_live(self, chunk: _Chunk) -> None:
-        """Pass on what the chunk has put out so far, while it runs, as far as the serial loop shows it too.
-
-        A write that is replayed may raise: what comes behind it waits until that is known, if it is not long.
-        """
-        if self.options.retries:
-            return
-        if not self.marked or self.holding:
-            self._show(chunk)
-            return
-        if chunk.count > 1:
-            return
-        for place in range(chunk.shown, len(chunk.events)):
-            stream, data = chunk.events[place]
-            if not stream and data[0] == showing.ENDED and data[1][1] == showing.BEGINS:
-                chunk.waits_since = chunk.waits_since or time.monotonic()
-                if time.monotonic() - chunk.waits_since < HOLD:
-                    self._show_events(chunk, place)
-                    return
-        self._show_events(chunk, len(chunk.events))
-
-    def _show(self, chunk: _Chunk) -> None:
-        """Pass on what the chunk has put out so far."""
-        self._show_events(chunk, len(chunk.events))
-        if self.cache is None:
-            chunk.events.clear()
-            chunk.shown = 0
-
-    def _show_of(self, chunk: _Chunk, number: int, entry: int = showing.AT_END) -> None:
-        """Pass on what a chunk has put out up to an entry of an iteration's log, or to its end."""
-        for place in range(chunk.shown, len(chunk.events)):
-            stream, data = chunk.events[place]
-            if not stream and data[0] == showing.ENDED and data[1][1] != showing.BEGINS:
-                at, before = data[1]
-                if at > number or (at == number and entry >= 0 and not 0 <= before <= entry):
-                    return
-                self._show_events(chunk, place + 1)
-
-    def _show_events(self, chunk: _Chunk, end: int) -> None:
-        while chunk.shown < end:
-            stream, data = chunk.events[chunk.shown]
-            chunk.shown += 1
-            if stream:
-                self._write(stream, data, chunk)
-            else:
-                self._show_special(*data)
-
-    def _show_special(self, kind: int, payload: Any) -> None:
-        if kind == showing.DISPLAY:
-            data, buffers = payload
-            objects, options = self._load(data, buffers, {})
-            self.host.display(objects, options)
-        elif kind == showing.FIGURE:
-            data, buffers = payload
-            self.report.figures.append(self._load(data, buffers, {})[0][0])
-        elif kind == showing.SHOWN:
-            assert isinstance(self._running, ThreadTask)
-            self.host.display(*self._running.shown.pop(payload))
-        elif kind == showing.WARNING:
-            data, buffers, file_name, line = payload
-            message, category = self._load(data, buffers, {})
-            _warn(message, category, file_name, line, self.namespace)
-        elif kind == showing.LOGGED:
-            import logging
-
-            logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
+        self._relay.take(event, chunk, is_live=chunk.number == live, is_held=self.holding)
 
     def _take_outcome(self, number: int, outcome: Outcome) -> None:
         chunk = self.by_task.pop(number)
@@ -800,7 +689,7 @@ class LoopRun:
                 mean = sum(result.seconds) / ran
                 self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
                 if not self._is_threaded:
-                    self._bytes = max(_size_of(chunk.records.values()) / ran, 0.7 * self._bytes)
+                    self._bytes = max(size_of(chunk.records.values()) / ran, 0.7 * self._bytes)
             ended = result.started + sum(result.seconds)
             self._tracker.done_batch(ran, sum(result.seconds), result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
@@ -819,7 +708,7 @@ class LoopRun:
             if self.options.on_error != "collect":
                 self._stop_feeding = True
 
-    def _store(self, chunk: _Chunk, result: ChunkResult, cache: LoopCache) -> None:
+    def _store(self, chunk: Chunk, result: ChunkResult, cache: LoopCache) -> None:
         """Keep what an iteration left, or note why it cannot be kept."""
         if result.failure is not None or result.lost:
             return
@@ -833,8 +722,8 @@ class LoopRun:
             record = chunk.records[chunk.first]
             cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
 
-    def _changes_something(self, chunk: _Chunk) -> bool:
-        return any(left[3] for _, left in self._iterations_of(chunk))
+    def _changes_something(self, chunk: Chunk) -> bool:
+        return any(left[3] for _, left in self._reader.iterations_of(chunk))
 
     def _note_not_kept(self) -> None:
         """Say below the cell which iterations a later run will not find, and why."""
@@ -844,7 +733,7 @@ class LoopRun:
         if self.cache is not None and self.cache.problem is not None:
             self.report.notes.append(f"the iterations are not kept: {self.cache.problem}")
 
-    def _read_what_is_left(self, chunk: _Chunk, error: Error) -> int | None:
+    def _read_what_is_left(self, chunk: Chunk, error: Error) -> int | None:
         """Take over what a worker had not sent when it died; the iteration that it ran, if that is known."""
         found = read_journal(error.memory)
         if found is None or not chunk.first <= found[0] < chunk.first + chunk.count:
@@ -862,17 +751,17 @@ class LoopRun:
             chunk = self.chunks[self.merged]
             together = not self.marked or not chunk.events
             if together:
-                self._show(chunk)
+                self._relay.show(chunk)
             yield from self._merge(chunk)
             if not together:
-                self._show(chunk)
+                self._relay.show(chunk)
             del self.chunks[self.merged]
             self.merged += 1
             following = self.chunks.get(self.merged)
             if following is not None:
-                self._show_live(following)
+                self._relay.show_live(following, is_held=False)
 
-    def _merge(self, chunk: _Chunk) -> Iterator[list[Any]]:
+    def _merge(self, chunk: Chunk) -> Iterator[list[Any]]:
         result = chunk.result
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
@@ -881,7 +770,7 @@ class LoopRun:
             values = self._merge_plain(chunk)
             if values:
                 yield values
-        for number, left in () if chunk.merged else self._iterations_of(chunk):
+        for number, left in () if chunk.merged else self._reader.iterations_of(chunk):
             if lost_from is not None and number >= lost_from:
                 break
             if failure is not None and number == failure.iteration:
@@ -890,7 +779,7 @@ class LoopRun:
                     break
             self._apply(number, left, chunk)
             if apart:
-                self._show_of(chunk, number)
+                self._relay.show_of(chunk, number)
             if failure is None or number < failure.iteration:
                 self.report.iterations += 1
                 if self.parfor.yields:
@@ -898,15 +787,15 @@ class LoopRun:
         if lost_from is not None and result is not None:
             raise self._lost(result, lost_from)
         if failure is not None:
-            self._show(chunk)
+            self._relay.show(chunk)
             error = self._error_of(failure, chunk)
             if self.options.on_error != "collect":
                 # A generator cannot raise StopIteration, which an iteration may.
                 raise StoppedInside(error) if isinstance(error, StopIteration) else error
             yield from self._collect(failure.iteration, error, chunk)
         if chunk.error is not None:
-            self._show(chunk)
-            done = chunk.first + sum(1 for _ in self._iterations_of(chunk))
+            self._relay.show(chunk)
+            done = chunk.first + sum(1 for _ in self._reader.iterations_of(chunk))
             error = chunk.error.exception
             if chunk.at is not None and chunk.at > done:
                 error.add_note(
@@ -927,7 +816,7 @@ class LoopRun:
         shows = bool(self.parfor.sites or self.parfor.temporaries) or hasattr(self.source, "send")
         return self.is_streamed and shows
 
-    def _merge_plain(self, chunk: _Chunk) -> list[Any]:
+    def _merge_plain(self, chunk: Chunk) -> list[Any]:
         """The same for the commonest chunk, without looking at each iteration for what it cannot have.
 
         Returns the elements of a comprehension.
@@ -940,7 +829,7 @@ class LoopRun:
             data, buffers = chunk.records[first]
             number = first
             plain = data.startswith(PLAIN)
-            lefts = _load_plain(data) if plain else self._load(data, buffers, {}) if data else buffers
+            lefts = load_plain(data) if plain else self._reader.load(data, buffers, {}) if data else buffers
             try:
                 if plain and self.parfor.yields:
                     for number, (entries, values, elements) in enumerate(lefts, first):  # noqa: B007
@@ -968,33 +857,9 @@ class LoopRun:
         assert isinstance(value, list)
         return value
 
-    def _iterations_of(self, chunk: _Chunk) -> Iterator[tuple[int, Left]]:
-        """What the iterations of a chunk left, in order, as far as they came home."""
-        for first in sorted(chunk.records):
-            data, buffers = chunk.records[first]
-            objects = chunk.objects[first - chunk.first] if chunk.objects else {}
-            if data.startswith(PLAIN):
-                assert self.replayer is not None
-                for offset, (entries, values, *elements) in enumerate(_load_plain(data)):
-                    bindings = self.replayer.by_name(values)
-                    value = elements[0] if elements else None
-                    yield first + offset, (list(entries), bindings, [], [], value, {})
-                continue
-            for offset, left in enumerate(self._load(data, buffers, objects) if data else buffers):
-                yield first + offset, left
-
-    def _load(self, data: bytes, buffers: Sequence[Any], objects: Mapping[int, object]) -> Any:
-        assert self.parcel is not None
-        live = self.parcel.objects
-
-        def resolve(key: travel.Key) -> object:
-            return live[key[1]] if key[0] == "b" else objects[key[1]]
-
-        return travel.load_result(data, buffers, self.namespace, resolve)
-
-    def _apply(self, number: int, left: Left, chunk: _Chunk) -> None:
+    def _apply(self, number: int, left: Left, chunk: Chunk) -> None:
         assert self.replayer is not None
-        objects = chunk.objects[number - chunk.first] if chunk.objects else {}
+        objects = chunk.objects_of(number)
         if self._touched and any(id(obj) in self._touched for obj in objects.values()):
             raise ChangeLost(
                 self.parfor.line,
@@ -1010,23 +875,18 @@ class LoopRun:
         try:
             self.replayer.apply(left, objects)
         except Exception as error:
-            self._show_of(chunk, number, self.replayer.failed_at)
+            self._relay.show_of(chunk, number, self.replayer.failed_at)
             raise self._note(of_the_cell(error, self.host.file_name), number, left[1]) from None
 
-    def _error_of(self, failure: iteration.Failure, chunk: _Chunk) -> BaseException:
+    def _error_of(self, failure: iteration.Failure, chunk: Chunk) -> BaseException:
         if isinstance(failure.data, BaseException):
             error = unmasked(without_our_frames(failure.data), self._before_failed)
-            found = [left[1] for number, left in self._iterations_of(chunk) if number == failure.iteration]
-            return self._note(error, failure.iteration, found[0] if found else {})
+            return self._note(error, failure.iteration, self._reader.bindings_of(chunk, failure.iteration))
         data, buffers = pickle.loads(failure.data)
-        objects = chunk.objects[failure.iteration - chunk.first] if chunk.objects else {}
-        loaded = self._load(data, buffers, objects)
+        loaded = self._reader.load(data, buffers, chunk.objects_of(failure.iteration))
         assert isinstance(loaded, BaseException)
         error = unmasked(loaded, self._before_failed)
-        bindings: Mapping[str, object] = {}
-        for number, left in self._iterations_of(chunk):
-            if number == failure.iteration:
-                bindings = left[1]
+        bindings = self._reader.bindings_of(chunk, failure.iteration)
         rows = failure.traceback
         if self.parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
             del rows[1]  # the body's own, whatever the comprehension is
@@ -1038,7 +898,7 @@ class LoopRun:
         error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
         return error
 
-    def _collect(self, number: int, error: BaseException, chunk: _Chunk) -> Iterator[list[Any]]:
+    def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
         notes = getattr(error, "__notes__", [""])
         element = notes[-1].partition("(")[2].rstrip(")")
         failed = IterationError(number, element, error)
@@ -1048,13 +908,10 @@ class LoopRun:
         if self.parfor.yields:
             yield [failed]
 
-    def _fill_slots(self, failed: IterationError, number: int, chunk: _Chunk) -> None:
+    def _fill_slots(self, failed: IterationError, number: int, chunk: Chunk) -> None:
         """Put the error where the failed iteration would have put its results."""
         assert self.replayer is not None
-        bindings: Mapping[str, object] = {}
-        for at, left in self._iterations_of(chunk):
-            if at == number:
-                bindings = left[1]
+        bindings = self._reader.bindings_of(chunk, number)
         for position, site in enumerate(self.parfor.sites):
             if site.slot is None or any(name not in bindings for name in site.slot if name is not None):
                 continue
@@ -1108,9 +965,9 @@ class LoopRun:
         chunk = self.chunks.get(self.merged)
         if chunk is None:
             return
-        self._show(chunk)
+        self._relay.show(chunk)
         expected = chunk.first
-        for number, left in self._iterations_of(chunk):
+        for number, left in self._reader.iterations_of(chunk):
             if number != expected or (chunk.result is not None and chunk.result.failure is not None):
                 break
             self._apply(number, left, chunk)
@@ -1123,7 +980,7 @@ class LoopRun:
             chunk = self.chunks[number]
             if number == self.merged and chunk.result is not None:
                 continue
-            for at, left in self._iterations_of(chunk):
+            for at, left in self._reader.iterations_of(chunk):
                 self.report.partial[at] = left
 
     def _note_read_ahead(self) -> None:
@@ -1157,42 +1014,6 @@ def _joined_rows(rows: list[Any] | None, more: list[Any] | None) -> list[Any] | 
     if rows is None or more is None:
         return None
     return list(dict.fromkeys([*rows, *map(tuple, more)]))
-
-
-def _warn(
-    message: Any, category: type[Warning], file_name: str, line: int, namespace: dict[str, Any]
-) -> None:
-    """A warning of a worker, as if it had been raised here: filters and "once" count over all iterations."""
-    import warnings
-
-    registry = namespace.setdefault("__warningregistry__", {})
-    module = travel.MAIN
-    for name, loaded in list(sys.modules.items()):
-        if name != travel.MAIN and getattr(loaded, "__file__", None) == file_name:
-            module, registry = name, loaded.__dict__.setdefault("__warningregistry__", {})
-            break
-    warnings.warn_explicit(message, category, file_name, line, module, registry)
-
-
-def _load_plain(data: bytes) -> list[Any]:
-    """Iterations of a plain record; nothing in them can be part of a cycle."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        found: list[Any] = marshal.loads(memoryview(data)[len(PLAIN) :])
-    finally:
-        if collecting:
-            gc.enable()
-    return found
-
-
-def _size_of(records: Iterable[tuple[bytes, list[Any]]]) -> int:
-    size = 0
-    for data, buffers in records:
-        size += len(data)
-        for buffer in buffers:
-            size += memoryview(buffer).nbytes
-    return size
 
 
 def _brief(value: object) -> str:
