@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import html
 import io
 import operator
-import pickle
 import time
 import uuid
 from collections import Counter
@@ -18,11 +16,11 @@ from typing import Any, Literal
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
-from ipyparcache.cells import iteration, travel, watching
+from ipyparcache.cells import failures, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain, size_of
+from ipyparcache.cells.dropped import settle_dropped
 from ipyparcache.cells.facts import draws_into, goes_over_drawn
-from ipyparcache.cells.holding import Fetch, Held
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
 from ipyparcache.cells.journal import PLAIN, read_journal
@@ -30,9 +28,7 @@ from ipyparcache.cells.launch import (
     Launch,
     LocalModules,
     figures_open,
-    is_generator,
     keeps_references,
-    reaches,
     seeded_libraries,
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
@@ -42,15 +38,12 @@ from ipyparcache.cells.replay import (
     Replayer,
     below,
     of_the_cell,
-    unmasked,
-    with_traceback,
     without_our_frames,
 )
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
-from ipyparcache.engine.pool import the_pool
-from ipyparcache.errors import ChangedSideBySide, ChangeLost, IterationError, TaskCancelled
+from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 from ipyparcache.parallel.dispatch import Options, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
@@ -60,9 +53,6 @@ PART = 0.3  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
 PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
 LARGEST = 4096  # iterations of a chunk
-FETCHING = 5.0  # seconds that workers are asked for large temporaries at most
-ENDING = 1.0  # seconds in which a worker ends what a dropped call left it
-SHOWN_LOST = 3  # names in the error of a change that was lost
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
 
@@ -621,53 +611,11 @@ class LoopRun:
             obj = self.parcel.objects[number]
             if not watching.is_as(self._state(obj), state):
                 last = max(0, self.report.iterations - 1)
-                raise ChangedSideBySide(self.parfor.line, self._name_of(obj), 0, last, _LOST_ADVICE)
+                raise failures.changed_side_by_side(obj, last, self.parfor, self._reader)
 
     def _settle_dropped(self) -> None:
-        """Names whose value cannot come home.
-
-        Bound to nothing, or to None where the cell gives them up itself.
-        """
         assert self.replayer is not None
-        dropped = self.replayer.dropped
-        held = {
-            n: found for n, found in dropped.items() if isinstance(found, Held) and n not in self.given_up
-        }
-        fetched = self._fetched(held) if held else {}
-        self.namespace.update(fetched)
-        for name, found in dropped.items():
-            kind = found.kind if isinstance(found, Held) else found
-            if name in fetched:
-                continue
-            if name in self.given_up:
-                self.namespace[name] = None
-                continue
-            text = (
-                f"line {self.parfor.line}: `{name}` ({kind}) cannot come back from a worker and was left "
-                f"unbound; warning: a later cell that reads it fails"
-            )
-            self.host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
-
-    def _fetched(self, held: Mapping[str, Held]) -> dict[str, object]:
-        """Large temporaries from the workers that hold them."""
-        found: dict[str, object] = {}
-        until = time.monotonic() + FETCHING
-        there = the_pool().settled({where.worker for where in held.values()}, ENDING)
-        waiting = {name for name, where in held.items() if where.worker in there}
-
-        def questions() -> Iterator[tuple[object, ...]]:
-            while waiting - found.keys() and time.monotonic() < until:
-                yield ()
-
-        if not waiting:
-            return found
-        task = Fetch(self.token, tuple(held.items()))
-        count = len(the_pool().pids())
-        tasks = run_tasks(task, questions(), Options(n_jobs=count, batch=1, on_error="collect"))
-        for _, outcome in tasks:
-            if isinstance(outcome, Value):
-                found.update(outcome.value)  # type: ignore[call-overload]
-        return found
+        settle_dropped(self.replayer.dropped, self.given_up, self.token, self.host, self.parfor.line)
 
     def _take_event(self, number: int, event: object) -> None:
         chunk = self.by_task[number]
@@ -785,10 +733,10 @@ class LoopRun:
                 if self.parfor.yields:
                     yield self._values(left)
         if lost_from is not None and result is not None:
-            raise self._lost(result, lost_from)
+            raise failures.change_lost(result, lost_from, self.parfor, self._reader)
         if failure is not None:
             self._relay.show(chunk)
-            error = self._error_of(failure, chunk)
+            error = failures.error_of(failure, chunk, self.parfor, self._reader, self._before_failed)
             if self.options.on_error != "collect":
                 # A generator cannot raise StopIteration, which an iteration may.
                 raise StoppedInside(error) if isinstance(error, StopIteration) else error
@@ -805,7 +753,7 @@ class LoopRun:
                 done = chunk.at
             if isinstance(error, TaskCancelled):
                 raise KeyboardInterrupt
-            self._note(error, done, {})
+            failures.noted(error, self.parfor, done, {})
             if self.options.on_error != "collect":
                 raise error
             yield from self._collect(done, error, chunk)
@@ -846,7 +794,9 @@ class LoopRun:
                             found += self._values(left)
             except Exception as error:
                 bindings = self.replayer.by_name(lefts[number - first][1])
-                raise self._note(of_the_cell(error, self.host.file_name), number, bindings) from None
+                raise failures.noted(
+                    of_the_cell(error, self.host.file_name), self.parfor, number, bindings
+                ) from None
             finally:
                 self.report.iterations += number - first
             self.report.iterations += 1
@@ -876,27 +826,9 @@ class LoopRun:
             self.replayer.apply(left, objects)
         except Exception as error:
             self._relay.show_of(chunk, number, self.replayer.failed_at)
-            raise self._note(of_the_cell(error, self.host.file_name), number, left[1]) from None
-
-    def _error_of(self, failure: iteration.Failure, chunk: Chunk) -> BaseException:
-        if isinstance(failure.data, BaseException):
-            error = unmasked(without_our_frames(failure.data), self._before_failed)
-            return self._note(error, failure.iteration, self._reader.bindings_of(chunk, failure.iteration))
-        data, buffers = pickle.loads(failure.data)
-        loaded = self._reader.load(data, buffers, chunk.objects_of(failure.iteration))
-        assert isinstance(loaded, BaseException)
-        error = unmasked(loaded, self._before_failed)
-        bindings = self._reader.bindings_of(chunk, failure.iteration)
-        rows = failure.traceback
-        if self.parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
-            del rows[1]  # the body's own, whatever the comprehension is
-        return self._note(with_traceback(error, rows), failure.iteration, bindings)
-
-    def _note(self, error: BaseException, number: int, bindings: Mapping[str, object]) -> BaseException:
-        """Say in the exception which iteration it comes from."""
-        shown = ", ".join(f"{n} = {_brief(bindings[n])}" for n in self.parfor.targets if n in bindings)
-        error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
-        return error
+            raise failures.noted(
+                of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
+            ) from None
 
     def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
         notes = getattr(error, "__notes__", [""])
@@ -918,47 +850,6 @@ class LoopRun:
             holes = [failed if name is None else bindings[name] for name in site.slot]
             with suppress(Exception):  # a place that cannot hold an object, such as an array's
                 self.replayer.sites[position](*holes)
-
-    def _lost(self, result: ChunkResult, first: int) -> ChangeLost:
-        assert self.parcel is not None
-        last = max(entry[1] for entry in result.lost if entry[0] == first)
-        what: list[str] = []
-        for begin, _, number, name in result.lost:
-            if begin != first:
-                continue
-            if number is None:
-                what.append(f"`{name}`" if name.replace(".", "").isidentifier() else name)
-            else:
-                what.append(self._name_of(self.parcel.objects.get(number)))
-        names = [part for part in what if not part.startswith(("something", "a "))] or what
-        names = list(dict.fromkeys(names))
-        shown = ", ".join(names[:SHOWN_LOST])
-        if len(names) > SHOWN_LOST:
-            shown += f" and {len(names) - SHOWN_LOST} more"
-        changed = [self.parcel.objects.get(entry[2]) for entry in result.lost if entry[2] is not None]
-        drawn = any("generator" in part for part in what) or any(map(is_generator, changed))
-        advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
-        return ChangeLost(self.parfor.line, shown, first, last, advice)
-
-    def _name_of(self, target: object) -> str:
-        """How the body reaches an object."""
-        names = sorted(self.parfor.reads)
-        assert self.parcel is not None
-        names += sorted(set(self.parcel.readers) - set(names))
-        for name in names:
-            if self.namespace.get(name, self) is target:
-                return f"`{name}`"
-        from ipyparcache.digest.objects import find_path
-
-        for name in names:
-            if name in self.namespace:
-                path = find_path(name, self.namespace[name], target)
-                if path and path != name:
-                    return f"`{path}`"
-        for name in names:
-            if reaches(self.namespace.get(name), target):
-                return f"something that `{name}` uses"
-        return f"a {type(target).__name__}"
 
     def _merge_interrupted(self) -> None:
         """After an interrupt: iterations of the lowest unfinished chunk that came home are merged."""
@@ -999,14 +890,6 @@ def jobs_of(jobs: int | None) -> int:
 
 
 BACKENDS = {"threading": "threads", "loky": "processes"}
-_DRAWN_ADVICE = (
-    "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
-    "`rng = np.random.default_rng([1, i])` in the body for others."
-)
-_LOST_ADVICE = (
-    "Work on a copy made in the body (`own = copy.deepcopy(...)`), or return the new value and collect it "
-    "(`out.append(...)`, `out[key] = ...`), or drop %%parallel from the cell."
-)
 
 
 def _joined_rows(rows: list[Any] | None, more: list[Any] | None) -> list[Any] | None:
@@ -1014,11 +897,3 @@ def _joined_rows(rows: list[Any] | None, more: list[Any] | None) -> list[Any] | 
     if rows is None or more is None:
         return None
     return list(dict.fromkeys([*rows, *map(tuple, more)]))
-
-
-def _brief(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}…"

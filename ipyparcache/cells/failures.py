@@ -1,0 +1,105 @@
+"""What went wrong in a loop, told in the notebook's terms: which iteration failed, which change was lost."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Set
+
+from ipyparcache.analysis.parfor import Parfor
+from ipyparcache.cells.chunks import Chunk, Reader
+from ipyparcache.cells.iteration import ChunkResult, Failure
+from ipyparcache.cells.launch import is_generator, reaches
+from ipyparcache.cells.replay import unmasked, with_traceback, without_our_frames
+from ipyparcache.digest.objects import find_path
+from ipyparcache.errors import ChangedSideBySide, ChangeLost
+
+SHOWN_LOST = 3  # names in the error of a change that was lost
+_NOTHING = object()
+_DRAWN_ADVICE = (
+    "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
+    "`rng = np.random.default_rng([1, i])` in the body for others."
+)
+_LOST_ADVICE = (
+    "Work on a copy made in the body (`own = copy.deepcopy(...)`), or return the new value and collect it "
+    "(`out.append(...)`, `out[key] = ...`), or drop %%parallel from the cell."
+)
+
+
+def noted(error: BaseException, parfor: Parfor, number: int, bindings: Mapping[str, object]) -> BaseException:
+    """The exception, which says from now on which iteration it comes from."""
+    shown = ", ".join(f"{n} = {_brief(bindings[n])}" for n in parfor.targets if n in bindings)
+    error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
+    return error
+
+
+def error_of(
+    failure: Failure, chunk: Chunk, parfor: Parfor, reader: Reader, bound: Set[str]
+) -> BaseException:
+    """The exception that ended a chunk; `bound` are the temporaries that were bound before its iteration."""
+    if isinstance(failure.data, BaseException):
+        error = unmasked(without_our_frames(failure.data), bound)
+        return noted(error, parfor, failure.iteration, reader.bindings_of(chunk, failure.iteration))
+    data, buffers = pickle.loads(failure.data)
+    loaded = reader.load(data, buffers, chunk.objects_of(failure.iteration))
+    assert isinstance(loaded, BaseException)
+    error = unmasked(loaded, bound)
+    bindings = reader.bindings_of(chunk, failure.iteration)
+    rows = failure.traceback
+    if parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
+        del rows[1]  # the body's own, whatever the comprehension is
+    return noted(with_traceback(error, rows), parfor, failure.iteration, bindings)
+
+
+def change_lost(result: ChunkResult, first: int, parfor: Parfor, reader: Reader) -> ChangeLost:
+    """What to raise for the changes that began in iteration `first`."""
+    objects = reader.parcel.objects
+    last = max(entry[1] for entry in result.lost if entry[0] == first)
+    what: list[str] = []
+    for begin, _, number, name in result.lost:
+        if begin != first:
+            continue
+        if number is None:
+            what.append(f"`{name}`" if name.replace(".", "").isidentifier() else name)
+        else:
+            what.append(_name_of(objects.get(number), parfor, reader))
+    names = [part for part in what if not part.startswith(("something", "a "))] or what
+    names = list(dict.fromkeys(names))
+    shown = ", ".join(names[:SHOWN_LOST])
+    if len(names) > SHOWN_LOST:
+        shown += f" and {len(names) - SHOWN_LOST} more"
+    changed = [objects.get(entry[2]) for entry in result.lost if entry[2] is not None]
+    drawn = any("generator" in part for part in what) or any(map(is_generator, changed))
+    advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
+    return ChangeLost(parfor.line, shown, first, last, advice)
+
+
+def changed_side_by_side(target: object, last: int, parfor: Parfor, reader: Reader) -> ChangedSideBySide:
+    """What to raise for an object that threads share and changed, up to iteration `last`."""
+    return ChangedSideBySide(parfor.line, _name_of(target, parfor, reader), 0, last, _LOST_ADVICE)
+
+
+def _name_of(target: object, parfor: Parfor, reader: Reader) -> str:
+    """How the body reaches an object."""
+    namespace = reader.namespace
+    names = sorted(parfor.reads)
+    names += sorted(set(reader.parcel.readers) - set(names))
+    for name in names:
+        if namespace.get(name, _NOTHING) is target:
+            return f"`{name}`"
+    for name in names:
+        if name in namespace:
+            path = find_path(name, namespace[name], target)
+            if path and path != name:
+                return f"`{path}`"
+    for name in names:
+        if reaches(namespace.get(name), target):
+            return f"something that `{name}` uses"
+    return f"a {type(target).__name__}"
+
+
+def _brief(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}…"
