@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import io
 import operator
 import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from itertools import islice
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 from ipyparcache.analysis import refusals
@@ -20,6 +18,7 @@ from ipyparcache.cells import failures, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain, size_of
 from ipyparcache.cells.dropped import settle_dropped
+from ipyparcache.cells.elements import Sizes, Source
 from ipyparcache.cells.facts import draws_into, goes_over_drawn
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
@@ -34,12 +33,7 @@ from ipyparcache.cells.launch import (
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
-from ipyparcache.cells.replay import (
-    Replayer,
-    below,
-    of_the_cell,
-    without_our_frames,
-)
+from ipyparcache.cells.replay import Replayer, below, of_the_cell, without_our_frames
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
@@ -47,13 +41,6 @@ from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 from ipyparcache.parallel.dispatch import Options, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
-
-TARGET = 0.05  # seconds that a chunk should take at first: long against sending it and merging what it did
-PART = 0.3  # of the time that the loop has run: later chunks may take so long
-LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
-PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
-LARGEST = 4096  # iterations of a chunk
-MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
 
 class StoppedInside(Exception):
@@ -100,7 +87,6 @@ class LoopRun:
 
     def __init__(self, parfor: Parfor, plan: CellPlan, host: Host) -> None:
         self.parfor = parfor
-        self.plan = plan
         self.options = plan.options
         self.launch = Launch(parfor, host.namespace, plan.facts)
         self.host = host
@@ -118,22 +104,14 @@ class LoopRun:
         self.cache: LoopCache | None = None
         self._not_kept: Counter[str] = Counter()
         self._key: str | None = None
-        self._draws_user_code = False
-        self._held: list[Any] = []
-        self._said: dict[int, str] = {}
-        self._said_last = ""
         self.merged = 0
         self._iterations_sent = 0
-        self._mean: float | None = None
-        self._bytes = 0.0
         self._stop_feeding = False
         self._touched: dict[int, object] = {}
-        self._peeked: list[Any] = []
         self._source_error: tuple[int, BaseException] | None = None
         self._left: int | None = None
         self._iterable: object = None
-        self.source: Iterator[Any] | None = None
-        self._registry_once: dict[Any, Any] = {}
+        self.source: Source | None = None
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
@@ -236,8 +214,8 @@ class LoopRun:
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
             self._pack(code_of_elements)
-        self.source = iter(iterable)
-        self._draws_user_code = self.launch.check_source(self.source)
+        self.source = Source(iter(iterable))
+        self.source.runs_user_code = self.launch.check_source(self.source.iterator)
         left = operator.length_hint(iterable, -1)
         self._left = left if left >= 0 else None
 
@@ -305,13 +283,14 @@ class LoopRun:
 
     def _elements(self) -> Iterator[tuple[object, ...]]:
         """The arguments of the tasks: chunks of elements, drawn when they are wanted."""
+        assert self.source is not None
         while not self._stop_feeding:
-            size = self._size()
+            size = self._sizes.following(self._iterations_sent, self._left)
             items: list[Any] = []
             ended = False
             self.interrupts.waiting = False
             try:
-                ended = self._draw(items, size)
+                ended = self.source.draw(items, size, self._iterations_sent)
             except BaseException as error:
                 self._source_error = (self._iterations_sent + len(items), error)
                 ended = True
@@ -319,59 +298,10 @@ class LoopRun:
                 self.interrupts.waiting = True
             if items and not self._restored(items):
                 yield self._chunk_of(items)
-            if self._held:
+            if self.source.holds_one:
                 ended = False
             if ended:
                 return
-
-    def _draw(self, items: list[Any], size: int) -> bool:
-        """Draw up to `size` elements; whether there are no more.
-
-        What user code prints while an element is drawn comes before what its iteration prints: such an
-        element begins
-        a chunk. What was drawn before the iterable raises stays in the list.
-        """
-        assert self.source is not None
-        if not self._draws_user_code:
-            items.extend(islice(self.source, size))
-            return len(items) < size
-        if self._held:
-            items.append(self._held.pop())
-        while len(items) < size:
-            heard = io.StringIO()
-            try:
-                with redirect_stdout(heard):
-                    item = next(self.source)
-            except StopIteration:
-                self._said_last = heard.getvalue()
-                return True
-            except BaseException:
-                self._said_last = heard.getvalue()
-                raise
-            if heard.getvalue():
-                self._said[self._iterations_sent + len(items)] = heard.getvalue()
-                if items:
-                    self._held.append(item)
-                    return False
-            items.append(item)
-        return False
-
-    def _size(self) -> int:
-        options = self.options
-        apart = options.timeout is not None or options.retries or options.on_error == "collect"
-        if apart or self.cache is not None or options.order == "free":
-            return 1
-        if options.chunk is not None:
-            return options.chunk
-        if self._mean is None:
-            return 1
-        target = min(max(TARGET, PART * (time.monotonic() - self._begun_at)), LONGEST)
-        size = max(1, min(int(target / max(self._mean, 1e-7)), LARGEST, self._iterations_sent * 4))
-        if self._bytes:
-            size = max(1, min(size, int(MOST_BYTES / self._bytes)))
-        if self._left is not None:
-            size = max(1, min(size, -(-(self._left - self._iterations_sent) // (PARTS * self.jobs))))
-        return size
 
     def _chunk_of(self, items: list[Any]) -> tuple[object, ...]:
         first = self._iterations_sent
@@ -414,7 +344,8 @@ class LoopRun:
         self.chunks[chunk.number] = chunk
         self.sent += 1
         self._iterations_sent += chunk.count
-        said = self._said.pop(chunk.first, "")
+        assert self.source is not None
+        said = self.source.said.pop(chunk.first, "")
         if said:
             chunk.events.insert(0, ("stdout", said.encode("utf-8", "surrogatepass")))
 
@@ -516,7 +447,7 @@ class LoopRun:
             marked=self.marked,
             keeps=self.cache is not None,
         )
-        self._begun_at = time.monotonic()
+        self._sizes = Sizes(self.options, self.jobs, is_cached=self.cache is not None)
         self._states_before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
             task,
@@ -531,8 +462,8 @@ class LoopRun:
     def _concluded(self) -> Iterator[list[Any]]:
         """Merge what is left to merge and raise what ended the loop."""
         yield from self._merge_ready()
-        if self._said_last:
-            self.host.write("stdout", self._said_last)
+        if self.source is not None and self.source.said_last:
+            self.host.write("stdout", self.source.said_last)
         if self.interrupts.asked.is_set():
             raise KeyboardInterrupt
         self._check_states(self._states_before)
@@ -634,10 +565,8 @@ class LoopRun:
                 chunk.records[first] = (data, buffers)
             ran = len(result.seconds)
             if ran:
-                mean = sum(result.seconds) / ran
-                self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
-                if not self._is_threaded:
-                    self._bytes = max(size_of(chunk.records.values()) / ran, 0.7 * self._bytes)
+                size = 0 if self._is_threaded else size_of(chunk.records.values())
+                self._sizes.measured(ran, sum(result.seconds), size)
             ended = result.started + sum(result.seconds)
             self._tracker.done_batch(ran, sum(result.seconds), result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
@@ -761,7 +690,9 @@ class LoopRun:
     @property
     def _stops_early(self) -> bool:
         """Whether who takes the elements may stop between two of them, and it would show."""
-        shows = bool(self.parfor.sites or self.parfor.temporaries) or hasattr(self.source, "send")
+        shows = bool(self.parfor.sites or self.parfor.temporaries) or (
+            self.source is not None and self.source.is_generator
+        )
         return self.is_streamed and shows
 
     def _merge_plain(self, chunk: Chunk) -> list[Any]:
@@ -876,7 +807,7 @@ class LoopRun:
 
     def _note_read_ahead(self) -> None:
         ahead = self._iterations_sent - self.report.iterations - 1
-        if ahead > 0 and self.source is not None and hasattr(self.source, "send"):
+        if ahead > 0 and self.source is not None and self.source.is_generator:
             self.report.notes.append(
                 f"the iterator was read {ahead} elements ahead of the iteration that ended the loop"
             )
