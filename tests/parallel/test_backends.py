@@ -27,6 +27,7 @@ from ipyparcache.engine.backends.base import (
     SequentialBackend,
     ThreadingBackend,
 )
+from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
 from ipyparcache.parallel.config import active_backend, active_count, nesting_level
 from ipyparcache.parallel.expressions import evaluate, parse_ahead
 
@@ -316,6 +317,15 @@ def test_errors_come_home_from_a_pool_of_multiprocessing():
             parallel(delayed(interrupted)(n) for n in range(2))
         assert parallel(delayed(failing)(n) for n in range(3)) == [0, 1, 2]
     assert "failing" in str(caught.value.__cause__)
+
+
+def test_a_pool_ends_although_a_worker_took_a_lock_with_it():
+    backend = MultiprocessingBackend()
+    backend.configure(2)
+    backend._pool._outqueue._wlock.acquire()  # as by a worker that is killed while it writes a result
+    backend.terminate()
+
+    assert multiprocessing.active_children() == []
 
 
 def test_a_pool_of_multiprocessing_gives_lists_only():

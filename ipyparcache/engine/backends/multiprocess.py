@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import multiprocessing.synchronize  # fails where Python was built without what pools need
@@ -50,6 +51,26 @@ def _pickled(batch: Callable[[], Any]) -> bytes:
         except Exception:  # lambdas, closures and what else only goes by value
             return pickling.dumps(batch, "multiprocessing")
     return pickling.dumps(batch, "multiprocessing")
+
+
+def _end(pool: Any) -> None:
+    """Terminate a pool, also one whose worker is killed while it writes a result.
+
+    Such a worker takes the lock of the queue of results with it, which the pool's own threads then wait for.
+    """
+    ending = threading.Thread(target=pool.terminate, name="ipyparcache-end-of-pool", daemon=True)
+    ending.start()
+    ending.join(_LOCK_AFTER)
+    while ending.is_alive():
+        lock = getattr(getattr(pool, "_outqueue", None), "_wlock", None)
+        if lock is not None and not any(process.is_alive() for process in pool._pool):
+            with contextlib.suppress(ValueError):  # nobody holds it
+                lock.release()
+        ending.join(_LOCK_AFTER)
+    pool.join()
+
+
+_LOCK_AFTER = 0.5  # seconds; ending a pool takes less
 
 
 class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
@@ -155,8 +176,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         """End the pool."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.terminate()
-            pool.join()
+            _end(pool)
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
