@@ -11,12 +11,13 @@ iteration reads and an earlier one wrote is *loop-carried* and refused.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, plainer, replaced
-from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names, parameters_of
+from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, plainer
+from ipyparcache.analysis.counters import Counter, counters_of
+from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names
 from ipyparcache.analysis.forms import (
     PROGRESS_METHODS,
     RECOGNISED,
@@ -26,6 +27,7 @@ from ipyparcache.analysis.forms import (
     path_of,
     template_nodes,
 )
+from ipyparcache.analysis.helpers import Facts, is_dynamic, is_fixed, written_path
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
     blocks_of,
@@ -42,13 +44,6 @@ from ipyparcache.analysis.walk import (
 LONGEST_TITLE = 48
 
 
-#: Calls that may read or write any name.
-DYNAMIC = frozenset({"exec", "eval", "globals", "locals", "vars", "dir"})
-
-
-DYNAMIC_WITHOUT_ARGUMENT = frozenset({"vars", "dir"})
-
-
 #: Objects of modules that belong to the process.
 PROCESS_OBJECTS = frozenset(
     {"environ", "path", "modules", "argv", "rcParams", "meta_path", "filters", "handlers"}
@@ -57,97 +52,6 @@ PROCESS_OBJECTS = frozenset(
 
 #: Calls that need the kernel's own process.
 KERNEL_ONLY = frozenset({"input", "breakpoint"})
-
-
-#: Functions of pyplot, methods of figures and axes, that give axes or figures.
-MAKING_AXES = frozenset(
-    {"subplots", "subplot_mosaic", "figure", "add_subplot", "add_axes", "subplot", "axes", "gca", "gcf"}
-    | {"twinx", "twiny", "inset_axes"}
-)
-
-
-#: Functions that read a generator to its end, or stop early only as `any` and `all` do.
-CONSUMERS = frozenset(
-    [
-        "sum",
-        "max",
-        "min",
-        "any",
-        "all",
-        "list",
-        "dict",
-        "set",
-        "sorted",
-        "tuple",
-        "frozenset",
-        "str.join",
-        "np.fromiter",
-        "numpy.fromiter",
-        "Counter",
-        "collections.Counter",
-        "math.fsum",
-        "fsum",
-        "math.prod",
-        "prod",
-        "pd.concat",
-        "pandas.concat",
-        "np.array",
-        "bytes",
-        "bytearray",
-        "deque",
-        "collections.deque",
-        "OrderedDict",
-        "statistics.mean",
-        "mean",
-        "statistics.median",
-        "np.sum",
-        "len",
-    ]
-)
-
-
-#: Methods and functions that write the file named by their first argument.
-WRITING_METHODS = frozenset(
-    {"savefig", "to_csv", "to_parquet", "to_pickle", "to_excel", "to_json", "to_feather", "tofile"}
-    | {"save", "savetxt", "savez", "savez_compressed"}
-)
-
-
-@dataclass(frozen=True)
-class Helper:
-    """What a call of a notebook function may do to the notebook's names.
-
-    Attributes
-    ----------
-    reads
-        Names that it, or a notebook function it calls, may read.
-    writes
-        Names that it, or a notebook function it calls, may assign by `global`.
-    changes
-        Positions of parameters that it changes in place.
-    mutates
-        Names whose objects it, or a notebook function it calls, visibly changes in place.
-    dynamic
-        The call by which it may read or write any name, else None.
-    file
-        A file that every call writes, as the path is written, else None.
-    """
-
-    reads: frozenset[str] = frozenset()
-    writes: frozenset[str] = frozenset()
-    changes: frozenset[int] = frozenset()
-    mutates: frozenset[str] = frozenset()
-    dynamic: str | None = None
-    file: str | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of the names that a cell reads, beside its text."""
-
-    helpers: Mapping[str, Helper] = field(default_factory=dict)
-    modules: frozenset[str] = frozenset()
-    drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
 
 
 @dataclass(frozen=True)
@@ -212,213 +116,6 @@ class Parfor:
     counters: tuple[Counter, ...] = ()
 
 
-@dataclass(frozen=True)
-class Counter:
-    """A variable that every iteration changes by the same whole number, once: its value is known ahead.
-
-    Attributes
-    ----------
-    line
-        The line that changes it.
-    read_at
-        The first line that reads its running value.
-    """
-
-    name: str
-    step: int
-    line: int
-    read_at: int
-
-
-@dataclass(frozen=True)
-class Serial:
-    """A statement that the kernel executes itself."""
-
-    statement: ast.stmt
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A `for` statement run in tasks."""
-
-    statement: ast.For
-    parfor: Parfor
-
-
-@dataclass(frozen=True)
-class Comprehension:
-    """A statement whose comprehension or generator is run in tasks.
-
-    Attributes
-    ----------
-    statement
-        The statement with the comprehension replaced by the name `VALUE`.
-    original
-        The statement as it was.
-    kind
-        `list`, `set`, `dict` or `generator` (the place then takes an iterator).
-    """
-
-    statement: ast.stmt
-    original: ast.stmt
-    parfor: Parfor
-    kind: str
-
-
-Step = Serial | Loop | Comprehension
-
-
-def steps_of(tree: ast.Module, facts: Facts) -> list[Step] | Refusal:
-    """The statements of a cell in order, each loop as tasks; or why that cannot be.
-
-    Notes
-    -----
-    `facts` are those of the namespace before the cell; functions and modules that the cell itself defines
-    are added
-    here as its statements are passed.
-    """
-    steps: list[Step] = []
-    known = facts
-    for statement in tree.body:
-        step = _step(statement, known, last=statement is tree.body[-1])
-        if isinstance(step, Refusal):
-            return step
-        steps.append(step)
-        known = _after(statement, known)
-    if all(isinstance(step, Serial) for step in steps):
-        return _nothing_parallel(tree)
-    return steps
-
-
-def _nothing_parallel(tree: ast.Module) -> Refusal:
-    for statement in tree.body:
-        match statement:
-            case ast.Assign(value=ast.Call(func=func, args=[ast.GeneratorExp(), *_])):
-                return refusals.ConsumerUnknown(statement.lineno, ast.unparse(func))
-            case ast.Expr(value=ast.Call(func=func, args=[ast.GeneratorExp(), *_])):
-                return refusals.ConsumerUnknown(statement.lineno, ast.unparse(func))
-    return refusals.NothingParallel(tree.body[0].lineno if tree.body else 1)
-
-
-def _step(statement: ast.stmt, facts: Facts, *, last: bool) -> Step | Refusal:
-    if isinstance(statement, ast.AsyncFor):
-        return refusals.StatementInLoop(statement.lineno, None, "async for")
-    if isinstance(statement, ast.For):
-        parfor = classify_loop(statement, facts)
-        return parfor if isinstance(parfor, Refusal) else Loop(statement, parfor)
-    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign) or (
-        last and isinstance(statement, ast.Expr)
-    ):
-        return _comprehension_step(statement, facts)
-    return Serial(statement)
-
-
-def _after(statement: ast.stmt, facts: Facts) -> Facts:
-    """Facts when `statement` has run: what it binds is no longer what it was; its definitions are known."""
-    names = bound_names(statement)
-    helpers = {name: helper for name, helper in facts.helpers.items() if name not in names}
-    modules = facts.modules - names
-    if isinstance(statement, ast.FunctionDef):
-        helpers[statement.name] = helper_of(statement, facts)
-    elif isinstance(statement, ast.Import):
-        modules = modules | names
-    drawn = facts.drawn - names
-    if isinstance(statement, ast.Assign) and _makes_axes(statement.value, facts):
-        drawn |= {t.id for target in statement.targets for t in leaves_of(target) if isinstance(t, ast.Name)}
-    return Facts(helpers, modules, drawn)
-
-
-def _makes_axes(value: ast.expr, facts: Facts) -> bool:
-    """`plt.subplots(…)`, `fig.add_subplot(…)`, `ax.twinx()`: what a cell draws into in the lines below."""
-    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
-        return False
-    path = path_of(value.func.value)
-    return value.func.attr in MAKING_AXES and path is not None and path.root in facts.modules | facts.drawn
-
-
-def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:
-    """What a call of the function defined by `node` may do, following the notebook functions it names."""
-    reads = set(free_names(node))
-    mutates = changed_globals(node) - facts.modules
-    writes = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
-    dynamic = next(
-        (
-            n.func.id
-            for n in ast.walk(node)
-            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and _is_dynamic(n.func.id, n)
-        ),
-        None,
-    )
-    file = written_file(node)
-    for name in list(reads):
-        other = facts.helpers.get(name)
-        if other is not None:
-            file = file or other.file
-            reads |= other.reads
-            writes |= other.writes
-            mutates |= other.mutates
-            dynamic = dynamic or other.dynamic
-    changes = frozenset(changed_parameters(node))
-    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file)
-
-
-def written_file(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str | None:
-    """A file that every call of a function writes, as the path is written there."""
-    if isinstance(node, ast.Lambda):
-        return None
-    own = set(parameters_of(node.args)) | {n for part in node.body for n in bound_names(part)}
-    own |= comprehension_names(node.body)
-    for part in own_nodes(node.body):
-        path = written_path(part) if isinstance(part, ast.Call) else None
-        if path is not None and is_fixed(path, own):
-            return ast.unparse(path)
-    return None
-
-
-def is_fixed(path: ast.expr, private: set[str]) -> bool:
-    """Whether a path is made of what does not change from one iteration, or call, to the next."""
-    return not any(
-        isinstance(part, ast.Call) or (isinstance(part, ast.Name) and part.id in private)
-        for part in ast.walk(path)
-    )
-
-
-def written_path(call: ast.Call) -> ast.expr | None:
-    """The path of a file that a call writes, where it is seen to write one by a path written out."""
-    match call:
-        case ast.Call(func=ast.Name(id="open"), args=[path, *rest], keywords=keywords):
-            mode = rest[0] if rest else next((k.value for k in keywords if k.arg == "mode"), None)
-            if (
-                isinstance(mode, ast.Constant)
-                and isinstance(mode.value, str)
-                and set(mode.value) & set("wax+")
-            ):
-                return path
-        case ast.Call(func=ast.Attribute(attr=method), args=[path, *_]) if method in WRITING_METHODS:
-            return path if isinstance(path, ast.Constant | ast.JoinedStr) else None
-    return None
-
-
-def changed_globals(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
-    """Free names of a function whose objects it visibly changes in place."""
-    free = set(free_names(node))
-    return {root for part in ast.walk(node) for root, _ in changed_roots(part) if root in free}
-
-
-def changed_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Iterator[int]:
-    """Positions of the parameters that a function visibly changes in place and does not rebind before."""
-    if isinstance(node, ast.Lambda):
-        return
-    rebound = {n for part in node.body for n in bound_names(part)}
-    for position, name in enumerate(parameters_of(node.args)):
-        if name in rebound:
-            continue
-        for part in ast.walk(node):
-            if any(root == name for root, _ in changed_roots(part)):
-                yield position
-                break
-
-
 class _Refused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal)
@@ -459,51 +156,6 @@ def classify_comprehension(
         return found.refusal
 
 
-def _comprehension_step(statement: ast.stmt, facts: Facts) -> Step | Refusal:
-    assert isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr)
-    value = statement.value
-    found: ast.expr | None = None
-    streamed = False
-    if isinstance(value, ast.ListComp | ast.SetComp | ast.DictComp):
-        found = value
-    elif isinstance(value, ast.Call) and value.args:
-        inner = value.args[0]
-        plain = path_of(value.func) is not None and not path_of(value.func).holes  # type: ignore[union-attr]
-        joins = (
-            isinstance(value.func, ast.Attribute)
-            and value.func.attr == "join"
-            and isinstance(value.func.value, ast.Constant | ast.Name)
-        )
-        if isinstance(inner, ast.ListComp | ast.SetComp | ast.DictComp) and (plain or joins):
-            found = inner
-        elif isinstance(inner, ast.GeneratorExp):
-            name = ast.unparse(value.func)
-            if (joins or name in CONSUMERS) and name not in facts.helpers:
-                found, streamed = inner, True
-        elif (
-            plain
-            and isinstance(inner, ast.Call)
-            and len(inner.args) == 1
-            and isinstance(inner.func, ast.Name)
-        ):
-            # One call inside of another: np.mean(list(f(x) for x in xs)), dict(sorted(...)).
-            deeper = inner.args[0]
-            if isinstance(deeper, ast.ListComp | ast.GeneratorExp) and inner.func.id in CONSUMERS:
-                found, streamed = deeper, isinstance(deeper, ast.GeneratorExp)
-    if found is None:
-        return Serial(statement)
-    assert isinstance(found, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp)
-    parfor = classify_comprehension(found, facts)
-    if isinstance(parfor, Refusal):
-        return parfor
-    place = ast.copy_location(ast.Name(VALUE, ast.Load()), found)
-    with_name = replaced(statement, {id(found): place})
-    assert isinstance(with_name, ast.stmt)
-    kind = {ast.ListComp: "list", ast.SetComp: "set", ast.DictComp: "dict"}.get(type(found), "generator")
-    assert streamed == (kind == "generator")
-    return Comprehension(ast.fix_missing_locations(with_name), statement, parfor, kind)
-
-
 @dataclass
 class _Classifier:
     line: int
@@ -528,7 +180,11 @@ class _Classifier:
         plain.run(self.body, (*self.targets, ITEM))
         bound = set(plain.bound) | set(self.targets)
         carried = {name for name in bound if plain.early(name) is not None}
-        self.counters = tuple(self._counters(carried)) if self.target is not None else ()
+        self.counters = (
+            tuple(counters_of(self.body, carried, self.targets, self._helper_reads))
+            if self.target is not None
+            else ()
+        )
         counted = {counter.name for counter in self.counters}
         carried -= counted
         self._recognise(self.body, bound, carried)
@@ -539,27 +195,6 @@ class _Classifier:
         self._check(flow, bound)
         self._check_files(set(flow.bound) | set(self.targets) | comprehension_names(self.body))
         return self._build(flow)
-
-    def _counters(self, carried: set[str]) -> Iterator[Counter]:
-        """Variables that one statement of the body, which every iteration reaches, changes by a constant."""
-        for at, statement in enumerate(self.body):
-            found = _counts(statement)
-            if found is None or found[0] not in carried or found[0] in self.targets:
-                continue
-            name, step = found
-            if any(own_jumps(self.body[:at], ast.Continue)):
-                continue
-            if sum(name in bound_names(other) for other in statements_of(self.body)) != 1:
-                continue
-            own = {id(node) for node in ast.walk(statement)}
-            reads = [
-                node
-                for node in own_nodes(self.body)
-                if isinstance(node, ast.Name) and id(node) not in own
-                if node.id == name or name in self._helper_reads(node.id)
-            ]
-            if reads:
-                yield Counter(name, step, statement.lineno, min(node.lineno for node in reads))
 
     # what cannot run on a worker at all
 
@@ -575,7 +210,7 @@ class _Classifier:
                 case ast.Call(func=ast.Name(id="get_ipython")):
                     raise _Refused(refusals.ShellInLoop(node.lineno))
                 case ast.Call(func=ast.Name(id=name)) if (
-                    _is_dynamic(name, node) and name not in self.facts.helpers
+                    is_dynamic(name, node) and name not in self.facts.helpers
                 ):
                     raise _Refused(refusals.DynamicNames(node.lineno, None, f"{name}()"))
                 case ast.Call(func=ast.Name(id=name)) if name in self.facts.helpers:
@@ -951,23 +586,6 @@ class _Classifier:
     changed: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
 
 
-def _counts(statement: ast.stmt) -> tuple[str, int] | None:
-    """Name and step of `n += 1`, `n -= 2` and `n = n + 1`."""
-    match statement:
-        case ast.AugAssign(target=ast.Name(id=name), op=op, value=ast.Constant(value=step)):
-            pass
-        case ast.Assign(
-            targets=[ast.Name(id=name)],
-            value=ast.BinOp(left=ast.Name(id=other), op=op, right=ast.Constant(value=step)),
-        ) if other == name:
-            pass
-        case _:
-            return None
-    if type(step) is not int or not isinstance(op, ast.Add | ast.Sub):
-        return None
-    return name, step if isinstance(op, ast.Add) else -step
-
-
 def _is_stream(call: ast.Call) -> bool:
     """`sys.stdout.write(…)`, `sys.stderr.write(…)`: output, which comes back as such."""
     return ast.unparse(call.func).startswith(("sys.stdout.", "sys.stderr."))
@@ -981,7 +599,3 @@ def _is_function_of(call: ast.Call) -> bool:
     if not isinstance(call.func, ast.Attribute):
         return True
     return ast.unparse(call.func.value).rpartition(".")[2] not in PROCESS_OBJECTS
-
-
-def _is_dynamic(name: str, call: ast.Call) -> bool:
-    return name in DYNAMIC and not (name in DYNAMIC_WITHOUT_ARGUMENT and bool(call.args))

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from ipyparcache.analysis.body import VALUE
-from ipyparcache.analysis.parfor import Comprehension, Loop, Serial
+from ipyparcache.analysis.steps import Comprehension, Loop, Serial
 from ipyparcache.cells import loops
 from ipyparcache.cells.looprun import LoopRun, drained
 from ipyparcache.cells.plans import CellPlan, Host, RunReport

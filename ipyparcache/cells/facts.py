@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipyparcache.analysis.parfor import Facts, Helper, changed_globals, changed_parameters, written_file
+from ipyparcache.analysis.helpers import Facts, Helper, changed_globals, changed_parameters, written_file
 from ipyparcache.cells.travel import globals_of, globals_written_by
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})

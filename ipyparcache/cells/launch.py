@@ -17,7 +17,8 @@ from typing import Any
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
 from ipyparcache.analysis.forms import DRAW, PROGRESS_METHODS, REPLAYED_METHODS, path_of
-from ipyparcache.analysis.parfor import Facts, Parfor
+from ipyparcache.analysis.helpers import Facts
+from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import showing, travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
 from ipyparcache.cells.facts import draws_into, facts_of

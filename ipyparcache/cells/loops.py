@@ -13,8 +13,9 @@ from typing import Any
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import VALUE, replaced
 from ipyparcache.analysis.flow import Flow
-from ipyparcache.analysis.parfor import Comprehension, Loop, Parfor, Serial, Step, steps_of
+from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.analysis.steps import Comprehension, Loop, Serial, Step, steps_of
 from ipyparcache.cells.facts import facts_of
 from ipyparcache.cells.looprun import LoopRun, drained, jobs_of, streamed
 from ipyparcache.cells.plans import CellPlan, Host, LoopOptions, LoopReport, RunReport, refused

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ipyparcache.analysis.parfor import Facts, Step
+from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.refusals import CarriedContainer, Refusal
+from ipyparcache.analysis.steps import Step
 from ipyparcache.errors import IterationError, LoopRefused
 
 

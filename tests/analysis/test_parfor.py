@@ -5,8 +5,9 @@ import ast
 import pytest
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.parfor import Comprehension, Facts, Helper, Loop, Serial, helper_of, steps_of
+from ipyparcache.analysis.helpers import Facts, Helper, helper_of
 from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.analysis.steps import Comprehension, Loop, Serial, steps_of
 
 FACTS = Facts(
     helpers={
