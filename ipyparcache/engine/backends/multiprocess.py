@@ -54,17 +54,21 @@ def _pickled(batch: Callable[[], Any]) -> bytes:
 
 
 def _end(pool: Any) -> None:
-    """Terminate a pool, also one whose worker is killed while it writes a result.
+    """Terminate a pool, also one whose worker is killed while it holds the lock of a queue.
 
-    Such a worker takes the lock of the queue of results with it, which the pool's own threads then wait for.
+    The pool's own threads then wait for that lock; without workers, nobody needs it any more.
     """
     ending = threading.Thread(target=pool.terminate, name="ipyparcache-end-of-pool", daemon=True)
     ending.start()
     ending.join(_LOCK_AFTER)
     while ending.is_alive():
-        lock = getattr(getattr(pool, "_outqueue", None), "_wlock", None)
-        if lock is not None and not any(process.is_alive() for process in pool._pool):
-            with contextlib.suppress(ValueError):  # nobody holds it
+        for process in list(pool._pool):
+            with contextlib.suppress(ValueError):  # it is closed already
+                process.kill()
+                process.join()
+        for queue, name in (("_outqueue", "_wlock"), ("_inqueue", "_rlock")):
+            lock: Any = getattr(getattr(pool, queue, None), name, None)
+            with contextlib.suppress(ValueError, AttributeError):  # nobody holds it; there is none
                 lock.release()
         ending.join(_LOCK_AFTER)
     pool.join()
