@@ -5,9 +5,17 @@ import os
 import pytest
 
 from ipyparcache import Parallel, delayed
+from ipyparcache.engine.backends import atonce
 from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import WorkerDied
 from ipyparcache.parallel import dispatch, front
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """What is short, and how soon an answer comes, is not for a busy machine to decide."""
+    monkeypatch.setattr(dispatch, "AT_ONCE", 10.0)
+    monkeypatch.setattr(atonce, "AT_ONCE", 60_000)
 
 
 @pytest.fixture
@@ -107,7 +115,8 @@ def test_a_worker_that_died_while_idle_costs_nothing(call):
     assert call(source, [(3,), (4,)]) == [3, 4]
 
 
-def test_tasks_that_wait_for_each_other_run_side_by_side(call, tmp_path):
+def test_tasks_that_wait_for_each_other_run_side_by_side(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(atonce, "AT_ONCE", 5)
     source = """def task(path, other):
     import os, time
     if path:
