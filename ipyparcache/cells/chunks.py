@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyparcache.cells import travel
-from ipyparcache.cells.iteration import ChunkResult, Left, Plain
 from ipyparcache.cells.journal import PLAIN
+from ipyparcache.cells.messages import ChunkResult, Left, Plain
 from ipyparcache.engine.outcome import Error
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Set
 
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells.chunks import Chunk, Reader
-from ipyparcache.cells.iteration import ChunkResult, Failure
 from ipyparcache.cells.launch import is_generator, reaches
+from ipyparcache.cells.messages import ChunkResult, Failure
 from ipyparcache.cells.replay import unmasked, with_traceback, without_our_frames
 from ipyparcache.digest.objects import find_path
 from ipyparcache.errors import ChangedSideBySide, ChangeLost

@@ -10,17 +10,17 @@ import os
 import pickle
 import sys
 import time
-import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, OURS, UNBIND, UNBOUND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, UNBOUND, VALUE
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
+from ipyparcache.cells.losses import Losses
+from ipyparcache.cells.messages import Body, ChunkResult, Failure, Left, Packed, Plain, Traceback
 from ipyparcache.cells.showing import (
     AGAIN,
     AT_END,
@@ -32,129 +32,10 @@ from ipyparcache.cells.showing import (
     put_out_so_far,
 )
 from ipyparcache.cells.travel import ATOMS, MAIN
-from ipyparcache.engine.surroundings import Surroundings
 
 FLUSH_AFTER = 0.05  # seconds of work after which the records of finished iterations are sent
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
 CHECK_SHARE = 0.005  # of the time of an iteration that looking for changes may cost, to be done after each
-
-Traceback = list[tuple[str, str, int, int]]
-
-
-@dataclass(frozen=True)
-class Body:
-    """What every iteration of a loop needs, as it travels to a worker.
-
-    Attributes
-    ----------
-    code
-        The compiled body; the element lies under `ITEM`.
-    assigned
-        Names that an iteration may bind.
-    by_content
-        Numbers of the sites whose operands are copied where they are evaluated.
-    local_modules
-        Names of modules that travel by value.
-    seed
-        Entropy of the loop's random streams, or None.
-    watch_random
-        Libraries whose global generator was seeded, so that drawing from it without a seed would be lost.
-    token
-        Name of the run under which large temporaries are held on the worker; empty where they are sent.
-    secret
-        With `--cached`: keys the digests of environment variables that the iteration reads.
-    own_rows
-        Containers of which each iteration has its own item: name, site that puts it back, whether the key
-        is the
-        first part of the element.
-    exempt
-        Numbers of the objects that may change for that reason.
-    safe
-        Numbers of the sites whose replay cannot raise.
-    figures_open
-        Whether the kernel has figures open, which the body could draw into.
-    marks
-        Whether to tell where the output of each iteration ends, as an error of the replay may come between.
-    counters
-        Names with what they begin the first iteration with, and by what they differ from one to the next.
-    """
-
-    code: types.CodeType
-    assigned: tuple[str, ...]
-    by_content: frozenset[int]
-    local_modules: frozenset[str]
-    seed: tuple[int, ...] | None
-    yields: bool
-    watch_random: tuple[str, ...]
-    retries: int
-    token: str
-    secret: bytes | None
-    by_names: bool
-    own_rows: tuple[tuple[str, int, bool], ...]
-    exempt: frozenset[int]
-    safe: frozenset[int]
-    figures_open: bool
-    marks: bool
-    counters: tuple[tuple[str, int, int], ...]
-    parcel: bytes
-    buffers: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a chunk ended early.
-
-    The exception of its last iteration, pickled if it comes from another process.
-    """
-
-    iteration: int
-    data: bytes | BaseException
-    text: str
-    traceback: Traceback
-
-
-@dataclass
-class ChunkResult:
-    """What a chunk hands back at its end; records emitted before are not in it.
-
-    Attributes
-    ----------
-    records
-        Of iterations in order: number of the first, pickle of a list of `Left`, its buffers.
-    lost
-        Changed objects of the parcel by number, and changed names: (first iteration, last, number or None,
-        name).
-    observed
-        With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if
-        they did
-        what cannot be stored.
-    refers
-        Whether what is handed back refers to live objects of the kernel.
-    """
-
-    records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
-    failure: Failure | None = None
-    lost: list[tuple[int, int, int | None, str]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    started: float = 0.0
-    pid: int = 0
-    observed: list[Any] | None = None
-    refers: bool = False
-
-
-Plain = tuple[Any, ...]
-
-Left = tuple[
-    list[tuple[Any, ...]],
-    dict[str, object],
-    list[str],
-    list[tuple[int, str, Any]],
-    object,
-    dict[str, str | Held],
-]
-"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a
-comprehension,
-and the types of bindings that cannot come home."""
 
 
 class KeyOf:
@@ -225,13 +106,6 @@ class Task:
         return self.run.chunk(first, items, emit_records)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Elements that are no plain values, each pickled for itself."""
-
-    elements: tuple[tuple[bytes, list[Any]], ...]
-
-
 class _Run:
     """State of one loop on one worker."""
 
@@ -253,45 +127,11 @@ class _Run:
             holding.begin(body.token)
         self.showing = Showing(self._sendable, self.patches, figures_open=body.figures_open)
         self._hide()
-        watched = {n: obj for n, obj in self.arrived.objects.items() if n not in body.exempt}
-        exempt = {id(self.arrived.objects[n]) for n in body.exempt if n in self.arrived.objects}
-        roots = {n: v for n, v in self.namespace.items() if not n.startswith("__") and id(v) not in exempt}
-        self._before, self._whole = watching.states_of(watched, roots, self._is_user_code)
-        hidden = {
-            LOG,
-            KEY,
-            CONTENT,
-            HASHED,
-            UNBIND,
-            NOW,
-            TEXT_OF,
-            ITEM,
-            VALUE,
-            "__builtins__",
-            "__warningregistry__",
-            "__annotations__",
-        }
-        self._fixed = {
-            name: value
-            for name, value in self.namespace.items()
-            if name not in hidden and name not in body.assigned
-        }
-        self._hidden = hidden | set(body.assigned)
-        self._modules_before = {
-            name: dict(values)
-            for name, values in self.arrived.spaces.items()
-            if name != MAIN and not name.startswith(("=", "@"))
-        }
-        self._check_cost = 0.0
+        self.losses = Losses(body, self.arrived, self._is_user_code)
         self._refers = False
         if body.seed is None:
             _new_streams()
-        for library in body.watch_random:
-            importlib.import_module(library)
-        self._global_random = self._random_state()
-        self._process = Surroundings()
-        self._process_version = -1
-        self._process_rows: dict[str, bytes] = {}
+        self.losses.watch_generators()
         self.journal = Journal(None)
 
     def _hide(self) -> None:
@@ -331,9 +171,7 @@ class _Run:
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows)
         self._raised: BaseException | None = None
         self._refers = False
-        self._process_version, rows = self._process.take()
-        self._process_rows = dict(pickle.loads(rows))
-        self._modules = len(sys.modules)
+        self.losses.begin()
         self.journal = Journal(_shared_memory())
         running = self.journal.words
         self._put_out = put_out_so_far() if self.body.marks else ()
@@ -352,8 +190,8 @@ class _Run:
                     if ended - self._flushed > FLUSH_AFTER:
                         if emit_records:
                             self._flush(result, emit=True)
-                        if self._check_cost < CHECK_SHARE * (ended - begun):
-                            self._look_for_losses(checked, number, result)
+                        if self.losses.cost < CHECK_SHARE * (ended - begun):
+                            self.losses.look(checked, number, result.lost)
                             if result.lost:
                                 break
                             checked = number + 1
@@ -378,13 +216,13 @@ class _Run:
                 result.seconds.append(took)
                 if failed:
                     break
-                if self._check_cost and self._check_cost < CHECK_SHARE * took:
-                    self._look_for_losses(checked, number, result)
+                if self.losses.cost and self.losses.cost < CHECK_SHARE * took:
+                    self.losses.look(checked, number, result.lost)
                     if result.lost:
                         break
                     checked = number + 1
             if not result.lost and checked < first + len(result.seconds):
-                self._look_for_losses(checked, first + len(result.seconds) - 1, result)
+                self.losses.look(checked, first + len(result.seconds) - 1, result.lost)
         finally:
             if seen is not None:
                 seen.__exit__(None, None, None)
@@ -485,7 +323,7 @@ class _Run:
             if packed:
                 data, buffers = element
                 element, objects = travel.unpack_element(data, buffers, self.arrived)
-                self._note_late()
+                self.losses.note_late()
                 states, whole = watching.states_of(objects, {ITEM: element}, self._is_user_code)
                 self._bases = self._bases_of_parcel | travel.bases_of(objects.values())
             if self.random is not None:
@@ -501,12 +339,6 @@ class _Run:
             if not self._is_unchanged(element, state):
                 result.lost.append((number, number, None, f"the element of iteration {number}"))
         return self._keep(number, failure, objects, states, rows, result, emit)
-
-    def _note_late(self) -> None:
-        """What an element brought along for its functions was not set by an iteration."""
-        for where, values in self.arrived.late.items():
-            (self._fixed if where == MAIN else self._modules_before.setdefault(where, {})).update(values)
-        self.arrived.late.clear()
 
     def _keep(
         self,
@@ -670,60 +502,6 @@ class _Run:
         data, _ = self._pickled(RuntimeError(text), {}, False)
         return Failure(number, pickle.dumps((data, []), 5), text, rows)
 
-    # what analysis cannot see
-
-    def _look_for_losses(self, first: int, last: int, result: ChunkResult) -> None:
-        begun = time.monotonic()
-        for number, state in self._before.items():
-            obj = self.arrived.objects[number]
-            if not self._is_unchanged(obj, state):
-                result.lost.append((first, last, number, ""))
-        namespace = self.namespace
-        for name, state in self._whole.items():
-            if name in namespace and not self._is_unchanged(namespace[name], state):
-                result.lost.append((first, last, None, name))
-        for name, value in self._fixed.items():
-            if namespace.get(name, self) is not value:
-                result.lost.append((first, last, None, name))
-        if len(namespace) > len(self._fixed):
-            for name in namespace.keys() - self._fixed.keys() - self._hidden:
-                if not name.startswith(OURS):
-                    result.lost.append((first, last, None, name))
-        for where, before in self._modules_before.items():
-            values = self.arrived.spaces[where]
-            for name in before.keys() | values.keys():
-                if values.get(name, self) is not before.get(name, self) and name not in _OF_MODULES:
-                    result.lost.append((first, last, None, f"{where}.{name}"))
-        version, rows = self._process.take()
-        if version != self._process_version:
-            earlier, later = self._process_rows, dict(pickle.loads(rows))
-            # A library that has just been imported may set what it likes.
-            imported = len(sys.modules) != self._modules
-            for name in {"cwd"} if imported else earlier.keys() & later.keys():
-                if earlier.get(name) != later.get(name):
-                    result.lost.append((first, last, None, _SETTINGS.get(name, f"settings of {name}")))
-            self._process_version, self._process_rows = version, later
-        self._modules = len(sys.modules)
-        if self.body.watch_random:
-            for name, drawn in self._random_state().items():
-                if self._global_random[name] != drawn:
-                    result.lost.append((first, last, None, f"the state of the generator of `{name}`"))
-        self._check_cost = max(time.monotonic() - begun, 1e-6)
-
-    def _random_state(self) -> dict[str, object]:
-        """States of the global generators that must not be drawn from."""
-        found: dict[str, object] = {}
-        for library in self.body.watch_random:
-            module: Any = sys.modules[library]
-            if library == "random":
-                found[library] = module.getstate()
-            elif library == "numpy.random":
-                legacy = module.get_state()
-                found[library] = (legacy[1].tobytes(), *legacy[2:])
-            else:
-                found[library] = module.get_rng_state().numpy().tobytes()
-        return found
-
 
 def _differs(name: str, attribute: str, value: object) -> bool:
     """Whether a module has another value here than in the kernel."""
@@ -764,8 +542,6 @@ def _rows_of(seen: Any) -> list[Any] | None:
         return None
 
 
-_OF_MODULES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
-_SETTINGS = {"environ": "environment variables", "cwd": "the working folder", "path": "`sys.path`"}
 _MISSING = object()
 
 
@@ -897,18 +673,3 @@ def _nearest(error: BaseException) -> BaseException:
     made = travel.exception(kind, (str(error),), {})
     made.__dict__.update({k: v for k, v in error.__dict__.items() if type(v) in ATOMS or k == "__notes__"})
     return made
-
-
-def is_plain_sequence(items: Iterable[object]) -> bool:
-    """Whether all elements are atoms, or tuples of atoms, so that they travel without numbers."""
-    for item in items:
-        kind = type(item)
-        if kind in ATOMS:
-            continue
-        if kind is tuple and all(type(part) in ATOMS for part in item):  # type: ignore[attr-defined]
-            continue
-        return False
-    return True
-
-
-__all__ = ["Body", "ChunkResult", "Failure", "Packed", "Task", "is_plain_sequence"]

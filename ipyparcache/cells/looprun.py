@@ -21,7 +21,7 @@ from ipyparcache.cells.dropped import settle_dropped
 from ipyparcache.cells.elements import Sizes, Source
 from ipyparcache.cells.facts import draws_into, goes_over_drawn
 from ipyparcache.cells.interrupts import Interrupts
-from ipyparcache.cells.iteration import Body, ChunkResult, Left, Packed, Task, is_plain_sequence
+from ipyparcache.cells.iteration import Task
 from ipyparcache.cells.journal import PLAIN, read_journal
 from ipyparcache.cells.launch import (
     Launch,
@@ -31,6 +31,7 @@ from ipyparcache.cells.launch import (
     seeded_libraries,
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
+from ipyparcache.cells.messages import Body, ChunkResult, Left, Packed, is_plain_sequence
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer, below, of_the_cell, without_our_frames

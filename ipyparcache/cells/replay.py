@@ -12,7 +12,7 @@ from ipyparcache.analysis.body import HOLE, OURS, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
-from ipyparcache.cells.iteration import Left, Plain, Traceback
+from ipyparcache.cells.messages import Left, Plain, Traceback
 
 
 class Replayer:

@@ -18,11 +18,7 @@ from typing import Any
 from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, VALUE
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells.iteration import (
-    ChunkResult,
-    Failure,
     KeyOf,
-    Left,
-    Plain,
     RandomStreams,
     hashed,
     now,
@@ -31,6 +27,7 @@ from ipyparcache.cells.iteration import (
     text_of,
     traceback_rows,
 )
+from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain
 from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task

@@ -1,0 +1,148 @@
+"""What the kernel and the workers of a loop send each other."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipyparcache.cells.holding import Held
+from ipyparcache.cells.travel import ATOMS
+
+Traceback = list[tuple[str, str, int, int]]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What every iteration of a loop needs, as it travels to a worker.
+
+    Attributes
+    ----------
+    code
+        The compiled body; the element lies under `ITEM`.
+    assigned
+        Names that an iteration may bind.
+    by_content
+        Numbers of the sites whose operands are copied where they are evaluated.
+    local_modules
+        Names of modules that travel by value.
+    seed
+        Entropy of the loop's random streams, or None.
+    watch_random
+        Libraries whose global generator was seeded, so that drawing from it without a seed would be lost.
+    token
+        Name of the run under which large temporaries are held on the worker; empty where they are sent.
+    secret
+        With `--cached`: keys the digests of environment variables that the iteration reads.
+    own_rows
+        Containers of which each iteration has its own item: name, site that puts it back, whether the key
+        is the
+        first part of the element.
+    exempt
+        Numbers of the objects that may change for that reason.
+    safe
+        Numbers of the sites whose replay cannot raise.
+    figures_open
+        Whether the kernel has figures open, which the body could draw into.
+    marks
+        Whether to tell where the output of each iteration ends, as an error of the replay may come between.
+    counters
+        Names with what they begin the first iteration with, and by what they differ from one to the next.
+    """
+
+    code: types.CodeType
+    assigned: tuple[str, ...]
+    by_content: frozenset[int]
+    local_modules: frozenset[str]
+    seed: tuple[int, ...] | None
+    yields: bool
+    watch_random: tuple[str, ...]
+    retries: int
+    token: str
+    secret: bytes | None
+    by_names: bool
+    own_rows: tuple[tuple[str, int, bool], ...]
+    exempt: frozenset[int]
+    safe: frozenset[int]
+    figures_open: bool
+    marks: bool
+    counters: tuple[tuple[str, int, int], ...]
+    parcel: bytes
+    buffers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a chunk ended early.
+
+    The exception of its last iteration, pickled if it comes from another process.
+    """
+
+    iteration: int
+    data: bytes | BaseException
+    text: str
+    traceback: Traceback
+
+
+@dataclass
+class ChunkResult:
+    """What a chunk hands back at its end; records emitted before are not in it.
+
+    Attributes
+    ----------
+    records
+        Of iterations in order: number of the first, pickle of a list of `Left`, its buffers.
+    lost
+        Changed objects of the parcel by number, and changed names: (first iteration, last, number or None,
+        name).
+    observed
+        With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if
+        they did
+        what cannot be stored.
+    refers
+        Whether what is handed back refers to live objects of the kernel.
+    """
+
+    records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
+    failure: Failure | None = None
+    lost: list[tuple[int, int, int | None, str]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    started: float = 0.0
+    pid: int = 0
+    observed: list[Any] | None = None
+    refers: bool = False
+
+
+Plain = tuple[Any, ...]
+
+Left = tuple[
+    list[tuple[Any, ...]],
+    dict[str, object],
+    list[str],
+    list[tuple[int, str, Any]],
+    object,
+    dict[str, str | Held],
+]
+"""What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a
+comprehension,
+and the types of bindings that cannot come home."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Elements that are no plain values, each pickled for itself."""
+
+    elements: tuple[tuple[bytes, list[Any]], ...]
+
+
+def is_plain_sequence(items: Iterable[object]) -> bool:
+    """Whether all elements are atoms, or tuples of atoms, so that they travel without numbers."""
+    for item in items:
+        kind = type(item)
+        if kind in ATOMS:
+            continue
+        if kind is tuple and all(type(part) in ATOMS for part in item):  # type: ignore[attr-defined]
+            continue
+        return False
+    return True
