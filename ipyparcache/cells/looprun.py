@@ -7,8 +7,8 @@ import operator
 import time
 import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from ipyparcache.analysis import refusals
@@ -16,13 +16,13 @@ from ipyparcache.analysis.body import ITERABLE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
-from ipyparcache.cells.chunks import Chunk, Reader, load_plain, size_of
+from ipyparcache.cells.chunks import Chunk, Reader, size_of
 from ipyparcache.cells.dropped import settle_dropped
 from ipyparcache.cells.elements import Sizes, Source
 from ipyparcache.cells.facts import draws_into, goes_over_drawn
 from ipyparcache.cells.interrupts import Interrupts
 from ipyparcache.cells.iteration import Task
-from ipyparcache.cells.journal import PLAIN, read_journal
+from ipyparcache.cells.journal import read_journal
 from ipyparcache.cells.launch import (
     Launch,
     LocalModules,
@@ -31,25 +31,17 @@ from ipyparcache.cells.launch import (
     seeded_libraries,
 )
 from ipyparcache.cells.loopcache import LoopCache, open_cache
-from ipyparcache.cells.messages import Body, ChunkResult, Left, Packed, is_plain_sequence
+from ipyparcache.cells.merging import Merger, StoppedInside
+from ipyparcache.cells.messages import Body, ChunkResult, Packed, is_plain_sequence
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
-from ipyparcache.cells.replay import Replayer, below, of_the_cell, without_our_frames
+from ipyparcache.cells.replay import Replayer, below, without_our_frames
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
-from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 from ipyparcache.parallel.dispatch import Options, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
-
-
-class StoppedInside(Exception):
-    """Carries a StopIteration of an iteration through the generators here, which cannot raise one."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 def drained(stream: Iterable[list[Any]]) -> list[Any]:
@@ -108,7 +100,6 @@ class LoopRun:
         self.merged = 0
         self._iterations_sent = 0
         self._stop_feeding = False
-        self._touched: dict[int, object] = {}
         self._source_error: tuple[int, BaseException] | None = None
         self._left: int | None = None
         self._iterable: object = None
@@ -117,7 +108,6 @@ class LoopRun:
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
         self.is_streamed = False
-        self._before_failed: Set[str] = frozenset()  # temporaries that were bound when an iteration failed
 
     @property
     def _may_hold(self) -> bool:
@@ -448,6 +438,18 @@ class LoopRun:
             marked=self.marked,
             keeps=self.cache is not None,
         )
+        shows = bool(self.parfor.sites or self.parfor.temporaries)
+        is_generator = self.source is not None and self.source.is_generator
+        self._merger = Merger(
+            self.parfor,
+            self.host,
+            self.options,
+            self.report,
+            self._reader,
+            self._relay,
+            self.replayer,
+            stops_early=self.is_streamed and (shows or is_generator),
+        )
         self._sizes = Sizes(self.options, self.jobs, is_cached=self.cache is not None)
         self._states_before = self._states() if self._is_threaded else {}
         tasks = run_tasks(
@@ -630,7 +632,7 @@ class LoopRun:
             together = not self.marked or not chunk.events
             if together:
                 self._relay.show(chunk)
-            yield from self._merge(chunk)
+            yield from self._merger.merge(chunk)
             if not together:
                 self._relay.show(chunk)
             del self.chunks[self.merged]
@@ -638,150 +640,6 @@ class LoopRun:
             following = self.chunks.get(self.merged)
             if following is not None:
                 self._relay.show_live(following, is_held=False)
-
-    def _merge(self, chunk: Chunk) -> Iterator[list[Any]]:
-        result = chunk.result
-        lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
-        failure = result.failure if result is not None else None
-        apart = self.marked and bool(chunk.events)
-        if lost_from is None and failure is None and not (chunk.objects or self._stops_early or apart):
-            values = self._merge_plain(chunk)
-            if values:
-                yield values
-        for number, left in () if chunk.merged else self._reader.iterations_of(chunk):
-            if lost_from is not None and number >= lost_from:
-                break
-            if failure is not None and number == failure.iteration:
-                self._before_failed = self.namespace.keys() & set(self.parfor.temporaries)
-                if self.options.on_error == "collect":
-                    break
-            self._apply(number, left, chunk)
-            if apart:
-                self._relay.show_of(chunk, number)
-            if failure is None or number < failure.iteration:
-                self.report.iterations += 1
-                if self.parfor.yields:
-                    yield self._values(left)
-        if lost_from is not None and result is not None:
-            raise failures.change_lost(result, lost_from, self.parfor, self._reader)
-        if failure is not None:
-            self._relay.show(chunk)
-            error = failures.error_of(failure, chunk, self.parfor, self._reader, self._before_failed)
-            if self.options.on_error != "collect":
-                # A generator cannot raise StopIteration, which an iteration may.
-                raise StoppedInside(error) if isinstance(error, StopIteration) else error
-            yield from self._collect(failure.iteration, error, chunk)
-        if chunk.error is not None:
-            self._relay.show(chunk)
-            done = chunk.first + sum(1 for _ in self._reader.iterations_of(chunk))
-            error = chunk.error.exception
-            if chunk.at is not None and chunk.at > done:
-                error.add_note(
-                    f"what iterations {done} to {chunk.at - 1} had left was too large to be sent at once: "
-                    f"it is lost with the worker"
-                )
-                done = chunk.at
-            if isinstance(error, TaskCancelled):
-                raise KeyboardInterrupt
-            failures.noted(error, self.parfor, done, {})
-            if self.options.on_error != "collect":
-                raise error
-            yield from self._collect(done, error, chunk)
-
-    @property
-    def _stops_early(self) -> bool:
-        """Whether who takes the elements may stop between two of them, and it would show."""
-        shows = bool(self.parfor.sites or self.parfor.temporaries) or (
-            self.source is not None and self.source.is_generator
-        )
-        return self.is_streamed and shows
-
-    def _merge_plain(self, chunk: Chunk) -> list[Any]:
-        """The same for the commonest chunk, without looking at each iteration for what it cannot have.
-
-        Returns the elements of a comprehension.
-        """
-        assert self.replayer is not None
-        found: list[Any] = []
-        apply, apply_plain = self.replayer.apply, self.replayer.apply_plain
-        chunk.merged = True
-        for first in sorted(chunk.records):
-            data, buffers = chunk.records[first]
-            number = first
-            plain = data.startswith(PLAIN)
-            lefts = load_plain(data) if plain else self._reader.load(data, buffers, {}) if data else buffers
-            try:
-                if plain and self.parfor.yields:
-                    for number, (entries, values, elements) in enumerate(lefts, first):  # noqa: B007
-                        if entries or values:
-                            apply_plain(entries, values)
-                        found += elements
-                elif plain:
-                    for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - where it failed
-                        apply_plain(entries, values)
-                else:
-                    for number, left in enumerate(lefts, first):  # noqa: B007 - the same
-                        apply(left, {})
-                        if self.parfor.yields:
-                            found += self._values(left)
-            except Exception as error:
-                bindings = self.replayer.by_name(lefts[number - first][1])
-                raise failures.noted(
-                    of_the_cell(error, self.host.file_name), self.parfor, number, bindings
-                ) from None
-            finally:
-                self.report.iterations += number - first
-            self.report.iterations += 1
-        return found
-
-    def _values(self, left: Left) -> list[Any]:
-        value = left[4]
-        assert isinstance(value, list)
-        return value
-
-    def _apply(self, number: int, left: Left, chunk: Chunk) -> None:
-        assert self.replayer is not None
-        objects = chunk.objects_of(number)
-        if self._touched and any(id(obj) in self._touched for obj in objects.values()):
-            raise ChangeLost(
-                self.parfor.line,
-                "an element that an earlier iteration had changed too",
-                number,
-                number,
-                "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
-            )
-        # A buffer of an array has a number on the worker only; the array itself is in the list too.
-        left[3][:] = [change for change in left[3] if change[0] in objects]
-        for key, _, _ in left[3]:
-            self._touched[id(objects[key])] = objects[key]
-        try:
-            self.replayer.apply(left, objects)
-        except Exception as error:
-            self._relay.show_of(chunk, number, self.replayer.failed_at)
-            raise failures.noted(
-                of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
-            ) from None
-
-    def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
-        notes = getattr(error, "__notes__", [""])
-        element = notes[-1].partition("(")[2].rstrip(")")
-        failed = IterationError(number, element, error)
-        self.report.errors.append(failed)
-        self._fill_slots(failed, number, chunk)
-        self.report.iterations += 1
-        if self.parfor.yields:
-            yield [failed]
-
-    def _fill_slots(self, failed: IterationError, number: int, chunk: Chunk) -> None:
-        """Put the error where the failed iteration would have put its results."""
-        assert self.replayer is not None
-        bindings = self._reader.bindings_of(chunk, number)
-        for position, site in enumerate(self.parfor.sites):
-            if site.slot is None or any(name not in bindings for name in site.slot if name is not None):
-                continue
-            holes = [failed if name is None else bindings[name] for name in site.slot]
-            with suppress(Exception):  # a place that cannot hold an object, such as an array's
-                self.replayer.sites[position](*holes)
 
     def _merge_interrupted(self) -> None:
         """After an interrupt: iterations of the lowest unfinished chunk that came home are merged."""
@@ -793,7 +651,7 @@ class LoopRun:
         for number, left in self._reader.iterations_of(chunk):
             if number != expected or (chunk.result is not None and chunk.result.failure is not None):
                 break
-            self._apply(number, left, chunk)
+            self._merger.apply(number, left, chunk)
             self.report.iterations += 1
             expected += 1
 

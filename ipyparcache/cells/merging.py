@@ -1,0 +1,194 @@
+"""What a chunk of iterations did, done to the namespace, up to what ended it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from typing import Any
+
+from ipyparcache.analysis.parfor import Parfor
+from ipyparcache.cells import failures
+from ipyparcache.cells.chunks import Chunk, Reader, load_plain
+from ipyparcache.cells.journal import PLAIN
+from ipyparcache.cells.messages import Left
+from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
+from ipyparcache.cells.relaying import Relay
+from ipyparcache.cells.replay import Replayer, of_the_cell
+from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
+
+
+class StoppedInside(Exception):
+    """Carries a StopIteration of an iteration through the generators here, which cannot raise one."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Merger:
+    """Merges the chunks of a loop, which come in their order.
+
+    Attributes
+    ----------
+    stops_early
+        Whether who takes the elements may stop between two of them, and it would show.
+    """
+
+    def __init__(
+        self,
+        parfor: Parfor,
+        host: Host,
+        options: LoopOptions,
+        report: LoopReport,
+        reader: Reader,
+        relay: Relay,
+        replayer: Replayer,
+        *,
+        stops_early: bool,
+    ) -> None:
+        self.parfor = parfor
+        self.host = host
+        self.namespace = host.namespace
+        self.options = options
+        self.report = report
+        self.reader = reader
+        self.relay = relay
+        self.replayer = replayer
+        self.stops_early = stops_early
+        self._touched: dict[int, object] = {}
+        self._before_failed: Set[str] = frozenset()  # temporaries that were bound when an iteration failed
+
+    def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
+        """Merge a chunk that is over; yields elements, and raises what ended it."""
+        result = chunk.result
+        lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
+        failure = result.failure if result is not None else None
+        apart = self.relay.marked and bool(chunk.events)
+        if lost_from is None and failure is None and not (chunk.objects or self.stops_early or apart):
+            values = self._merge_plain(chunk)
+            if values:
+                yield values
+        for number, left in () if chunk.merged else self.reader.iterations_of(chunk):
+            if lost_from is not None and number >= lost_from:
+                break
+            if failure is not None and number == failure.iteration:
+                self._before_failed = self.namespace.keys() & set(self.parfor.temporaries)
+                if self.options.on_error == "collect":
+                    break
+            self.apply(number, left, chunk)
+            if apart:
+                self.relay.show_of(chunk, number)
+            if failure is None or number < failure.iteration:
+                self.report.iterations += 1
+                if self.parfor.yields:
+                    yield self._values(left)
+        if lost_from is not None and result is not None:
+            raise failures.change_lost(result, lost_from, self.parfor, self.reader)
+        if failure is not None:
+            self.relay.show(chunk)
+            error = failures.error_of(failure, chunk, self.parfor, self.reader, self._before_failed)
+            if self.options.on_error != "collect":
+                # A generator cannot raise StopIteration, which an iteration may.
+                raise StoppedInside(error) if isinstance(error, StopIteration) else error
+            yield from self._collect(failure.iteration, error, chunk)
+        if chunk.error is not None:
+            self.relay.show(chunk)
+            done = chunk.first + sum(1 for _ in self.reader.iterations_of(chunk))
+            error = chunk.error.exception
+            if chunk.at is not None and chunk.at > done:
+                error.add_note(
+                    f"what iterations {done} to {chunk.at - 1} had left was too large to be sent at once: "
+                    f"it is lost with the worker"
+                )
+                done = chunk.at
+            if isinstance(error, TaskCancelled):
+                raise KeyboardInterrupt
+            failures.noted(error, self.parfor, done, {})
+            if self.options.on_error != "collect":
+                raise error
+            yield from self._collect(done, error, chunk)
+
+    def _merge_plain(self, chunk: Chunk) -> list[Any]:
+        """The same for the commonest chunk, without looking at each iteration for what it cannot have.
+
+        Returns the elements of a comprehension.
+        """
+        found: list[Any] = []
+        apply, apply_plain = self.replayer.apply, self.replayer.apply_plain
+        chunk.merged = True
+        for first in sorted(chunk.records):
+            data, buffers = chunk.records[first]
+            number = first
+            plain = data.startswith(PLAIN)
+            lefts = load_plain(data) if plain else self.reader.load(data, buffers, {}) if data else buffers
+            try:
+                if plain and self.parfor.yields:
+                    for number, (entries, values, elements) in enumerate(lefts, first):  # noqa: B007
+                        if entries or values:
+                            apply_plain(entries, values)
+                        found += elements
+                elif plain:
+                    for number, (entries, values) in enumerate(lefts, first):  # noqa: B007 - where it failed
+                        apply_plain(entries, values)
+                else:
+                    for number, left in enumerate(lefts, first):  # noqa: B007 - the same
+                        apply(left, {})
+                        if self.parfor.yields:
+                            found += self._values(left)
+            except Exception as error:
+                bindings = self.replayer.by_name(lefts[number - first][1])
+                raise failures.noted(
+                    of_the_cell(error, self.host.file_name), self.parfor, number, bindings
+                ) from None
+            finally:
+                self.report.iterations += number - first
+            self.report.iterations += 1
+        return found
+
+    def _values(self, left: Left) -> list[Any]:
+        value = left[4]
+        assert isinstance(value, list)
+        return value
+
+    def apply(self, number: int, left: Left, chunk: Chunk) -> None:
+        """Do what an iteration did to the namespace."""
+        objects = chunk.objects_of(number)
+        if self._touched and any(id(obj) in self._touched for obj in objects.values()):
+            raise ChangeLost(
+                self.parfor.line,
+                "an element that an earlier iteration had changed too",
+                number,
+                number,
+                "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
+            )
+        # A buffer of an array has a number on the worker only; the array itself is in the list too.
+        left[3][:] = [change for change in left[3] if change[0] in objects]
+        for key, _, _ in left[3]:
+            self._touched[id(objects[key])] = objects[key]
+        try:
+            self.replayer.apply(left, objects)
+        except Exception as error:
+            self.relay.show_of(chunk, number, self.replayer.failed_at)
+            raise failures.noted(
+                of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
+            ) from None
+
+    def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
+        notes = getattr(error, "__notes__", [""])
+        element = notes[-1].partition("(")[2].rstrip(")")
+        failed = IterationError(number, element, error)
+        self.report.errors.append(failed)
+        self._fill_slots(failed, number, chunk)
+        self.report.iterations += 1
+        if self.parfor.yields:
+            yield [failed]
+
+    def _fill_slots(self, failed: IterationError, number: int, chunk: Chunk) -> None:
+        """Put the error where the failed iteration would have put its results."""
+        bindings = self.reader.bindings_of(chunk, number)
+        for position, site in enumerate(self.parfor.sites):
+            if site.slot is None or any(name not in bindings for name in site.slot if name is not None):
+                continue
+            holes = [failed if name is None else bindings[name] for name in site.slot]
+            with suppress(Exception):  # a place that cannot hold an object, such as an array's
+                self.replayer.sites[position](*holes)
