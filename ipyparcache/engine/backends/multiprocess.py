@@ -68,7 +68,9 @@ def _end(pool: Any) -> None:
                 process.join()
         for queue, name in (("_outqueue", "_wlock"), ("_inqueue", "_rlock")):
             lock: Any = getattr(getattr(pool, queue, None), name, None)
-            with contextlib.suppress(ValueError, AttributeError):  # nobody holds it; there is none
+            if lock is not None:
+                # taken first: whoever was woken when it was released may have been killed before taking it
+                lock.acquire(block=False)
                 lock.release()
         ending.join(_LOCK_AFTER)
     pool.join()
