@@ -168,6 +168,8 @@ def test_a_worker_puts_in_place_what_a_task_has_changed(monkeypatch, tmp_path):
         undo.setattr(surroundings, "_folder", "")
         undo.setattr(surroundings, "_modules", {})
         undo.setattr(sys, "meta_path", list(sys.meta_path))
+        # this process is no worker: its local modules, the tests among them, are to stay
+        undo.setattr(surroundings, "drop_outdated", lambda _before, _now: None)
         surroundings.restore(pickled)
         surroundings.restore(None)
         os.environ["LEFT_BY_A_TASK"] = "1"
