@@ -245,6 +245,19 @@ class ChangeLost(ParcacheError):
         return [f"ChangeLost: {self}"]
 
 
+class EarlierValueLost(ChangeLost):
+    """An iteration asked for what an earlier one left in a variable, and no worker has it."""
+
+    def __str__(self) -> str:
+        return (
+            f"line {self.line}: iteration {self.first} reads `{self.what}` as an earlier iteration left it, "
+            f"which is lost on a worker. The variables are as before iteration {self.first}.\n{self.advice}"
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"EarlierValueLost: {self}"]
+
+
 class ChangedSideBySide(ChangeLost):
     """Iterations on threads changed an object that they share: in no fixed order, and it cannot be undone."""
 

@@ -30,6 +30,9 @@ UNBIND = "__ipyparcache_unbind__"
 NOW = "__ipyparcache_now__"
 
 
+UNFINISHED = "__ipyparcache_unfinished__"
+
+
 #: Stands in a log entry for a name that is not bound.
 UNBOUND = "\0unbound"
 
@@ -119,6 +122,24 @@ class OwnRows:
     line: int
 
 
+@dataclass(frozen=True)
+class Tail:
+    """The part of a `finally` that is left to the kernel when an exception passes through.
+
+    It reads what the failing iteration had not assigned yet, and only the kernel has from an earlier one.
+
+    Attributes
+    ----------
+    statements
+        As the kernel runs them, from the first that reads such a name on.
+    names
+        The names that they may miss.
+    """
+
+    statements: tuple[ast.stmt, ...]
+    names: tuple[str, ...]
+
+
 def replaced(node: ast.AST, places: Mapping[int, ast.expr]) -> ast.AST:
     """A copy of `node` with other expressions in the given places; the original stays as it is."""
     if id(node) in places:
@@ -140,7 +161,9 @@ class Builder:
     targets: tuple[str, ...] = ()
     always: frozenset[int] = frozenset()
     unstable: Callable[[ast.stmt], tuple[str, ...]] = lambda _statement: ()
+    missed: Mapping[int, Sequence[frozenset[str]]] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
+    tails: list[Tail] = field(default_factory=list)
 
     def _slot_of(self, found: Found) -> tuple[str | None, ...] | None:
         holes = [hole for hole in found.holes if not isinstance(hole, ast.Constant)]
@@ -182,7 +205,7 @@ class Builder:
             new.body = self.block(node.body, guarded=after or bool(node.handlers))
             new.handlers = [self._handler(h, guarded=after) for h in node.handlers]
             new.orelse = self.block(node.orelse, guarded=after)
-            new.finalbody = self.block(node.finalbody, guarded=guarded)
+            new.finalbody = self._finally(node, guarded=guarded)
             return [new]
         if isinstance(node, ast.With | ast.AsyncWith):
             assert isinstance(new, ast.With | ast.AsyncWith)
@@ -203,6 +226,26 @@ class Builder:
             if isinstance(inner, list):
                 setattr(new, name, self.block(inner, guarded=guarded))
         return [new]
+
+    def _finally(self, node: ast.Try | ast.TryStar, *, guarded: bool) -> list[ast.stmt]:
+        """What a worker runs of a `finally`.
+
+        Not the part from where it misses a name on, and nothing of it once one inside was given up.
+        """
+        missed = self.missed.get(id(node), ())
+        begin = next((n for n, names in enumerate(missed) if names), None)
+        if any(any(self.missed.get(id(part), ())) for part in ast.walk(node) if part is not node):
+            begin = 0
+        if begin is None:
+            return self.block(node.finalbody, guarded=guarded)
+        names = sorted(frozenset().union(*missed))
+        number = ast.Constant(len(self.tails))
+        self.tails.append(Tail(tuple(node.finalbody[begin:]), tuple(names)))
+        first = node.finalbody[begin]
+        test = _call(UNFINISHED, [number, *map(ast.Constant, names)], first)
+        head = self.block(node.finalbody[:begin], guarded=guarded)
+        tail = self.block(node.finalbody[begin:], guarded=guarded)
+        return [*head, ast.copy_location(ast.If(ast.UnaryOp(ast.Not(), test), tail, []), first)]
 
     def _leaves_something(self, statements: Sequence[ast.stmt]) -> bool:
         """Whether a `finally` does what is seen afterwards: it does so when the write in front fails, too."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipyparcache.analysis.walk import own_jumps
+
 State = frozenset[str] | None
 """Names assigned on every path that leads here; None where no path does."""
 
@@ -47,6 +49,12 @@ class Flow:
     skip
         For a statement that is replayed elsewhere: the expressions that are evaluated here; None for all
         others.
+
+    Attributes
+    ----------
+    unfinished
+        By the id of a `try` out of which an exception ends the iteration: for every statement of its
+        `finally`, the names that it may read then without their having been assigned.
     """
 
     helper_reads: Callable[[str], Iterable[str]] = lambda _name: ()
@@ -56,7 +64,10 @@ class Flow:
     deleted: dict[str, ast.AST] = field(default_factory=dict)
     deleted_early: dict[str, ast.AST] = field(default_factory=dict)
     inner_globals: dict[str, ast.AST] = field(default_factory=dict)
+    unfinished: dict[int, list[frozenset[str]]] = field(default_factory=dict)
     _breaks: list[list[State]] = field(default_factory=list)
+    _leaving: list[tuple[int, list[State]]] = field(default_factory=list)
+    _caught: int = 0
 
     def early(self, name: str) -> Read | None:
         """The first place that may read `name` as it was before the iteration, if there is one."""
@@ -139,10 +150,12 @@ class Flow:
                     self._expr(msg, state)
                 return state
             case ast.Break():
+                self._leave(state)
                 if self._breaks:
                     self._breaks[-1].append(state)
                 return None
             case ast.Continue():
+                self._leave(state)
                 return None
             case _:
                 for child in ast.iter_child_nodes(node):
@@ -174,8 +187,21 @@ class Flow:
             end = _join(end, left)
         return end
 
+    def _leave(self, state: State) -> None:
+        """Take note of a jump that passes through the `finally` of the `try` statements around it."""
+        for depth, states in self._leaving:
+            if depth == len(self._breaks):
+                states.append(state)
+
     def _try(self, node: ast.Try | ast.TryStar, state: State) -> State:
+        jumps: list[State] = []
+        if node.finalbody:
+            self._leaving.append((len(self._breaks), jumps))
+        swallows = any(own_jumps(node.finalbody, ast.Continue)) or any(own_jumps(node.finalbody, ast.Break))
+        goes_on = bool(node.handlers) or swallows
+        self._caught += goes_on
         done = self._block(node.body, state)
+        self._caught -= goes_on
         end = self._block(node.orelse, done)
         for handler in node.handlers:
             inside = state if handler.type is None else self._expr(handler.type, state)
@@ -186,9 +212,26 @@ class Flow:
             if handler.name is not None and left is not None:
                 left = left - {handler.name}
             end = _join(end, left)
-        # The paths on which an exception passes through end the iteration; what `finally` reads then is not
-        # followed.
-        return self._block(node.finalbody, end if end is not None else state) if node.finalbody else end
+        if not node.finalbody:
+            return end
+        self._leaving.pop()
+        for left in jumps:
+            self._block(node.finalbody, left)
+        if self._caught or swallows:
+            self._block(node.finalbody, state)  # the iteration may go on after that
+        else:
+            self._pass_through(node, state)
+        return self._block(node.finalbody, end)
+
+    def _pass_through(self, node: ast.Try | ast.TryStar, state: State) -> None:
+        """Follow `finally` while an exception passes, from before any statement of the `try` was over."""
+        inner = Flow(self.helper_reads, self.skip)
+        found = self.unfinished[id(node)] = []
+        for statement in node.finalbody:
+            known = frozenset().union(*found)
+            state = inner._statement(statement, state)
+            early = {name for name in inner.reads if inner.early(name) is not None}
+            found.append(frozenset(early) - known)
 
     def _with(self, items: list[ast.withitem], body: list[ast.stmt], state: State) -> State:
         swallows = False
@@ -197,7 +240,9 @@ class Flow:
             swallows = swallows or "suppress" in ast.unparse(item.context_expr)
             if item.optional_vars is not None:
                 state = self._bind(item.optional_vars, state)
+        self._caught += swallows
         end = self._block(body, state)
+        self._caught -= swallows
         return _join(end, state) if swallows else end
 
     def _match(self, subject: ast.expr, cases: list[ast.match_case], state: State) -> State:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, plainer
+from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, Tail, plainer
 from ipyparcache.analysis.counters import Counter, counters_of
 from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names
 from ipyparcache.analysis.forms import (
@@ -93,6 +93,8 @@ class Parfor:
         What a user knows the loop by: its own line, shortened.
     counters
         Variables that count the iterations; each begins an iteration with the value that it has there.
+    tails
+        Parts of `finally` left to the kernel where an iteration fails before it has assigned what they read.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -114,6 +116,7 @@ class Parfor:
     touched_until: int = 0
     title: str = ""
     counters: tuple[Counter, ...] = ()
+    tails: tuple[Tail, ...] = ()
 
 
 class _Refused(Exception):
@@ -512,7 +515,9 @@ class _Classifier:
 
     def _build(self, flow: Flow) -> Parfor:
         unstable = Unstable(self.body, self.targets).at
-        builder = Builder(self.found, self.targets, frozenset(map(id, self.body)), unstable)
+        own = frozenset(flow.bound)
+        missed = {at: [names & own for names in every] for at, every in flow.unfinished.items()}
+        builder = Builder(self.found, self.targets, frozenset(map(id, self.body)), unstable, missed)
         statements = builder.block(self.body, guarded=False)
         own_rows = [replace(rows, site=builder.row(rows)) for rows in self.own_rows.values()]
         if self.target is not None:
@@ -564,6 +569,7 @@ class _Classifier:
             touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
             title=self._title(),
             counters=self.counters,
+            tails=tuple(builder.tails),
         )
 
     def _title(self) -> str:

@@ -9,15 +9,19 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells.chunks import Chunk, Reader
 from ipyparcache.cells.launch import is_generator, reaches
 from ipyparcache.cells.messages import ChunkResult, Failure
-from ipyparcache.cells.replay import unmasked, with_traceback, without_our_frames
+from ipyparcache.cells.replay import with_traceback, without_our_frames
 from ipyparcache.digest.objects import find_path
-from ipyparcache.errors import ChangedSideBySide, ChangeLost
+from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost
 
 SHOWN_LOST = 3  # names in the error of a change that was lost
 _NOTHING = object()
 _DRAWN_ADVICE = (
     "Give each iteration random numbers of its own: `%%parallel --seed 1` for global generators, "
     "`rng = np.random.default_rng([1, i])` in the body for others."
+)
+_EARLIER_ADVICE = (
+    "If `{name}` is meant to be new in every iteration, assign it at the top of the body; else drop "
+    "%%parallel from the cell."
 )
 _LOST_ADVICE = (
     "Work on a copy made in the body (`own = copy.deepcopy(...)`), or return the new value and collect it "
@@ -32,22 +36,31 @@ def noted(error: BaseException, parfor: Parfor, number: int, bindings: Mapping[s
     return error
 
 
-def error_of(
-    failure: Failure, chunk: Chunk, parfor: Parfor, reader: Reader, bound: Set[str]
-) -> BaseException:
-    """The exception that ended a chunk; `bound` are the temporaries that were bound before its iteration."""
+def error_of(failure: Failure, chunk: Chunk, parfor: Parfor, reader: Reader) -> BaseException:
+    """The exception that ended a chunk."""
     if isinstance(failure.data, BaseException):
-        error = unmasked(without_our_frames(failure.data), bound)
+        error = without_our_frames(failure.data)
         return noted(error, parfor, failure.iteration, reader.bindings_of(chunk, failure.iteration))
     data, buffers = pickle.loads(failure.data)
-    loaded = reader.load(data, buffers, chunk.objects_of(failure.iteration))
-    assert isinstance(loaded, BaseException)
-    error = unmasked(loaded, bound)
+    error = reader.load(data, buffers, chunk.objects_of(failure.iteration))
+    assert isinstance(error, BaseException)
     bindings = reader.bindings_of(chunk, failure.iteration)
     rows = failure.traceback
     if parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
         del rows[1]  # the body's own, whatever the comprehension is
     return noted(with_traceback(error, rows), parfor, failure.iteration, bindings)
+
+
+def value_lost(error: BaseException, failure: Failure, parfor: Parfor, bound: Set[str]) -> ChangeLost | None:
+    """What to raise instead of an error that only a worker meets: a name is missing that is bound here.
+
+    `bound` are the variables of the loop that earlier iterations left and this one did not unbind.
+    """
+    name = error.name if type(error) is NameError else None
+    if name is None or name not in bound:
+        return None
+    advice = _EARLIER_ADVICE.format(name=name)
+    return EarlierValueLost(parfor.line, name, failure.iteration, failure.iteration, advice)
 
 
 def change_lost(result: ChunkResult, first: int, parfor: Parfor, reader: Reader) -> ChangeLost:

@@ -14,13 +14,33 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, UNBOUND, VALUE
+from ipyparcache.analysis.body import (
+    CONTENT,
+    HASHED,
+    ITEM,
+    KEY,
+    LOG,
+    NOW,
+    UNBIND,
+    UNBOUND,
+    UNFINISHED,
+    VALUE,
+)
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import holding, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
 from ipyparcache.cells.losses import Losses
-from ipyparcache.cells.messages import Body, ChunkResult, Failure, Left, Packed, Plain, Traceback
+from ipyparcache.cells.messages import (
+    Body,
+    ChunkResult,
+    Failure,
+    Left,
+    Packed,
+    Plain,
+    Traceback,
+    Unfinished,
+)
 from ipyparcache.cells.showing import (
     AGAIN,
     AT_END,
@@ -116,6 +136,7 @@ class _Run:
         self.is_local = body.local_modules.__contains__
         self.log: list[tuple[Any, ...]] = []
         self.unbound: list[str] = []
+        self.unfinished = Unfinished(self.namespace)
         self.known: dict[int, travel.Key] = {
             id(obj): ("b", number) for number, obj in self.arrived.objects.items()
         }
@@ -141,6 +162,7 @@ class _Run:
         self.namespace[CONTENT] = self._content
         self.namespace[HASHED] = hashed
         self.namespace[UNBIND] = self.unbound.append
+        self.namespace[UNFINISHED] = self.unfinished
         self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
         self.namespace[TEXT_OF] = text_of
 
@@ -268,6 +290,7 @@ class _Run:
             log.clear()
         if self.unbound:
             self.unbound.clear()
+        self.unfinished.tails.clear()
         namespace[ITEM] = element
         for name, begin, step in self.body.counters:
             namespace[name] = begin + step * number
@@ -275,6 +298,8 @@ class _Run:
             exec(self.body.code, namespace)
         except BaseException as error:
             self._raised = error
+            return False
+        if self.unfinished.tails:
             return False
         if self.showing.draws and self.showing.open_figures():
             return False
@@ -317,6 +342,7 @@ class _Run:
             namespace.pop(name, None)
         log.clear()
         self.unbound.clear()
+        self.unfinished.tails.clear()
         failure: BaseException | None = None
         rows: list[tuple[int, Any, Any, Any]] = []
         try:
@@ -357,6 +383,8 @@ class _Run:
         if self.showing.drew_on:
             self.showing.drew_on = False
             result.lost.append((number, number, None, "the current figure of pyplot"))
+        if failure is None and self.unfinished.tails:
+            result.lost.append(self.unfinished.swallowed(number))
         value = namespace.pop(VALUE, None) if self.body.yields else None
         namespace.pop(ITEM, None)
         for site, container, key, before in rows:
@@ -496,11 +524,11 @@ class _Run:
             try:
                 data, buffers = self._pickled(attempt, known, bool(objects))
                 inband = pickle.dumps((data, [bytes(b.raw()) for b in buffers]), 5)
-                return Failure(number, inband, text, rows)
+                return Failure(number, inband, text, rows, tuple(self.unfinished.tails))
             except Exception:
                 continue
         data, _ = self._pickled(RuntimeError(text), {}, False)
-        return Failure(number, pickle.dumps((data, []), 5), text, rows)
+        return Failure(number, pickle.dumps((data, []), 5), text, rows, tuple(self.unfinished.tails))
 
 
 def _differs(name: str, attribute: str, value: object) -> bool:

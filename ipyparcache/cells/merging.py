@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -10,10 +10,10 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
 from ipyparcache.cells.journal import PLAIN
-from ipyparcache.cells.messages import Left
+from ipyparcache.cells.messages import Failure, Left
 from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
 from ipyparcache.cells.relaying import Relay
-from ipyparcache.cells.replay import Replayer, of_the_cell
+from ipyparcache.cells.replay import Replayer, of_the_cell, run_while_raised, without_our_frames
 from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 
 
@@ -56,7 +56,6 @@ class Merger:
         self.replayer = replayer
         self.stops_early = stops_early
         self._touched: dict[int, object] = {}
-        self._before_failed: Set[str] = frozenset()  # temporaries that were bound when an iteration failed
 
     def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
         """Merge a chunk that is over; yields elements, and raises what ended it."""
@@ -72,7 +71,7 @@ class Merger:
             if lost_from is not None and number >= lost_from:
                 break
             if failure is not None and number == failure.iteration:
-                self._before_failed = self.namespace.keys() & set(self.parfor.temporaries)
+                self._check_names(failure, chunk, left)
                 if self.options.on_error == "collect":
                     break
             self.apply(number, left, chunk)
@@ -86,8 +85,9 @@ class Merger:
             raise failures.change_lost(result, lost_from, self.parfor, self.reader)
         if failure is not None:
             self.relay.show(chunk)
-            error = failures.error_of(failure, chunk, self.parfor, self.reader, self._before_failed)
+            error = failures.error_of(failure, chunk, self.parfor, self.reader)
             if self.options.on_error != "collect":
+                error = self._finish(failure, error, chunk)
                 # A generator cannot raise StopIteration, which an iteration may.
                 raise StoppedInside(error) if isinstance(error, StopIteration) else error
             yield from self._collect(failure.iteration, error, chunk)
@@ -172,6 +172,25 @@ class Merger:
             raise failures.noted(
                 of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
             ) from None
+
+    def _check_names(self, failure: Failure, chunk: Chunk, left: Left) -> None:
+        bound = self.namespace.keys() & set(self.parfor.temporaries) - set(left[2])
+        error = failures.error_of(failure, chunk, self.parfor, self.reader)
+        lost = failures.value_lost(error, failure, self.parfor, bound)
+        if lost is not None:
+            raise lost
+
+    def _finish(self, failure: Failure, error: BaseException, chunk: Chunk) -> BaseException:
+        """Run what a failed iteration left to the kernel of its `finally`; the exception that goes on."""
+        for number in failure.unfinished:
+            shown = error.__traceback__
+            raised = run_while_raised(self.parfor.tails[number].statements, error, self.host)
+            if raised is error:
+                error.__traceback__ = shown
+            else:
+                bindings = self.reader.bindings_of(chunk, failure.iteration)
+                error = failures.noted(without_our_frames(raised), self.parfor, failure.iteration, bindings)
+        return error
 
     def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
         notes = getattr(error, "__notes__", [""])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,13 +76,15 @@ class Body:
 class Failure:
     """Why a chunk ended early.
 
-    The exception of its last iteration, pickled if it comes from another process.
+    The exception of its last iteration, pickled if it comes from another process; and the numbers of the
+    parts of `finally` that are left to the kernel, in the order in which the exception came to them.
     """
 
     iteration: int
     data: bytes | BaseException
     text: str
     traceback: Traceback
+    unfinished: tuple[int, ...] = ()
 
 
 @dataclass
@@ -127,6 +129,31 @@ Left = tuple[
 """What an iteration leaves: log entries, bindings, names unbound, changes of its element, elements of a
 comprehension,
 and the types of bindings that cannot come home."""
+
+
+class Unfinished:
+    """Which parts of `finally` an iteration leaves to the kernel.
+
+    Parameters
+    ----------
+    namespace
+        In which the body runs.
+    """
+
+    def __init__(self, namespace: Mapping[str, object]) -> None:
+        self.namespace = namespace
+        self.tails: list[int] = []
+
+    def __call__(self, tail: int, *names: str) -> bool:
+        """Whether to leave this part: one of the names is missing, or another part was left before."""
+        if self.tails or not all(name in self.namespace for name in names):
+            self.tails.append(tail)
+            return True
+        return False
+
+    def swallowed(self, number: int) -> tuple[int, int, None, str]:
+        """The change that is lost where the iteration goes on although an exception came by here."""
+        return number, number, None, "what a `finally` of the body is to change"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ipyparcache.analysis.body import HOLE, OURS, UNBOUND, Site
@@ -13,6 +14,7 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.messages import Left, Plain, Traceback
+from ipyparcache.cells.plans import Host
 
 
 class Replayer:
@@ -123,6 +125,26 @@ def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list
     return [found[f"{SITE}{n}"] for n in range(len(parfor.sites))]
 
 
+def run_while_raised(statements: Sequence[ast.stmt], error: BaseException, host: Host) -> BaseException:
+    """Run statements of a `finally` in the kernel, as an exception passes; the one that leaves them."""
+    namespace, found = host.namespace, list[BaseException | None]()
+    before = set(namespace)
+    namespace[PASSING] = error
+    namespace[LEAVES] = lambda: found.append(sys.exc_info()[1])
+    passing = ast.Raise(ast.Name(PASSING, ast.Load()), None)
+    leaves = ast.Expr(ast.Call(ast.Name(LEAVES, ast.Load()), [], []))
+    inner = ast.Try([passing], [], [], list(statements))
+    around = ast.Try([inner], [ast.ExceptHandler(None, None, [leaves])], [], [])
+    try:
+        host.run_statement(ast.fix_missing_locations(ast.copy_location(around, statements[0])), last=False)
+    finally:
+        for name in [n for n in namespace if n.startswith(OURS) and n not in before]:
+            del namespace[name]
+    [raised] = found
+    assert raised is not None
+    return raised
+
+
 def with_traceback(error: BaseException, rows: Traceback) -> BaseException:
     """The exception with a traceback that shows these lines, although no frame of them ran here."""
     chain: types.TracebackType | None = None
@@ -163,21 +185,6 @@ def of_the_cell(error: BaseException, file_name: str) -> BaseException:
     return with_traceback(error, rows)
 
 
-def unmasked(error: BaseException, bound: Set[str]) -> BaseException:
-    """The exception that ended an iteration, where a `finally` on its way read what no worker has.
-
-    It is a name that this iteration had not assigned yet: the serial loop has its value of an earlier one.
-    """
-    first = error.__context__
-    if type(error) is not NameError or error.name not in bound or first is None:
-        return error
-    first.add_note(
-        f"`finally` read `{error.name}` as an earlier iteration left it, which a worker does not have, and "
-        "ended there"
-    )
-    return first
-
-
 def below(error: BaseException, file_name: str, line: int) -> BaseException:
     """The exception as raised by what a line of the cell calls."""
     inner = without_our_frames(error).__traceback__
@@ -202,5 +209,7 @@ def without_our_frames(error: BaseException) -> BaseException:
 
 
 SITE = "__ipyparcache_site"
+PASSING = "__ipyparcache_passing__"
+LEAVES = "__ipyparcache_leaves__"
 ELEMENT_AS_BEFORE = "what this iteration changed in its element before it failed is not kept"
 OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, VALUE
+from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, UNFINISHED, VALUE
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells.iteration import (
     KeyOf,
@@ -27,7 +27,7 @@ from ipyparcache.cells.iteration import (
     text_of,
     traceback_rows,
 )
-from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain
+from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished
 from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task
@@ -95,7 +95,11 @@ class ThreadTask:
                 emit_event(ENDED, (number, AT_END))
             if error is not None:
                 text = f"{type(error).__name__}: {error}"
-                result.failure = Failure(number, error, text, traceback_rows(error))
+                tails = tuple(namespace[UNFINISHED].tails)
+                result.failure = Failure(number, error, text, traceback_rows(error), tails)
+                break
+            if namespace[UNFINISHED].tails:
+                result.lost.append(namespace[UNFINISHED].swallowed(number))
                 break
         result.records.append((first, b"", done))
         return result
@@ -107,6 +111,7 @@ class ThreadTask:
             namespace.pop(name, None)
         log.clear()
         unbound.clear()
+        namespace[UNFINISHED].tails.clear()
         namespace[ITEM] = element
         self._own.number = number
         for name, begin, step in self.counters:
@@ -136,6 +141,7 @@ class ThreadTask:
             unbound: list[str] = []
             logged = functools.partial(self._log_marked, log) if self.marks else log.append
             namespace.update({LOG: logged, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
+            namespace[UNFINISHED] = Unfinished(namespace)
             namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of

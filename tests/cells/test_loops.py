@@ -9,6 +9,8 @@ from ipyparcache.cells.replay import without_our_frames
 from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
+FAILS_AT_3 = "out = []\ndef risky(x):\n    if x == 3:\n        raise KeyError(x)\n    return x"
+
 SAME = {
     "append": (
         "def f(x):\n    return x * x\nout = []\nref = out",
@@ -127,6 +129,31 @@ SAME = {
         "xs, out, d, total = [5, 4, 0, 2, 1], ['kept'], {}, 1\ndef inv(x):\n    return 20 / x",
         "for i, x in enumerate(xs):\n    d[i] = x\n    q = inv(x)\n    out.append(q)\n    total += x",
     ),
+    "finally_reads_what_try_was_to_assign": (
+        FAILS_AT_3,
+        "for n in range(5):\n    try:\n        v = risky(n)\n    except ValueError:\n        v = 0\n"
+        "    finally:\n        w = v\n        print('w', w)\n        out.append(w)",
+    ),
+    "finally_reads_by_a_helper": (
+        FAILS_AT_3 + "\nK = 10\ndef f(x):\n    return x * K",
+        "for n in range(5):\n    try:\n        risky(n)\n        K = n\n"
+        "    finally:\n        out.append(f(n))",
+    ),
+    "finally_in_finally": (
+        FAILS_AT_3,
+        "for n in range(5):\n    try:\n        print('in', n)\n        try:\n            z = risky(n)\n"
+        "        finally:\n            print('inner', z)\n            a, b = z, n\n"
+        "    finally:\n        print('outer', n)\n        out.append(n)",
+    ),
+    "finally_raises_itself": (
+        FAILS_AT_3,
+        "for n in range(5):\n    try:\n        z = risky(n)\n    finally:\n        out.append(1 / (z - 2))",
+    ),
+    "finally_of_the_first_iteration": (
+        FAILS_AT_3,
+        "for n in [3]:\n    try:\n        z = risky(n)\n    finally:\n        print('there')\n"
+        "        out.append(z)",
+    ),
     "own_exception": (
         (
             "class MyErr(Exception):\n    def __init__(self, row, why):\n"
@@ -212,6 +239,42 @@ SAME = {
 }
 
 
+@pytest.mark.parametrize("name", [n for n in SAME if n.startswith("finally_") and "helper" not in n])
+@pytest.mark.parametrize("options", [{"backend": "threads"}, {"chunk": 1}, {"cached": True}])
+def test_finally_of_a_failed_iteration_runs_in_the_kernel_whatever_runs_the_loop(name, options):
+    setup, cell = SAME[name]
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    out, error = serial(plain, cell)
+
+    host, raised, _ = parallel(tested, cell, **options)
+
+    assert type(raised) is type(error)
+    assert type(raised.__context__) is type(error.__context__)
+    assert describe(tested) == describe(plain)
+    assert host.stdout == out
+
+
+SWALLOWED = {
+    "read_behind": "    with Quiet():\n        z = risky(n)\n    out.append(z)",
+    "read_in_finally": (
+        "    with Quiet():\n        try:\n            z = risky(n)\n        finally:\n            y = z"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWED)
+def test_a_value_of_an_earlier_iteration_that_no_worker_has_is_told_as_lost(name):
+    namespace = new_namespace(
+        FAILS_AT_3 + "\nclass Quiet:\n    def __enter__(self): pass\n    def __exit__(self, *_): return True"
+    )
+
+    _, error, _ = parallel(namespace, f"for n in range(5):\n{SWALLOWED[name]}", chunk=1)
+
+    assert isinstance(error, ChangeLost)
+    assert "lost" in str(error)
+    assert namespace["n"] == 2
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_a_loop_leaves_what_the_serial_loop_leaves(name):
     setup, cell = SAME[name]
@@ -235,6 +298,24 @@ REFUSED = {
         "d, out = {}, []",
         "for n in range(3):\n    try:\n        del d[n]\n    finally:\n        out.append(n)",
         "d",
+    ),
+    "finally_after_a_jump": (
+        "out = []",
+        "for n in range(3):\n    try:\n        if n: continue\n        z = n\n"
+        "    finally:\n        out.append(z)",
+        "z",
+    ),
+    "finally_of_what_is_caught": (
+        FAILS_AT_3,
+        "for n in range(5):\n    try:\n        try:\n            z = risky(n)\n        finally:\n"
+        "            out.append(z)\n    except KeyError:\n        pass",
+        "z",
+    ),
+    "finally_that_goes_on": (
+        FAILS_AT_3,
+        "for n in range(5):\n    try:\n        z = risky(n)\n    finally:\n"
+        "        out.append(z)\n        continue",
+        "z",
     ),
     "a_fraction": ("k, o = 0.5, []", "for x in range(3):\n    o.append(k)\n    k += 1", "k"),
     "skipped": ("k = 0", "for x in range(3):\n    if x: continue\n    k += 1\n    print(k)", "k"),
