@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copyreg
 import hashlib
-import operator
 import pickle
 import sys
 import types
@@ -25,7 +24,7 @@ from xxhash import xxh3_128_digest as quick_digest
 from ipyparcache.digest import arrays, modules
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.objects import Traversal, digest_of
-from ipyparcache.digest.walk import KINDS, PRIMITIVES, is_pure, without_nan
+from ipyparcache.digest.walk import KINDS, PRIMITIVES, has_nan, is_pure, without_nan
 from ipyparcache.errors import ParcacheError
 
 _LARGE = 1 << 16
@@ -156,8 +155,9 @@ class _Hashing:
         kinds = set(map(type, items))
         if kinds <= PRIMITIVES:
             return self._joined(tag, [_pure(items, kinds)])
-        if _is_table(items):
-            return self._joined(tag, [b"rows", _pure_rows(items)])
+        rows = _pure_rows(items, kinds)
+        if rows is not None:
+            return self._joined(tag, [b"rows", rows])
         if _are_plain_mappings(items):
             return self._joined(
                 tag, [b"mixed", *[_small_mapping(item) or self.content(item) for item in items]]
@@ -271,14 +271,14 @@ def _small_mapping(item: dict[Any, Any]) -> bytes | None:
     return b"\xff" + blake3(_DICT + len(written).to_bytes(8, "little") + written + _DIGEST + values).digest()
 
 
-def _is_table(items: Any) -> bool:
-    """Whether all items are tuples, or all are lists, of nothing but primitives."""
-    return set(map(type, items)) in ({tuple}, {list}) and is_pure(chain.from_iterable(items))
-
-
-def _pure_rows(rows: Any) -> bytes:
+def _pure_rows(rows: Any, kinds: set[type]) -> bytes | None:
+    """Digest of rows that are all tuples, or all lists, of nothing but primitives; None for others."""
+    if kinds not in ({tuple}, {list}):
+        return None
     items = list(chain.from_iterable(rows))
-    if any(map(operator.ne, items, items)):  # a NaN
+    if not is_pure(items):
+        return None
+    if has_nan(items):
         rows = [type(row)(without_nan(row)) for row in rows]
     return quick_digest(dumps(list(rows), 2))
 
