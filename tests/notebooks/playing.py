@@ -109,13 +109,23 @@ class Played:
 
 def read(path: Path) -> Script:
     """The notebook at `path`, with what lies beside it."""
-    beside = path.with_suffix(".yaml")
-    told = yaml.safe_load(beside.read_text(encoding="utf8")) if beside.exists() else {}
+    return script_of(nbformat.read(path, as_version=4), told(path.with_suffix(".yaml")))
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a file that lies beside a notebook says."""
+    said: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf8"))
+    return said
+
+
+def script_of(notebook: nbformat.NotebookNode, told: Mapping[str, Any]) -> Script:
+    """A notebook and what is to be done with it."""
+    told = dict(told)
     edits = [
         Edit(**{"old": "", **row, "reruns": tuple(row.get("reruns", ()))}) for row in told.pop("edits", [])
     ]
     lists = {name: tuple(told.pop(name, ())) for name in ("changed", "again", "free", "modules", "watch")}
-    return Script(cells_of(nbformat.read(path, as_version=4)), tuple(edits), **lists, **told)
+    return Script(cells_of(notebook), tuple(edits), **lists, **told)
 
 
 def cells_of(notebook: nbformat.NotebookNode) -> tuple[CodeCell, ...]:

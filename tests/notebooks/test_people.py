@@ -1,18 +1,23 @@
-"""Notebooks as people write them, played in real kernels: plain, and in automatic mode cold, warm and edited.
+"""Notebooks played in real kernels: plain, and in automatic mode cold, warm and edited.
 
-What lies beside each notebook (see `playing`) says what to edit, which cells run again then, and which cells
-are never stored, with the reason.
+Those in `people` are written as people write them; of ours the magics are taken off, and what asks after the
+package itself. What lies beside each notebook (see `playing`) says what to edit, which cells run again then,
+and which cells are never stored, with the reason.
 """
 
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from notebooks import demo
 from tests.notebooks import playing
 
 PEOPLE = Path(__file__).parent / "people"
 NAMES = sorted(path.stem for path in PEOPLE.glob("*.ipynb"))
+OURS = Path(__file__).parent / "ours"
+OUR_NAMES = sorted(path.stem for path in demo.TOUR.parent.glob("*.ipynb"))
 QUICK = ("bank_classes", "homework")
 
 pytestmark = pytest.mark.kernel
@@ -63,6 +68,35 @@ def test_a_notebook_is_the_same_after_each_of_its_edits(both, name):
     script = playing.read(PEOPLE / f"{name}.ipynb")
 
     check(script, *both(script, PEOPLE, script.edits), script.edits)
+
+
+def without_the_package(name):
+    """One of our notebooks for a kernel that has never heard of us, and in a size for tests."""
+    notebook = demo.without_magics(nbformat.read(demo.TOUR.parent / f"{name}.ipynb", as_version=4))
+    told = playing.told(OURS / f"{name}.yaml")
+    left_out, replaced, shorter = (told.pop(what, {}) for what in ("left_out", "replaced", "shorter"))
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in left_out]
+    for cell in demo.code_cells(notebook):
+        cell.source = replaced.get(cell.id, cell.source)
+        for long, short in shorter.items():
+            cell.source = cell.source.replace(long, short)
+    return playing.script_of(notebook, told)
+
+
+def test_one_of_our_notebooks_is_the_same_plain_cold_warm_and_after_an_edit(both):
+    script = without_the_package("03_parallel")
+    edits = script.edits[:1]
+
+    check(script, *both(script, OURS, edits), edits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUR_NAMES)
+def test_each_of_our_notebooks_is_the_same_after_each_of_its_edits(both, name):
+    script = without_the_package(name)
+
+    assert len(script.edits) == 5
+    check(script, *both(script, OURS, script.edits), script.edits)
 
 
 def test_each_notebook_has_five_edits_of_cells_files_or_variables():

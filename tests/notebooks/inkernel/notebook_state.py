@@ -26,7 +26,11 @@ LONG = 240  # characters of a text that are shown whole
 PLAIN = (type(None), type(Ellipsis), bool, int, complex, range, slice)
 SHOWN_BY_REPR = {"datetime", "decimal", "fractions", "uuid", "pathlib", "re", "zoneinfo"}
 # Classes of these are told by their name alone: what they draw or do is seen in the outputs of cells.
-OPAQUE = {"IPython", "ipykernel", "ipywidgets", "logging", "sqlite3", "threading", "_thread", "tqdm"}
+OPAQUE = {"IPython", "ipykernel", "ipyparcache", "ipywidgets", "logging", "sqlite3", "threading"}
+OPAQUE |= {"_thread", "tqdm"}
+# Objects of these hang on a class of their library, whose methods hand them out: two fitted models hold the
+# same one, which no pickle keeps.
+CONSTANTS = {"sklearn._loss.link.Interval"}
 
 
 def sha(data: bytes) -> str:
@@ -96,6 +100,8 @@ class Writer:
             return f"{self.kind(kind)} {value!r}"
         if isinstance(value, tuple) and not hasattr(value, "__dict__"):  # immutable, as a named tuple
             return f"{self.kind(kind)}({self.row(value)})"
+        if self.kind(kind) in CONSTANTS:
+            return f"{self.kind(kind)}({self.attributes(value)})"
         if id(value) in self.numbers:
             return f"@{self.numbers[id(value)]}"
         self.held.append(value)
