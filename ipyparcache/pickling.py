@@ -13,12 +13,16 @@ import functools
 import io
 import marshal
 import os
-import pickle
 import sys
 import weakref
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any, TypeAlias, cast
+
+from ipyparcache.lean import pickle
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
 
 class Buffers:
@@ -279,13 +283,13 @@ def needs_cloudpickle(function: object) -> bool:
 def dump_function(function: object, version: str, buffers: Buffers | None = None) -> bytes:
     """Pickle a callable for the workers, with all that it refers to."""
     kind = type(function)
-    if kind is FunctionType and (payload := pickled_before(cast("FunctionType", function))) is not None:
+    alone: Any = function
+    if kind is FunctionType and (payload := pickled_before(alone)) is not None:
         return payload
     if kind in (FunctionType, BuiltinFunctionType, type) and is_importable(function):
         return pickle.dumps(function, 5)
     if not stands_alone(function):
         return dumps(function, version, buffers)
-    alone = cast("FunctionType", function)
     names = (alone.__name__, alone.__qualname__, alone.__module__)
     space = tuple(map(alone.__globals__.get, _SPACE))
     told = {name: value for name, value in zip(_SPACE, space, strict=True) if isinstance(value, str)}
@@ -318,17 +322,17 @@ def _without_maps(value: Any) -> Any:
 
 def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
     """Pickle, on a worker, what a task returned."""
-    value = _without_maps(value)
-    if _loses_byte_order(value):
-        value = cast("Any", value).copy("C")
+    sent: Any = _without_maps(value)
+    if _loses_byte_order(sent):
+        sent = sent.copy("C")
     try:
-        return pickle.dumps(value, 5, buffer_callback=buffers.keep if buffers is not None else None)
+        return pickle.dumps(sent, 5, buffer_callback=buffers.keep if buffers is not None else None)
     except Exception:
         # By value, then; an error of this second attempt is the one worth telling.
         if buffers is not None:
             buffers.taken.clear()
         file = io.BytesIO()
-        _picklers()[1](file, buffers).dump(value)
+        _picklers()[1](file, buffers).dump(sent)
         return file.getvalue()
 
 
@@ -336,7 +340,7 @@ class Wrapped:
     """An object that pickles by value wherever it goes; calls and attributes are passed on to it."""
 
     def __init__(self, wrapped: object, keep_wrapper: bool = True):
-        self._wrapped = wrapped
+        self._wrapped: Any = wrapped
         self._keep_wrapper = keep_wrapper
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -355,7 +359,7 @@ class WrappedCallable(Wrapped):
     """A `Wrapped` that can be called."""
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
-        return cast("Callable[..., object]", self._wrapped)(*arguments, **keywords)
+        return self._wrapped(*arguments, **keywords)
 
 
 def unwrap_arrived(data: bytes, keep_wrapper: bool) -> object:

@@ -15,7 +15,8 @@ ROOT = Path(ipyparcache.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
-    "pickling": {"errors"},
+    "lean": set(),
+    "pickling": {"errors", "lean"},
     "logger": {"errors"},
     "analysis": {"errors"},
     "digest": {"errors", "analysis", "pickling"},
@@ -28,10 +29,10 @@ MAY_IMPORT = {
     "numpy_pickle": {"storage"},
     "compressor": {"storage"},
     "disk": {"settings"},
-    "engine": {"errors", "settings", "pickling", "storage.fileformat"},
+    "engine": {"errors", "settings", "lean", "pickling", "storage.fileformat"},
     "pool": {"errors", "engine"},
     "progress": {"errors", "settings"},
-    "parallel": {"errors", "settings", "pickling", "logger", "engine", "progress"},
+    "parallel": {"errors", "settings", "lean", "pickling", "logger", "engine", "progress"},
     "kernel": {"errors"},
     "cells": {
         "errors", "settings", "pickling", "analysis", "digest", "storage", "memory", "engine", "progress",
@@ -168,6 +169,20 @@ def modules_loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(json.loads(run.stdout))
+
+
+SLOW_TO_LOAD = {"asyncio", "dataclasses", "enum", "inspect", "logging", "numpy", "re", "subprocess", "typing"}
+
+
+def test_a_first_call_loads_nothing_slow_here_or_on_the_worker():
+    call = "from ipyparcache import Parallel, delayed; {} = Parallel(2)(delayed({})({!r}) for _ in range(2))"
+    on_worker = call.format("there", "eval", "[*__import__('sys').modules]")
+    code = f"{on_worker}\nimport json, sys\nprint(json.dumps([[*sys.modules], *there]))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    loaded = [set(modules) - modules_loaded_by("pass") for modules in json.loads(run.stdout)]
+
+    assert [sorted(modules & SLOW_TO_LOAD) for modules in loaded] == [[], [], []]
 
 
 def test_importing_the_package_loads_next_to_nothing():

@@ -54,7 +54,7 @@ def _affinity() -> int:
 def _text_of(path: str) -> str:
     """Content of a small file; empty if there is none. (`pathlib` would take 5 ms to load.)"""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except (OSError, ValueError):
         return ""

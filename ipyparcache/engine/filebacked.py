@@ -13,9 +13,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 from ipyparcache import pickling
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 _ROOMY = 2 * 10**9
 """Bytes that must be free in /dev/shm for it to be used."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import threading
 from typing import NamedTuple
+
+from ipyparcache.lean import signal
 
 ROOMY = 256 << 20  # bytes that must be free in /dev/shm for it to be used: containers often have 64 MB there
 SHELL = "/bin/sh"

@@ -13,12 +13,11 @@ import gc
 import importlib
 import os
 import select
-import signal
-import socket
 import sys
 
 from ipyparcache.engine.transport import Block, Channel, Message, PacketChannel, StreamChannel
 from ipyparcache.engine.worker import leave, run_worker
+from ipyparcache.lean import signal, socket
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,7 +45,9 @@ def line_buffer_c_output() -> None:
 
 def connect_named(address: tuple[str, int], token: bytes) -> StreamChannel:
     """Open a worker's own connection to the caller."""
-    end = socket.create_connection(address, timeout=10)
+    from socket import create_connection  # it loads `enum`, which few workers need
+
+    end = create_connection(address, timeout=10)
     end.settimeout(None)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.sendall(token)

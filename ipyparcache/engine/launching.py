@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
 import sys
 import time
-from typing import Any
 
 from ipyparcache.engine.transport import Channel, PacketChannel, StreamChannel, can_memfd
+from ipyparcache.lean import signal, socket
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 LIFELINE = 9  # descriptor of the lifeline in a spawned worker
 STARTING = 30.0  # seconds in which a worker must have said hello

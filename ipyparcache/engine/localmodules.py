@@ -11,21 +11,27 @@ import contextlib
 import os
 import sys
 from types import ModuleType
-from typing import Any, NamedTuple
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
-class _Seen(NamedTuple):
+class _Seen:
     """A local module as it was when it was noticed, or loaded again."""
 
-    module: Any
-    spec: Any
-    named: str  # its file, as it names it
-    path: str  # the same, from the root
-    generation: int
-    stamp: tuple[int, int] | None  # modification time (ns) and size of the file that was loaded
+    __slots__ = ("generation", "module", "named", "path", "spec", "stamp")
+
+    def __init__(self, module: Any, path: str, generation: int):
+        self.module = module
+        self.spec: Any = module.__spec__
+        self.named: str = module.__file__  # its file, as it names it
+        self.path = path  # the same, from the root
+        self.generation = generation
+        self.stamp = _loaded_stamp(path)  # modification time (ns) and size of the file that was loaded
 
 
 def local_file(module: object) -> str | None:
@@ -86,36 +92,31 @@ class LocalModules:
             self._others = now
             for name, module in list(sys.modules.items()):
                 if name not in self._seen and name != "__main__" and (path := local_file(module)) is not None:
-                    self._seen[name] = self._look_at(module, path, 0)
+                    self._seen[name] = _Seen(module, path, 0)
         edited = False
         changed = len(self._seen) != len(self._generations)
-        for name, (module, spec, named, path, generation, stamp) in list(self._seen.items()):
+        for name, seen in list(self._seen.items()):
             here: Any = sys.modules.get(name)
             if (
-                here is not module
+                here is not seen.module
                 or here is None
-                or getattr(here, "__spec__", None) is not spec
-                or getattr(here, "__file__", None) != named
+                or getattr(here, "__spec__", None) is not seen.spec
+                or getattr(here, "__file__", None) != seen.named
             ):
                 changed = True
                 found = local_file(here)
                 if found is None:
                     del self._seen[name]
                     continue
-                generation += here.__spec__ is not spec
-                seen = self._seen[name] = self._look_at(here, found, generation)
-                path, stamp = seen.path, seen.stamp
-            if stamp is None or _stamp(path) != stamp:
+                again = here.__spec__ is not seen.spec
+                seen = self._seen[name] = _Seen(here, found, seen.generation + again)
+            if seen.stamp is None or _stamp(seen.path) != seen.stamp:
                 edited = True
         if edited or self._by_value:
             self._send_by_value(set(self._seen) if edited else set())
         if changed:
             self._generations = {name: seen.generation for name, seen in self._seen.items()}
         return self._generations
-
-    @staticmethod
-    def _look_at(module: Any, path: str, generation: int) -> _Seen:
-        return _Seen(module, module.__spec__, module.__file__, path, generation, _loaded_stamp(path))
 
     def _send_by_value(self, names: set[str]) -> None:
         if names == self._by_value:

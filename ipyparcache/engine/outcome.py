@@ -8,15 +8,16 @@ whose `__init__` takes other arguments than `args` holds are common and must not
 from __future__ import annotations
 
 import contextlib
-import pickle
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 from ipyparcache.errors import TaskExit
+from ipyparcache.lean import Record, pickle
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 Dumps: TypeAlias = Callable[[object], bytes]
 
@@ -32,34 +33,47 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}"""'
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(Record):
     """A task that returned.
 
     `seconds` is its run time on the worker, `started` the system's monotonic clock as it began, `worker` the
     process id that ran it.
     """
 
-    value: object
-    seconds: float = 0.0
-    worker: int = 0
-    started: float = 0.0
+    __slots__ = ("seconds", "started", "value", "worker")
+
+    def __init__(self, value: object, seconds: float = 0.0, worker: int = 0, started: float = 0.0):
+        self.value = value
+        self.seconds = seconds
+        self.worker = worker
+        self.started = started
 
     def unwrap(self) -> object:
         """Return what the task returned."""
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(Record):
     """A task that raised, or that was lost with its worker; `traceback` was formatted on the worker."""
 
-    exception: BaseException
-    traceback: str = ""
-    seconds: float = 0.0
-    worker: int = 0
-    started: float = 0.0
-    memory: bytes = b""  # what a task that was lost with its worker had left in the memory that both share
+    __slots__ = ("exception", "memory", "seconds", "started", "traceback", "worker")
+
+    def __init__(
+        self,
+        exception: BaseException,
+        traceback: str = "",
+        seconds: float = 0.0,
+        worker: int = 0,
+        started: float = 0.0,
+        memory: bytes = b"",
+    ):
+        self.exception = exception
+        self.traceback = traceback
+        self.seconds = seconds
+        self.worker = worker
+        self.started = started
+        # What a task that was lost with its worker had left in the memory that both share.
+        self.memory = memory
 
     def unwrap(self) -> object:
         """Raise the exception of the task; one that would end the caller (SystemExit) is wrapped in
@@ -253,18 +267,19 @@ def traceback_text(error: BaseException, skip: str) -> str:
         return f"{type(error).__qualname__} (its traceback could not be formatted: {sys.exc_info()[1]!r})\n"
 
 
-_FRAME = re.compile(r'^( *)File "(?P<file>.*)", line (?P<line>\d+), in .*$')
+_FRAME = r'^( *)File "(?P<file>.*)", line (?P<line>\d+), in .*$'
 
 
 def with_source_lines(text: str) -> str:
     """The traceback of a worker with the lines of code that only this process has, as those of cells."""
     import linecache
+    import re
 
     lines = text.split("\n")
     found = []
     for at, line in enumerate(lines):
         found.append(line)
-        frame = _FRAME.match(line)
+        frame = re.match(_FRAME, line)
         if frame is None or (at + 1 < len(lines) and lines[at + 1].startswith(frame[1] + "  ")):
             continue
         source = linecache.getline(frame["file"], int(frame["line"])).strip()

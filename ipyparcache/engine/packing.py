@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import marshal
-import pickle
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from ipyparcache import pickling
 from ipyparcache.engine.filebacked import belongs_into_a_file
 from ipyparcache.engine.transport import INLINE, LARGE, OUT_OF_BAND, Shared, layout
 from ipyparcache.engine.worker import SCALARS
+from ipyparcache.lean import Record, pickle
 
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
+    from typing import Any
+
     from ipyparcache.engine.batches import Batch
     from ipyparcache.engine.larges import Larges
     from ipyparcache.engine.pool import WorkerHandle
@@ -113,17 +114,28 @@ def _marshalled(value: Any) -> bytes | None:
         return None  # too long
 
 
-@dataclass(slots=True)
-class Packed:
+class Packed(Record):
     """The pickled arguments of a batch, and of the batches that are parts of it."""
 
-    form: str  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
-    constants: list[tuple[int, SharedContainer]]  # columns that are one shared object
-    data: Any  # bytes; None while they lie in `where` alone
-    buffers: list[Any]
-    order: tuple[int, ...]
-    larges: list[Any]
-    where: tuple[WorkerHandle, int, tuple[tuple[int, int], ...]] | None = None
+    __slots__ = ("buffers", "constants", "data", "form", "larges", "order", "where")
+
+    def __init__(
+        self,
+        form: str,
+        constants: list[tuple[int, SharedContainer]],
+        data: Any,
+        buffers: list[Any],
+        order: tuple[int, ...],
+        larges: list[Any],
+        where: tuple[WorkerHandle, int, tuple[tuple[int, int], ...]] | None = None,
+    ):
+        self.form = form  # "m": marshalled columns, "p": pickled columns, "t": pickled triples
+        self.constants = constants  # columns that are one shared object
+        self.data = data  # bytes; None while they lie in `where` alone
+        self.buffers = buffers
+        self.order = order
+        self.larges = larges
+        self.where = where
 
 
 def _is_plain(column: tuple[Any, ...]) -> bool:
@@ -196,7 +208,7 @@ class Packing:
         for at, column in enumerate(columns):
             if plain and set(map(type, column)) <= SCALARS and not self._is_long_text(column):
                 continue
-            container = self._container(column, batch.careful)
+            container = self._container(column, batch)
             if container is None:
                 plain = False
                 continue
@@ -231,7 +243,7 @@ class Packing:
         larges: list[Any] = []
         for raw in buffers.taken:
             if raw.nbytes >= LARGE:
-                large = self._share(raw, trusted=not batch.careful)
+                large = self._share(raw, trusted=not batch.is_careful())
                 larges.append(large)
                 order.append(-1 - large.number)
             else:
@@ -239,13 +251,14 @@ class Packing:
                 small.append(bytes(raw) if self._keep else raw)
         return Packed("t" if batch.triples else "p", constants, payload, small, tuple(order), larges)
 
-    def _container(self, column: tuple[Any, ...], careful: bool) -> SharedContainer | None:
+    def _container(self, column: tuple[Any, ...], batch: Batch) -> SharedContainer | None:
         """The shared form of the large object that is the argument of every task of a batch, if it is one."""
         value = column[0]
         if type(value) not in CONTAINERS or len(value) < CONTAINER:
             return None
         if any(other is not value for other in column):
             return None
+        careful = batch.is_careful()
         known = self._containers.get(id(value))
         if known is not None and (not careful or _unchanged(known)):
             return known

@@ -11,15 +11,12 @@ import contextlib
 import itertools
 import os
 import select
-import signal
-import socket
 import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from ipyparcache.engine.cpus import physical_memory
 from ipyparcache.engine.launching import Server, accept, append_only, spawn, start_method
@@ -34,7 +31,9 @@ from ipyparcache.engine.transport import (
     can_memfd,
 )
 from ipyparcache.errors import EngineError, WorkersNotStarted
+from ipyparcache.lean import signal, socket
 
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
     from ipyparcache.engine.batches import Batch
 
@@ -193,7 +192,7 @@ class Pool:
             undo.callback(tasks_there.close)
             bell, bell_there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(bell.close)
-            with bell_there:
+            with contextlib.closing(bell_there):
                 block = Block.create()
                 undo.callback(block.close)
                 streams = []
@@ -226,7 +225,9 @@ class Pool:
                 undo.callback(os.close, fd)
                 streams.append(fd)
             token = os.urandom(32)
-            with socket.create_server(("127.0.0.1", 0)) as listener:
+            from socket import create_server  # it loads `enum`, which few calls need
+
+            with create_server(("127.0.0.1", 0)) as listener:
                 named = (listener.getsockname()[:2], token, block.folder)
                 launched = 0
                 if start_method() == "forkserver":

@@ -8,16 +8,18 @@ changed it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from ipyparcache.engine.localmodules import LocalModules, drop_outdated
+from ipyparcache.lean import pickle
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 # Read by BLAS and OpenMP libraries when they are loaded.
 THREAD_VARIABLES = (
@@ -210,6 +212,8 @@ def _unshared(value: Any) -> Any:
     """A copy that shows when a container in the original was changed in place."""
     if isinstance(value, dict):
         return {name: part if type(part) in _ATOMS else _unshared(part) for name, part in dict.items(value)}
+    import copy
+
     return copy.copy(value)
 
 

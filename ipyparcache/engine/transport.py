@@ -17,15 +17,19 @@ import marshal
 import mmap
 import os
 import select
-import socket
 import struct
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+
+from ipyparcache.lean import socket
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Message: TypeAlias = tuple[Any, ...]
+Message: TypeAlias = "tuple[Any, ...]"
 
 INLINE = 32 << 10  # larger payloads go through memory: a socket message stays far below the send buffer
 OUT_OF_BAND = 64 << 10  # a buffer of this size leaves the pickle

@@ -12,8 +12,6 @@ import faulthandler
 import io
 import marshal
 import os
-import pickle
-import signal
 import struct
 import sys
 import threading
@@ -22,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
 from time import monotonic
 from types import FunctionType
-from typing import Any
 
 from ipyparcache.engine import surroundings
 from ipyparcache.engine.transport import (
@@ -49,7 +46,12 @@ from ipyparcache.engine.transport import (
     map_shared,
     new_memory,
 )
+from ipyparcache.lean import pickle, signal
 from ipyparcache.pickling import Buffers, dump_result
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 RING_AFTER = 0.05  # seconds between two rings within a batch
 PROMPT_AFTER = 0.004  # and where somebody waits for each result

@@ -7,7 +7,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 from ipyparcache.engine import worker
 from ipyparcache.engine.backends import base
@@ -20,6 +19,10 @@ from ipyparcache.engine.backends.base import (
     make_backend,
     to_count,
 )
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "default", "__reduce__": lambda self: "UNSET"})()
 

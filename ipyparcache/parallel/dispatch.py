@@ -12,10 +12,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew, crew_factory
 from ipyparcache.engine.batches import (
@@ -35,8 +33,12 @@ from ipyparcache.engine.cpus import inner_threads
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.engine.worker import SCALARS
 from ipyparcache.errors import TaskCancelled, TaskTimeout, WorkerDied
+from ipyparcache.lean import Record
 
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
+    from typing import Any, Literal, TypeAlias
+
     from ipyparcache.engine.backends.atonce import Begun
 
 TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
@@ -58,8 +60,7 @@ MOST_AT_ONCE = 1024  # more are drawn while the first of them run
 Progress: TypeAlias = Callable[[int, float, int], None]
 
 
-@dataclass(slots=True)  # not frozen: that makes it four times as slow to build, which each call does
-class Options:
+class Options(Record):
     """How the tasks of a call are to be run.
 
     `batch` None: sized by measured run time. `timeout` is in seconds and counts from a task's own start.
@@ -69,28 +70,54 @@ class Options:
     comes as events. `prompt` says that somebody waits for each result, not for all of them.
     """
 
-    n_jobs: int = 1
-    backend: str = "processes"
-    batch: int | None = None
-    timeout: float | None = None
-    retries: int = 0
-    on_error: Literal["raise", "collect"] = "raise"
-    inner_threads: int | None = None
-    capture: bool = False
-    prompt: bool = False
+    __slots__ = (
+        "backend",
+        "batch",
+        "capture",
+        "inner_threads",
+        "n_jobs",
+        "on_error",
+        "prompt",
+        "retries",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        n_jobs: int = 1,
+        backend: str = "processes",
+        batch: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: Literal["raise", "collect"] = "raise",
+        inner_threads: int | None = None,
+        capture: bool = False,
+        prompt: bool = False,
+    ):
+        self.n_jobs = n_jobs
+        self.backend = backend
+        self.batch = batch
+        self.timeout = timeout
+        self.retries = retries
+        self.on_error = on_error
+        self.inner_threads = inner_threads
+        self.capture = capture
+        self.prompt = prompt
 
 
-@dataclass(slots=True)
-class Done:
+class Done(Record):
     """Outcomes of neighbouring tasks from index `first` on: plain values, and `Error` where `failed`
     is set.
     """
 
-    first: int
-    values: list[Any]
-    failed: bool
-    times: Sequence[float]  # the clock as the first began and as each ended
-    worker: int
+    __slots__ = ("failed", "first", "times", "values", "worker")
+
+    def __init__(self, first: int, values: list[Any], failed: bool, times: Sequence[float], worker: int):
+        self.first = first
+        self.values = values
+        self.failed = failed
+        self.times = times  # the clock as the first began and as each ended
+        self.worker = worker
 
 
 class Source:
@@ -160,12 +187,18 @@ class Source:
             return None
         first = self.drawn
         self.drawn += len(rows)
+        careful: bool | Callable[[], bool] = self._careful or self.looked_away
         if not isinstance(self._careful, bool):
             # What was drawn at once is pickled after all of it has been drawn: nothing changes in between.
-            self._careful = not (self.exhausted and first == 0) and self._careful()
-        careful = self._careful or self.looked_away
+            careful = self.looked_away or (self._is_careful if not self.exhausted or first else False)
         self.looked_away = False
         return Batch(first, rows, self._triples and not alike, careful)
+
+    def _is_careful(self) -> bool:
+        """Whether drawing runs code of the user; found out for arguments to which it matters."""
+        if not isinstance(self._careful, bool):
+            self._careful = self._careful()
+        return self._careful
 
     def has_plain_row(self) -> bool:
         """Whether the row that was drawn to see its function holds plain arguments and no keywords."""

@@ -7,7 +7,10 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 _LONGEST = 30
 _LARGEST = 1e6

@@ -7,13 +7,10 @@ somebody else; here lie joblib's names and rules, there everything about sending
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import gc
 import math
 import os
-import pickle
-import queue
 import sys
 import threading
 import time
@@ -23,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from types import CodeType, FunctionType, GeneratorType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
 
 from ipyparcache.engine.backends import base
 from ipyparcache.engine.backends.base import (
@@ -44,6 +40,7 @@ from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.outcome import Error
 from ipyparcache.engine.pool import shutdown_workers
 from ipyparcache.errors import TaskTimeout
+from ipyparcache.lean import pickle
 from ipyparcache.logger import Logger
 from ipyparcache.parallel.config import (
     UNSET,
@@ -60,13 +57,15 @@ from ipyparcache.parallel.config import (
     parallel_config,
 )
 from ipyparcache.parallel.dispatch import Done, Options, Run, Source, run_tasks, try_at_once
-from ipyparcache.parallel.expressions import parse_ahead
-from ipyparcache.parallel.protocol import ProtocolRun, Triple
-from ipyparcache.parallel.seeding import Seeded
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
+    import queue
+    from typing import Any, Literal
+
     from ipyparcache.engine.backends.atonce import Begun
+    from ipyparcache.parallel.protocol import Triple
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar
 
@@ -126,6 +125,8 @@ _PLAIN_ITERATORS = {type(iter(made)) for made in _CONTAINERS}
 @functools.lru_cache(maxsize=256)
 def _facts_of(code: CodeType) -> tuple[int, bool, frozenset[str]]:
     """How many calls a piece of code makes, whether it stores into objects, and the globals that it reads."""
+    import dis
+
     steps = list(dis.get_instructions(code))
     calls = sum(1 for step in steps if step.opname in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"))
     stores = any(step.opname.startswith(("STORE_SUBSCR", "STORE_ATTR")) for step in steps)
@@ -641,6 +642,8 @@ class Parallel(Logger):
         return self._backend.crew
 
     def _seeded(self, iterable: Iterable[Triple]) -> Iterator[Triple]:
+        from ipyparcache.parallel.seeding import Seeded
+
         assert self.seed is not None
         for index, (function, arguments, keywords) in enumerate(iterable):
             yield Seeded(function, self.seed, index), arguments, keywords
@@ -681,6 +684,9 @@ class Parallel(Logger):
     # ---- on a backend of somebody else
 
     def _on_protocol(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
+        from ipyparcache.parallel.expressions import parse_ahead
+        from ipyparcache.parallel.protocol import ProtocolRun
+
         backend = self._backend
         if self.timeout is not None and not backend.supports_timeout:
             warnings.warn(f"The backend {backend!r} does not support timeout.", UserWarning, stacklevel=4)
@@ -734,6 +740,8 @@ class Parallel(Logger):
         """Where tasks are drawn from, and how many may be under way; None: as many as keep workers busy."""
         ahead = None
         if self.pre_dispatch not in USUAL_AHEAD:
+            from ipyparcache.parallel.expressions import parse_ahead
+
             ahead = parse_ahead(self.pre_dispatch, count)
             if ahead is None and not isinstance(iterable, (list, tuple)):
                 iterable = list(iterable)
@@ -867,7 +875,9 @@ class Parallel(Logger):
 
     def _as_generator(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
         """Results as they come, in order or not; a thread of its own keeps the workers busy meanwhile."""
-        found: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
+        from queue import SimpleQueue
+
+        found: queue.SimpleQueue[Done | BaseException | None] = SimpleQueue()
         cancelled = self._cancel = _Cancel()
         source, ahead = self._source(iterable, count)
         function = source.peek_function()
@@ -963,7 +973,7 @@ def _warn_of_waste(unused: int, cancelled: int) -> None:
 def _key_of(value: object) -> bytes:
     """Bytes that are equal for equal initialisers and arguments."""
     try:
-        return pickle.dumps(value)
+        return pickle.dumps(value, 5)
     except Exception:  # functions that only we can send: told apart by identity
         return repr([id(part) for part in (value if isinstance(value, tuple) else (value,))]).encode()
 

@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
 
 from ipyparcache.engine.backends.base import ParallelBackendBase
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Seeded:

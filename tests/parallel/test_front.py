@@ -11,6 +11,7 @@ from ipyparcache import Parallel, delayed, effective_n_jobs, parallel_config
 from ipyparcache.engine.backends import base
 from ipyparcache.engine.outcome import Error
 from ipyparcache.parallel import front
+from ipyparcache.parallel.expressions import parse_ahead
 
 
 def square(number):
@@ -196,13 +197,13 @@ def test_calls_inside_a_task_stay_in_its_process():
     ("text", "ahead"), [("2 * n_jobs", 8), ("all", None), (3, 3), ("n_jobs + 1.5", 5), (2.9, 2)]
 )
 def test_pre_dispatch_is_arithmetic(text, ahead):
-    assert front.parse_ahead(text, 4) == ahead
+    assert parse_ahead(text, 4) == ahead
 
 
 @pytest.mark.parametrize("text", [0, "0", -1, "__import__('os')", "9**9**9", "n", "1/0", "1" * 31])
 def test_what_is_no_arithmetic_is_refused(text):
     with pytest.raises(ValueError, match=r"\w"):
-        front.parse_ahead(text, 4)
+        parse_ahead(text, 4)
 
 
 def test_delayed_keeps_the_names_of_its_function():

@@ -6,12 +6,9 @@ import contextlib
 import io
 import marshal
 import os
-import pickle
 import struct
 from array import array
-from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
 
 from ipyparcache import pickling
 from ipyparcache.engine.batches import Batch, Ran
@@ -20,20 +17,27 @@ from ipyparcache.engine.pool import Lease, the_pool
 from ipyparcache.engine.surroundings import Surroundings
 from ipyparcache.engine.transport import INLINE, Message
 from ipyparcache.engine.worker import SCALARS
+from ipyparcache.lean import Record, pickle
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 AT_ONCE = 5  # milliseconds that the only batch of a call may take before a crew is made for it
 
 surroundings = Surroundings()  # of this process, as they were when a call last asked
 
 
-@dataclass(slots=True)
-class Begun:
+class Begun(Record):
     """A call whose only batch was sent to a worker, for a crew to finish; what the worker has said so far."""
 
-    lease: Lease
-    call: int
-    state: tuple[int, bytes]
-    said: Message | None = None
+    __slots__ = ("call", "lease", "said", "state")
+
+    def __init__(self, lease: Lease, call: int, state: tuple[int, bytes], said: Message | None = None):
+        self.lease = lease
+        self.call = call
+        self.state = state
+        self.said = said
 
 
 def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Begun | None:

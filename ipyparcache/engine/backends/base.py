@@ -11,10 +11,13 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 from ipyparcache.engine.batches import Batch, CallOptions, Report
 from ipyparcache.engine.cpus import ALONE, cpu_count, environment_value
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
 STEAL_AFTER = 0.001  # seconds between the two steps of `Crew.steal`
 
@@ -468,7 +471,8 @@ def make_backend(name: str, level: int, **arguments: Any) -> ParallelBackendBase
     factory = BACKENDS.get(name)
     if factory is None:
         raise ValueError(f"Invalid backend: {name}, expected one of {sorted(BACKENDS)}")
-    if takes_argument(factory, "nesting_level"):
+    ours = isinstance(factory, type) and issubclass(factory, EngineBackend)
+    if ours or takes_argument(factory, "nesting_level"):
         return factory(nesting_level=level, **arguments)
     made = factory(**arguments)  # a factory may be any function that returns a backend
     if made.nesting_level is None:

@@ -6,13 +6,11 @@ import contextlib
 import errno
 import marshal
 import os
-import pickle
 import select
 import sys
 import time
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 from ipyparcache import pickling
 from ipyparcache.engine.backends.atonce import Begun, first_values_in, surroundings, values_in
@@ -64,6 +62,11 @@ from ipyparcache.engine.worker import (
     TO_OUT,
     VALUE,
 )
+from ipyparcache.lean import pickle
+
+TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
+if TYPE_CHECKING:
+    from typing import Any
 
 PROMPT_LOOK = 0.005  # seconds between two looks at what has ended before a task that is still running
 OUTPUT_EVERY = 0.05  # seconds between two looks at what running tasks print
