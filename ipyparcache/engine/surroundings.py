@@ -34,17 +34,20 @@ THREAD_VARIABLES = (
 
 
 def _take_warnings() -> Any:
-    import warnings
+    from ipyparcache.engine import warningfilters
 
-    return list(warnings.filters)
+    return warningfilters.take()
 
 
 def _put_warnings(filters: Any) -> None:
-    import warnings
+    from ipyparcache.engine import warningfilters
 
-    if warnings.filters != filters:
-        warnings.filters[:] = filters  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
+    if warningfilters.take() != filters:
+        warningfilters.put(filters)
+
+
+def _stamp_warnings() -> Any:
+    return list(sys.modules["warnings"].filters)
 
 
 _SWITCHES = operator.attrgetter("level", "propagate", "disabled")
@@ -219,7 +222,11 @@ def _unshared(value: Any) -> Any:
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 # What is compared at each call, where reading all settings would take longer.
-_STAMPS: dict[str, Callable[[], Any]] = {"logging": _stamp_logging, "decimal": _stamp_decimal}
+_STAMPS: dict[str, Callable[[], Any]] = {
+    "warnings": _stamp_warnings,
+    "logging": _stamp_logging,
+    "decimal": _stamp_decimal,
+}
 # Dictionaries of options that are compared with a copy of themselves.
 _OPTIONS: dict[str, Callable[[], Any]] = {"pandas": _pandas_options, "matplotlib": _matplotlib_options}
 
