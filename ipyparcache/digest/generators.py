@@ -16,7 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import libsettings, openfiles, unaudited
+from ipyparcache.digest import libsettings, modules, openfiles, unaudited
 from ipyparcache.digest.openfiles import Seen
 from ipyparcache.digest.walk import dumps
 
@@ -106,6 +106,7 @@ def install(user_cells_ran: bool) -> None:
             _patch_seeders(name, generator)
             if user_cells_ran:
                 seeded.add(name)
+        modules.AFTER_LOADING[generator.library] = functools.partial(_loaded, name)
     for setter in ("filterwarnings", "simplefilter"):
         _patch(warnings, setter, libsettings.noting_filters(getattr(warnings, setter)), "warnings")
 
@@ -118,7 +119,17 @@ def uninstall() -> None:
             if getattr(module, name) is wrapped:
                 setattr(module, name, plain)
     _patched.clear()
+    for generator in GENERATORS.values():
+        modules.AFTER_LOADING.pop(generator.library, None)
     _installed = False
+
+
+def _loaded(name: str) -> None:
+    """A library was loaded just now, so nobody has seeded its generator; or a second time, by a reload."""
+    if name in _patched:
+        seeded.add(name)
+    else:
+        _patch_seeders(name, GENERATORS[name])
 
 
 def note_seeded(name: str) -> None:
@@ -130,7 +141,7 @@ def is_seeded(name: str) -> bool:
     """Whether the state of a generator is the user's choice."""
     generator = GENERATORS[name]
     if _installed and generator.library in sys.modules and name not in _patched:
-        _patch_seeders(name, generator)  # loaded by a cell, which may have seeded it at once
+        _patch_seeders(name, generator)  # loaded unseen, and perhaps seeded at once
         seeded.add(name)
     return name in seeded
 

@@ -160,6 +160,10 @@ def _find_spec(name: str) -> machinery.ModuleSpec | None:
 # ---- local modules: their source as loaded
 
 
+#: What is done as soon as a library's module has been executed, before the code that imports it goes on.
+AFTER_LOADING: dict[str, Callable[[], None]] = {}
+
+
 def watch_imports() -> None:
     """Note from now on the source of each local module at the moment when it is executed."""
     if getattr(machinery.SourceFileLoader.exec_module, "ipyparcache_watches", False):
@@ -170,6 +174,8 @@ def watch_imports() -> None:
         path = self.path
         if origin_of_file(path) != "local" or module.__name__.partition(".")[0] == "ipyparcache":
             plain(self, module)
+            if module.__name__ in AFTER_LOADING:
+                AFTER_LOADING[module.__name__]()
             return
         before = _source_in(path, module)
         try:

@@ -513,6 +513,27 @@ def test_generators_count_as_seeded_where_cells_ran_before() -> None:
         environment.uninstall()
 
 
+LOADED_LATE = """
+import sys
+from ipyparcache.digest import environment
+environment.install(user_cells_ran=False)
+import ipyparcache.digest.generators as generators
+before = "numpy.random" in sys.modules
+import numpy.random
+drawn = numpy.random.random()
+unseeded = generators.is_seeded("numpy.random")
+from numpy.random import seed
+seed(3)
+print(before, unseeded, generators.is_seeded("numpy.random"))
+"""
+
+
+def test_a_generator_that_is_loaded_later_counts_as_seeded_when_somebody_seeds_it() -> None:
+    told = subprocess.run([sys.executable, "-c", LOADED_LATE], capture_output=True, text=True, check=True)
+
+    assert told.stdout.split() == ["False", "False", "True"]
+
+
 def test_noting_the_process_is_quick() -> None:
     process_state()
     started = time.perf_counter()
