@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -12,9 +13,9 @@ from typing import Any
 from ipyparcache.cells.plans import LoopOptions
 
 TARGET = 0.05  # seconds that a chunk should take at first: long against sending it and merging what it did
-PART = 0.3  # of the time that the loop has run: later chunks may take so long
+PART = 0.5  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
-PARTS = 2  # of what is left, divided by the workers: no chunk is longer, so that all end together
+PARTS = 1.5  # of what is left, divided by the workers: no chunk is longer, so that all end together
 LARGEST = 4096  # iterations of a chunk
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
@@ -108,5 +109,5 @@ class Sizes:
         if self._bytes:
             size = max(1, min(size, int(MOST_BYTES / self._bytes)))
         if expected is not None:
-            size = max(1, min(size, -(-(expected - sent) // (PARTS * self._jobs))))
+            size = max(1, min(size, math.ceil((expected - sent) / (PARTS * self._jobs))))
         return size

@@ -53,7 +53,7 @@ from ipyparcache.cells.showing import (
 )
 from ipyparcache.cells.travel import ATOMS, MAIN
 
-FLUSH_AFTER = 0.05  # seconds of work after which the records of finished iterations are sent
+FLUSH_AFTER = 0.2  # seconds of work after which the records of finished iterations are sent
 LARGE = 1 << 16  # bytes from which a record waits for the end of its chunk, to travel out of band
 CHECK_SHARE = 0.005  # of the time of an iteration that looking for changes may cost, to be done after each
 

@@ -33,7 +33,10 @@ Keep = Literal["always", "shown", "never"]
 
 # Seconds before a bar appears, so that a short run does not flash one, and between two looks at the tracker.
 SHOW_AFTER = 0.3
-LOOK_EVERY = 0.1
+LOOK_EVERY = 0.2
+
+# A run that is over so soon gets no bar any more: to open one takes a processor from the workers for 10 ms.
+SOON_OVER = 1.0
 
 # Seconds without a bar after which the timer's thread ends.
 END_AFTER = 1.0
@@ -100,7 +103,7 @@ def show(
 
 
 class Bar:
-    """A face that the timer keeps up to date, 10 times a second at most."""
+    """A face that the timer keeps up to date, 5 times a second."""
 
     def __init__(self, tracker: Tracker, face: Face | None):
         self._tracker = tracker
@@ -108,6 +111,7 @@ class Bar:
         self._open = face is not None
         self._lock = threading.Lock()  # held while the face is drawn, so that nothing is drawn after `close`
         self._appears_at = time.monotonic() + SHOW_AFTER
+        self._appeared = False
         # What the timer displays belongs to the cell that runs now: without its context, output would
         # go to whatever message the kernel handles at that moment.
         self._context = contextvars.copy_context()
@@ -135,8 +139,13 @@ class Bar:
     def look(self) -> None:
         """Draw the state of the run, if it is time; called by the timer."""
         with self._lock:
-            if self._open and self._face is not None and time.monotonic() >= self._appears_at:
-                self._context.run(self._face.update, self._tracker.snapshot())
+            if not self._open or self._face is None or time.monotonic() < self._appears_at:
+                return
+            snapshot = self._tracker.snapshot()
+            left = snapshot.seconds_left
+            if self._appeared or left is None or left > SOON_OVER:
+                self._appeared = True
+                self._context.run(self._face.update, snapshot)
 
 
 class _Timer:

@@ -1,5 +1,6 @@
 import io
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,37 @@ def test_a_bar_follows_its_tracker(at_once):
 
     assert face.states[0].status == "running"
     assert face.last.ended == 2
+
+
+@pytest.mark.parametrize(("left", "times"), [(0.5, 0), (60.0, 1), (None, 1)])
+def test_a_bar_does_not_open_any_more_for_a_run_that_is_nearly_over(monkeypatch, left, times):
+    monkeypatch.setattr(widget, "SHOW_AFTER", 0.0)
+    monkeypatch.setattr(widget._TIMER, "add", lambda _bar: None)
+    tracker, face = Tracker(None, "loop"), Face()
+    bar = Bar(tracker, face)
+    state = replace(tracker.snapshot(), expected=left, elapsed=0.0)
+    monkeypatch.setattr(tracker, "snapshot", lambda: state)
+
+    bar.look()
+    shown = len(face.states)
+    bar.close()
+
+    assert shown == times
+
+
+def test_an_open_bar_stays_until_the_end(monkeypatch):
+    monkeypatch.setattr(widget, "SHOW_AFTER", 0.0)
+    monkeypatch.setattr(widget._TIMER, "add", lambda _bar: None)
+    tracker, face = Tracker(None, "loop"), Face()
+    bar = Bar(tracker, face)
+    states = [replace(tracker.snapshot(), expected=left, elapsed=0.0) for left in (60.0, 0.1, 0.1)]
+    monkeypatch.setattr(tracker, "snapshot", lambda: states.pop(0))
+
+    bar.look()
+    bar.look()
+    bar.close()
+
+    assert [state.expected for state in face.states] == [60.0, 0.1]
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
