@@ -207,11 +207,11 @@ class ResultStore:
         """All results with their sizes and last uses."""
         return [
             CacheItem(
-                os.path.join(self.location, info.name),
-                info.size,
-                datetime.datetime.fromtimestamp(info.last_use),
+                os.path.join(self.location, name),
+                size,
+                datetime.datetime.fromtimestamp(last_use),
             )
-            for info in self.entries.infos(costs=False)
+            for last_use, name, size in self.entries.last_uses()
         ]
 
     def clear(self) -> None:
@@ -222,9 +222,9 @@ class ResultStore:
     def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
         """Remove the results that were not used for longest until all limits hold."""
         entries = self.entries
-        infos = entries.infos(costs=False)
+        uses = entries.last_uses()
         entries.remove(
-            names_beyond(infos, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
+            names_beyond(uses, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -246,13 +246,22 @@ class Entries:
                 if entry is not None:
                     yield entry
 
-    def infos(self, *, costs: bool = True) -> Iterator[EntryInfo]:
-        """What eviction knows about every blob of the store, entries or not; `costs` opens each of them."""
+    def infos(self) -> Iterator[EntryInfo]:
+        """What eviction knows about every blob of the store, entries or not; each is opened."""
         uses = self.ledger.uses()
         for name, size, modified in self.store.items():
             use = uses.get(name)
             last = modified if use is None else max(use.last, modified)
-            yield EntryInfo(name, size, modified, last, self._seconds_of(name) if costs else 0.0)
+            yield EntryInfo(name, size, modified, last, self._seconds_of(name))
+
+    def last_uses(self) -> list[tuple[float, str, int]]:
+        """Last use, name and size of every blob of the store, none of which is opened."""
+        uses = self.ledger.uses()
+        # Plain tuples: the garbage collector lets go of those that hold numbers and strings only.
+        return [
+            (modified if name not in uses else max(uses[name].last, modified), name, size)
+            for name, size, modified in self.store.items()
+        ]
 
     def delete(self, entry: Entry) -> bool:
         """Take one entry away; whether it was still there."""
@@ -283,7 +292,8 @@ class Entries:
         kept."""
         infos = list(self.infos())
         now = time.time()
-        gone = names_beyond(infos, now, oldest=older) if older is not None else []
+        uses = [(info.last_use, info.name, info.size) for info in infos]
+        gone = names_beyond(uses, now, oldest=older) if older is not None else []
         if max_size is not None:
             out = set(gone)
             gone += names_to_evict([info for info in infos if info.name not in out], max_size, now)

@@ -55,17 +55,18 @@ def names_to_evict(entries: Iterable[EntryInfo], budget: int, now: float) -> lis
 
 
 def names_beyond(
-    entries: Iterable[EntryInfo],
+    uses: Iterable[tuple[float, str, int]],
     now: float,
     *,
     most_bytes: int | None = None,
     most_items: int | None = None,
     oldest: float | None = None,
 ) -> list[str]:
-    """Entries to delete so that all given limits hold, least recently used first; `oldest` in seconds since
-    use."""
-    # Plain tuples: the garbage collector lets go of those that hold numbers and strings only.
-    known = sorted([(entry.last_use, entry.name, entry.size) for entry in entries])
+    """Entries to delete so that all given limits hold, least recently used first.
+
+    `uses` are the last use, name and size of each entry, `oldest` is in seconds since use.
+    """
+    known = sorted(uses)
     total = sum([size for _, _, size in known])
     items = len(known)
     gone = []

@@ -181,8 +181,9 @@ class PackedLogs:
             for name in without:
                 place = self._places.get(name)
                 if place is not None and place.log in mine:
-                    dead += place.size
-                    live -= place.size
+                    size = place.start + place.length - place.record
+                    dead += size
+                    live -= size
             return 2 * dead > live and dead > 1 << 16
 
     def compact(

@@ -33,10 +33,10 @@ def test_a_negative_budget_is_an_error():
 
 
 def test_each_limit_takes_the_least_recently_used():
-    entries = [info(str(n), last_use=float(n)) for n in range(5)]
+    uses = [(float(n), str(n), 100) for n in range(5)]
 
-    assert names_beyond(entries, now=5) == []
-    assert names_beyond(entries, now=5, most_bytes=250) == ["0", "1", "2"]
-    assert names_beyond(entries, now=5, most_items=4) == ["0"]
-    assert names_beyond(entries, now=5, oldest=3.5) == ["0", "1"]
-    assert names_beyond(entries, now=5, most_items=0) == ["0", "1", "2", "3", "4"]
+    assert names_beyond(uses, now=5) == []
+    assert names_beyond(uses, now=5, most_bytes=250) == ["0", "1", "2"]
+    assert names_beyond(uses, now=5, most_items=4) == ["0"]
+    assert names_beyond(uses, now=5, oldest=3.5) == ["0", "1"]
+    assert names_beyond(uses, now=5, most_items=0) == ["0", "1", "2", "3", "4"]
