@@ -29,8 +29,8 @@ from ipyparcache.cells.options import (
     seconds,
     whole,
 )
-from ipyparcache.cells.replay import without_our_frames
 from ipyparcache.cells.runs import Run
+from ipyparcache.cells.tracebacks import without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.pool import the_pool

@@ -15,7 +15,7 @@ from ipyparcache.analysis.steps import Comprehension, Loop, Serial
 from ipyparcache.cells import loops
 from ipyparcache.cells.looprun import LoopRun, drained
 from ipyparcache.cells.plans import CellPlan, Host, RunReport
-from ipyparcache.cells.replay import without_our_frames
+from ipyparcache.cells.tracebacks import without_our_frames
 from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
 from ipyparcache.progress.tracker import Snapshot, Tracker
 from ipyparcache.progress.widget import show

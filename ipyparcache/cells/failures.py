@@ -9,7 +9,7 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells.chunks import Chunk, Reader
 from ipyparcache.cells.launch import is_generator, reaches
 from ipyparcache.cells.messages import ChunkResult, Failure
-from ipyparcache.cells.replay import with_traceback, without_our_frames
+from ipyparcache.cells.tracebacks import with_traceback, without_our_frames
 from ipyparcache.digest.objects import find_path
 from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost
 

@@ -38,7 +38,6 @@ from ipyparcache.cells.messages import (
     Left,
     Packed,
     Plain,
-    Traceback,
     Unfinished,
 )
 from ipyparcache.cells.showing import (
@@ -51,6 +50,7 @@ from ipyparcache.cells.showing import (
     emit_event,
     put_out_so_far,
 )
+from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.cells.travel import ATOMS, MAIN
 
 FLUSH_AFTER = 0.2  # seconds of work after which the records of finished iterations are sent
@@ -666,18 +666,6 @@ def _unsendable(error: Exception, left: Left) -> BaseException:
         except Exception:
             return TypeError(f"{what} of this iteration cannot come back from its worker: {error}")
     return TypeError(f"what this iteration leaves cannot come back from its worker: {error}")
-
-
-def traceback_rows(error: BaseException) -> Traceback:
-    """File, function, line and the function's first line for the frames of a traceback, without ours."""
-    rows: Traceback = []
-    entry = error.__traceback__
-    while entry is not None:
-        code = entry.tb_frame.f_code
-        if code.co_filename != __file__:
-            rows.append((code.co_filename, code.co_name, entry.tb_lineno, code.co_firstlineno))
-        entry = entry.tb_next
-    return rows
 
 
 def _reduced(error: BaseException) -> BaseException:

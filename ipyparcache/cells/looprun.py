@@ -35,8 +35,9 @@ from ipyparcache.cells.merging import Merger, StoppedInside
 from ipyparcache.cells.messages import Body, ChunkResult, Packed, is_plain_sequence
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
-from ipyparcache.cells.replay import Replayer, below, without_our_frames
+from ipyparcache.cells.replay import Replayer
 from ipyparcache.cells.threads import ThreadTask, routed_streams
+from ipyparcache.cells.tracebacks import below, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.parallel.dispatch import Options, run_tasks

@@ -13,7 +13,8 @@ from ipyparcache.cells.journal import PLAIN
 from ipyparcache.cells.messages import Failure, Left
 from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
 from ipyparcache.cells.relaying import Relay
-from ipyparcache.cells.replay import Replayer, of_the_cell, run_while_raised, without_our_frames
+from ipyparcache.cells.replay import Replayer, run_while_raised
+from ipyparcache.cells.tracebacks import of_the_cell, without_our_frames
 from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
 
 

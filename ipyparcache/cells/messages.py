@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyparcache.cells.holding import Held
+from ipyparcache.cells.tracebacks import Traceback
 from ipyparcache.cells.travel import ATOMS
-
-Traceback = list[tuple[str, str, int, int]]
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +11,9 @@ from ipyparcache.analysis.body import HOLE, OURS, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
-from ipyparcache.cells.messages import Left, Plain, Traceback
+from ipyparcache.cells.messages import Left, Plain
 from ipyparcache.cells.plans import Host
+from ipyparcache.cells.tracebacks import SITE
 
 
 class Replayer:
@@ -145,71 +144,6 @@ def run_while_raised(statements: Sequence[ast.stmt], error: BaseException, host:
     return raised
 
 
-def with_traceback(error: BaseException, rows: Traceback) -> BaseException:
-    """The exception with a traceback that shows these lines, although no frame of them ran here."""
-    chain: types.TracebackType | None = None
-    for row in reversed(rows):
-        chain = _entry(*row, chain)
-    return error.with_traceback(chain)
-
-
-def _entry(
-    file_name: str, name: str, line: int, first: int, following: types.TracebackType | None
-) -> types.TracebackType | None:
-    """One line of a traceback: in a function that begins in line `first`."""
-    first = max(1, min(first, line))
-    code = compile("\n" * (line - first) + "raise error", file_name, "exec")
-    code = code.replace(co_name=name, co_qualname=name, co_firstlineno=first)
-    try:
-        exec(code, {"__name__": "__main__", "error": ZeroDivisionError()})
-    except ZeroDivisionError as error:
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        if last is not None:
-            return types.TracebackType(following, last.tb_frame, last.tb_lasti, max(line, 1))
-    return following
-
-
-def of_the_cell(error: BaseException, file_name: str) -> BaseException:
-    """The error of a replayed statement, with the frame of the cell's own line instead of the function's."""
-    rows: Traceback = []
-    entry = error.__traceback__
-    while entry is not None:
-        code = entry.tb_frame.f_code
-        if code.co_filename == file_name and code.co_name.startswith(SITE):
-            rows.append((file_name, "<module>", entry.tb_lineno, 1))
-        elif not code.co_filename.startswith(OWN_FOLDER):
-            rows.append((code.co_filename, code.co_name, entry.tb_lineno, code.co_firstlineno))
-        entry = entry.tb_next
-    return with_traceback(error, rows)
-
-
-def below(error: BaseException, file_name: str, line: int) -> BaseException:
-    """The exception as raised by what a line of the cell calls."""
-    inner = without_our_frames(error).__traceback__
-    return error.with_traceback(_entry(file_name, "<module>", line, 1, inner))
-
-
-def without_our_frames(error: BaseException) -> BaseException:
-    """The exception without the frames of this package, wherever they stand in its traceback.
-
-    Where nothing else is left, as for an error of our own, all of them stay.
-    """
-    kept: list[types.TracebackType] = []
-    entry = error.__traceback__
-    while entry is not None:
-        if not entry.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
-            kept.append(entry)
-        entry = entry.tb_next
-    chain: types.TracebackType | None = None
-    for part in reversed(kept):
-        chain = types.TracebackType(chain, part.tb_frame, part.tb_lasti, part.tb_lineno)
-    return error.with_traceback(chain) if chain is not None else error
-
-
-SITE = "__ipyparcache_site"
 PASSING = "__ipyparcache_passing__"
 LEAVES = "__ipyparcache_leaves__"
 ELEMENT_AS_BEFORE = "what this iteration changed in its element before it failed is not kept"
-OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -25,10 +25,10 @@ from ipyparcache.cells.iteration import (
     partial_entry,
     snapshot,
     text_of,
-    traceback_rows,
 )
 from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished
 from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
+from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
 from ipyparcache.digest import spent
 
 MAIN = "__main__"
@@ -216,10 +217,11 @@ def exception(kind: type[BaseException], arguments: tuple[Any, ...], fields: dic
     return made
 
 
-def set_exception(made: BaseException, state: tuple[dict[str, Any], Any, Any, bool]) -> None:
-    """Give an exception its attributes, cause and context."""
-    attributes, cause, context, suppressed = state
+def set_exception(made: BaseException, state: tuple[dict[str, Any], Any, Any, bool, Traceback]) -> None:
+    """Give an exception its attributes, cause, context and traceback."""
+    attributes, cause, context, suppressed, rows = state
     made.__dict__.update(attributes)
+    made.__traceback__ = with_traceback(made, rows).__traceback__
     made.__cause__ = cause
     made.__context__ = context
     made.__suppress_context__ = suppressed
@@ -429,7 +431,8 @@ class Traveller(pickle.Pickler):
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(obj, name):
                     fields[name] = getattr(obj, name)
-        state = (dict(obj.__dict__), obj.__cause__, obj.__context__, obj.__suppress_context__)
+        rows = traceback_rows(obj)
+        state = (dict(obj.__dict__), obj.__cause__, obj.__context__, obj.__suppress_context__, rows)
         return exception, (type(obj), arguments, fields), state, None, None, set_exception
 
 

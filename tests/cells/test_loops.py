@@ -5,7 +5,7 @@ import traceback
 import numpy as np
 import pytest
 
-from ipyparcache.cells.replay import without_our_frames
+from ipyparcache.cells.tracebacks import without_our_frames
 from ipyparcache.errors import ChangeLost, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
@@ -358,6 +358,22 @@ def test_what_a_generator_prints_comes_before_what_its_iteration_prints():
     assert error is None
     assert host.stdout == text
     assert describe(tested) == describe(plain)
+
+
+def test_an_exception_that_an_iteration_keeps_shows_where_it_was_raised():
+    setup = FAILS_AT_3 + "\nerrors = []"
+    cell = "for n in [1, 3]:\n    try:\n        risky(n)\n    except KeyError as e:\n        errors.append(e)"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    parallel(tested, cell)
+
+    def shown(namespace):
+        frames = traceback.extract_tb(without_our_frames(namespace["errors"][0]).__traceback__)
+        return [(f.filename, f.name, f.lineno) for f in frames if f.filename in ("<cell>", "<setup>")]
+
+    assert shown(tested) == shown(plain)
+    assert len(shown(tested)) == 2
 
 
 def test_a_generator_that_reads_what_the_loop_changes_is_refused():
