@@ -92,11 +92,12 @@ def _is_array(value: object) -> bool:
     return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap)
 
 
-def _in_no_file(array: object) -> Any:
+def in_no_file(array: object) -> Any:
+    """The word of no one about where an array lies."""
     return NotImplemented
 
 
-reduce_array: Callable[[Any], Any] = _in_no_file
+reduce_array: Callable[[Any], Any] = in_no_file
 """How to send an array that lies in a file, or NotImplemented; `engine.filebacked` knows more."""
 
 

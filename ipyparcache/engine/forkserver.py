@@ -20,6 +20,7 @@ from ipyparcache.engine.worker import leave, run_worker
 from ipyparcache.lean import signal, socket
 
 PR_SET_PDEATHSIG = 1
+QUIET = 100  # milliseconds without a message after which there is time to load what workers may need later
 
 
 def _die_with_parent() -> None:
@@ -111,7 +112,6 @@ class ForkServer:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                gc.unfreeze()
                 gc.enable()
                 be_worker(message, fds)
             except BaseException:
@@ -169,7 +169,7 @@ class ForkServer:
             with contextlib.suppress(OSError):
                 waiting.register(os.pidfd_open(self.parent), select.POLLIN)
         while os.getppid() == self.parent:
-            ready = {fd for fd, _ in waiting.poll(1000 if self.ready else 5)}
+            ready = {fd for fd, _ in waiting.poll(1000 if self.ready else QUIET)}
             if not ready:
                 self.get_ready()
             with contextlib.suppress(BlockingIOError):

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from ipyparcache.engine.forking import can_fork, fork_server
 from ipyparcache.engine.transport import Channel, PacketChannel, StreamChannel, can_memfd
 from ipyparcache.lean import signal, socket
 
@@ -78,11 +79,14 @@ def _launch(command: list[str], passed: dict[int, int]) -> int:
 class Server:
     """This side of a fork server."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_fork: bool = False) -> None:
         kind = getattr(socket, "SOCK_SEQPACKET", None) if can_memfd() else None
         mine, theirs = socket.socketpair(socket.AF_UNIX, kind or socket.SOCK_STREAM)
         self.channel: Channel = PacketChannel(mine) if kind else StreamChannel(mine)
         try:
+            if may_fork and kind and can_fork():
+                self.pid = fork_server(theirs.fileno())
+                return
             paths = repr([path for path in sys.path if isinstance(path, str)])
             self.pid = _launch(_interpreter(_SERVER, paths, "3", str(os.getpid())), {theirs.fileno(): 3})
         except BaseException:

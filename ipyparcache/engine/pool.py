@@ -149,7 +149,7 @@ class Pool:
         """Start the fork server if there is to be one; it gets ready while the caller goes on."""
         with self._lock:
             if self._server is None and start_method() == "forkserver":
-                self._server = Server()
+                self._server = Server(may_fork=not self._workers and not os.environ.get("IPYPARCACHE_START"))
                 if self._modules:
                     self._server.channel.send(("load", self._modules))
                 self._news.register(self._server.channel, select.POLLIN)
