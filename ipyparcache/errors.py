@@ -91,7 +91,20 @@ class Unrestorable(ParcacheError):
 
 
 class EngineError(ParcacheError, RuntimeError):
-    """The workers cannot do what was asked, for a reason that lies outside the tasks."""
+    """The workers cannot do what was asked, for a reason that lies outside the tasks.
+
+    Attributes
+    ----------
+    unit
+        What the user knows the task by: an `iteration` in a loop.
+    """
+
+    unit = "task"
+    index: int
+
+    def of_iteration(self, number: int) -> None:
+        """Name the iteration of a loop in the place of the task that held it."""
+        self.index, self.unit = number, "iteration"
 
 
 class WorkersNotStarted(EngineError):
@@ -129,13 +142,13 @@ class WorkerDied(EngineError):
                 name = f"signal {self.signal}"
             how = f"was killed by {name}"
             advice = (
-                " Out of memory is the usual reason: run fewer tasks at once." if self.signal == 9 else ""
+                " Out of memory is the usual reason: run fewer at once." if self.signal == 9 else ""
             )
         else:
             how = f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
             advice = ""
         memory = f" Its memory had reached {self.max_rss / 1e6:,.0f} MB." if self.max_rss else ""
-        return f"the worker of task {self.index} {how} while the task ran.{memory}{advice}"
+        return f"the worker of {self.unit} {self.index} {how} while it ran.{memory}{advice}"
 
 
 class TaskTimeout(EngineError, TimeoutError):
@@ -147,7 +160,7 @@ class TaskTimeout(EngineError, TimeoutError):
         self.seconds = seconds
 
     def __str__(self) -> str:
-        return f"task {self.index} ran longer than its limit of {self.seconds:g} s, and was ended"
+        return f"{self.unit} {self.index} ran longer than its limit of {self.seconds:g} s, and was ended"
 
 
 class TaskCancelled(EngineError):
@@ -158,7 +171,7 @@ class TaskCancelled(EngineError):
         self.index = index
 
     def __str__(self) -> str:
-        return f"task {self.index} was cancelled"
+        return f"{self.unit} {self.index} was cancelled"
 
 
 class TaskExit(EngineError):

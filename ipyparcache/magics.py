@@ -112,6 +112,7 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
             said = commands.run(line)
         except (WrongOption, UnknownSetting, BadSetting) as error:
             raise UsageError(str(error)) from None
+        self.shell.user_ns.update(said.variables)
         if said.text:
             show_note(
                 self.shell, said.html or f"<pre>{html.escape(said.text)}</pre>", said.text, kind="command"
@@ -217,13 +218,14 @@ def _run_loops(
 ) -> BaseException | None:
     """Run a planned cell and note what became of it; returns what it raised, shown to the user."""
     started = time.perf_counter()
-    report, raised = loops.RunReport(), None
+    raised: BaseException | None = None
     try:
         with auto.paused():
-            report = loops.run_cell(plan, ShellHost(shell, body, secret))
+            loops.run_cell(plan, ShellHost(shell, body, secret))
     except BaseException as error:
-        report, raised = getattr(error, "report", report), error
+        raised = error
         show_error(shell, without_our_frames(error))
+    report = loops.last_report()
     reports.note_report(report)
     for loop in report.loops:
         asked.add(loop.asked)

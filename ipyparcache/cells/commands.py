@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from ipyparcache import settings
 from ipyparcache.cells import auto, drawing, exchange, reports, runs
@@ -17,10 +17,11 @@ from ipyparcache.storage.entry import Entry, open_entries
 
 @dataclass(frozen=True)
 class Said:
-    """What a subcommand has to say: as text, and richer as HTML where it has more to show."""
+    """What a subcommand has to say: as text, richer as HTML where it has more to show, and as variables."""
 
     text: str
     html: str = ""
+    variables: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,17 @@ def _timeline(parsed: Parsed) -> Said:
     return Said(picture.text, picture.svg)
 
 
+def _name(text: str) -> str:
+    if not text.isidentifier():
+        raise ValueError("write the name of a variable")
+    return text
+
+
+def _partial(parsed: Parsed) -> Said:
+    target = parsed.values["to"]
+    return Said(reports.partial_text(), variables={target: reports.partial_results()} if target else {})
+
+
 def _workers(parsed: Parsed) -> Said:
     pool = the_pool()
     if parsed.words == ("stop",):
@@ -290,9 +302,10 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "partial",
-            "partial",
+            "partial [--to NAME]",
             "results that an error or interrupt kept from being merged",
-            lambda parsed: Said(reports.partial_text()),
+            _partial,
+            (Option("--to", "bind them to a variable: for each loop a dict by iteration", _name, "NAME"),),
             in_kernel=True,
         ),
     )

@@ -30,6 +30,7 @@ from ipyparcache.cells.launch import (
     keeps_references,
     seeded_libraries,
 )
+from ipyparcache.cells.leftovers import leftover
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.merging import Merger, StoppedInside
 from ipyparcache.cells.messages import Body, ChunkResult, Packed, is_plain_sequence
@@ -663,7 +664,8 @@ class LoopRun:
             if number == self.merged and chunk.result is not None:
                 continue
             for at, left in self._reader.iterations_of(chunk):
-                self.report.partial[at] = left
+                if at >= self.report.iterations:  # the others were merged
+                    self.report.partial[at] = leftover(at, left, self.parfor)
 
     def _note_read_ahead(self) -> None:
         ahead = self._iterations_sent - self.report.iterations - 1

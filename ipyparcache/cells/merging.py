@@ -15,7 +15,7 @@ from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer, run_while_raised
 from ipyparcache.cells.tracebacks import of_the_cell, without_our_frames
-from ipyparcache.errors import ChangeLost, IterationError, TaskCancelled
+from ipyparcache.errors import ChangeLost, EngineError, IterationError, TaskCancelled
 
 
 class StoppedInside(Exception):
@@ -104,6 +104,8 @@ class Merger:
                 done = chunk.at
             if isinstance(error, TaskCancelled):
                 raise KeyboardInterrupt
+            if isinstance(error, EngineError):
+                error.of_iteration(done)
             failures.noted(error, self.parfor, done, {})
             if self.options.on_error != "collect":
                 raise error

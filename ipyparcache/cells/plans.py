@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.refusals import CarriedContainer, Refusal
 from ipyparcache.analysis.steps import Step
+from ipyparcache.cells.leftovers import Leftover
 from ipyparcache.errors import IterationError, LoopRefused
 
 
@@ -74,7 +75,7 @@ class LoopReport:
     rows
         For the timeline: worker, begin and end (monotonic clock), first iteration, number of iterations.
     partial
-        What iterations behind an error or interrupt had left: number and entries, not merged.
+        What iterations behind an error or interrupt had done, by their number; it was not merged.
     asked
         Under `%%cached`: what iterations asked of files and environment, as rows; None if they did what
         cannot
@@ -86,7 +87,7 @@ class LoopReport:
     seconds: float = 0.0
     rows: list[tuple[int, float, float, int, int]] = field(default_factory=list)
     errors: list[IterationError] = field(default_factory=list)
-    partial: dict[int, Any] = field(default_factory=dict)
+    partial: dict[int, Leftover] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     asked: list[Any] | None = field(default_factory=list)
     restored: int = 0

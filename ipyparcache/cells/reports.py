@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-import reprlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ipyparcache.cells.drawing import Picture, paper
+from ipyparcache.cells.leftovers import Leftover
 from ipyparcache.cells.loops import LoopReport, RunReport
 from ipyparcache.cells.runs import duration
 
@@ -65,13 +65,13 @@ def partial_text() -> str:
     loops = _loops()
     if not loops:
         return NOTHING
-    brief = reprlib.Repr()
-    lines = [
-        f"line {loop.line}, iteration {number}: {brief.repr(left)}"
-        for loop in loops
-        for number, left in sorted(loop.partial.items())
-    ]
+    lines = [str(left) for loop in loops for _, left in sorted(loop.partial.items())]
     return "\n".join(lines) or "nothing was left over: every iteration that finished was merged"
+
+
+def partial_results() -> list[dict[int, Leftover]]:
+    """The same as objects, by the number of the iteration: for each loop of the cell."""
+    return [loop.partial for loop in _loops()]
 
 
 def bars_of(loop: LoopReport) -> list[Bar]:

@@ -74,7 +74,34 @@ def test_results_behind_an_error_are_kept_as_partial():
 
     assert isinstance(error, ZeroDivisionError)
     assert namespace["out"] == [0]
-    assert 1 in report.loops[0].partial
+    left = report.loops[0].partial[1]
+    assert str(left) == "line 1, iteration 1: i = 1; out.append(1)"
+    assert (left.variables, left.effects) == ({"i": 1}, (("out.append(<0>)", (1,)),))
+
+
+def test_what_was_merged_before_a_worker_died_is_not_partial():
+    namespace = new_namespace("import os, signal\nout = []")
+    cell = (
+        "for i in range(8):\n    if i == 4:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    v = [i]\n    out.append(v)"
+    )
+
+    _, error, report = parallel(namespace, cell, jobs=1, backend="processes")
+
+    assert isinstance(error, WorkerDied)
+    assert str(error).startswith("the worker of iteration 4 was killed by SIGKILL while it ran.")
+    assert namespace["out"] == [[0], [1], [2], [3]]
+    assert not report.loops[0].partial.keys() & set(range(5))
+
+
+def test_elements_of_a_comprehension_behind_an_error_are_partial():
+    namespace = new_namespace("import time\ndef f(i):\n    time.sleep(0.2 * (i == 0))\n    return 1 / i")
+
+    _, error, report = parallel(namespace, "out = [f(i) for i in range(3)]")
+
+    assert isinstance(error, ZeroDivisionError)
+    assert "out" not in namespace
+    assert str(report.loops[0].partial[1]).endswith("iteration 1: 1.0")
 
 
 def test_collected_errors_stand_in_their_slots():

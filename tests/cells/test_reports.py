@@ -2,6 +2,7 @@ import pytest
 
 from ipyparcache.cells import drawing, reports
 from ipyparcache.cells.drawing import CannotDraw
+from ipyparcache.cells.leftovers import Leftover
 from ipyparcache.cells.loops import LoopReport, RunReport
 from ipyparcache.cells.reports import bars_of, busy_share, note_report
 from ipyparcache.errors import IterationError
@@ -66,11 +67,13 @@ def test_collected_errors_and_the_one_that_ended_the_cell_are_listed(loop):
     assert reports.errors_text() == "no iteration failed"
 
 
-def test_what_was_not_merged_is_listed_by_iteration(loop):
-    loop.partial = {7: [1, 2], 5: "x" * 1000}
+def test_what_was_not_merged_is_listed_by_iteration_and_handed_out(loop):
+    long = Leftover(3, 5, {"x": "x" * 1000}, ())
+    loop.partial = {7: Leftover(3, 7, {}, (("out[<1>] = <0>", ([1], "k")),)), 5: long}
     note_report(RunReport([loop]))
     first, second = reports.partial_text().splitlines()
 
-    assert first.startswith("line 3, iteration 5: 'xxx")
+    assert first.startswith("line 3, iteration 5: x = 'xxx")
     assert len(first) < 100
-    assert second == "line 3, iteration 7: [1, 2]"
+    assert second == "line 3, iteration 7: out['k'] = [1]"
+    assert reports.partial_results() == [loop.partial]
