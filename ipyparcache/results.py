@@ -137,7 +137,7 @@ class ResultStore:
             if len(pickled) <= _QUICK_BYTES and not rows:
                 self._remember(entry, bytes(pickled), value)
             return value
-        path = entry.file() if mmap_mode is not None else None
+        path = entry.file(unpack=True) if mmap_mode is not None else None
 
         def array(index: int, dtype: Any, shape: tuple[int, ...], order: Any, writable: bool) -> Any:
             import numpy as np

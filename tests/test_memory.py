@@ -411,6 +411,22 @@ def test_results_are_mapped_if_asked_for(tmp_path, mode):
     del back
 
 
+def test_a_small_result_stored_without_mapping_is_mapped_when_that_is_asked_for_later(tmp_path):
+    source = "import numpy as np\ndef f(n): return np.arange(n)"
+    shelved = Memory(tmp_path, verbose=0).cache(made(source)).call_and_shelve(10)
+
+    place = shelved.store_backend.location
+    for back in (
+        MemorizedResult(place, shelved.func, shelved.args_id, mmap_mode="r").get(),
+        Memory(tmp_path, mmap_mode="r", verbose=0).cache(made(source))(10),
+    ):
+        assert isinstance(back, np.memmap)
+        assert not back.flags.writeable
+        np.testing.assert_array_equal(back, np.arange(10))
+    assert shelved.get().flags.writeable
+    del back
+
+
 @pytest.mark.parametrize("compress", [True, 9, "lz4", ("zstd", 1)])
 def test_results_can_be_compressed(tmp_path, compress):
     f = Memory(tmp_path, compress=compress, verbose=0).cache(

@@ -107,11 +107,11 @@ class Entry:
         """
         return self._entries.read_payload(self, check=check)
 
-    def file(self) -> str | None:
+    def file(self, *, unpack: bool = False) -> str | None:
         """The file in which this entry lies alone and uncompressed, for `buffer_offset`; None if there is
-        none."""
+        none, and it cannot be given one by `unpack`."""
         compressed = any(row.codec for row in self._rows)
-        return None if compressed else self._entries.store.path(self.name)
+        return None if compressed else self._entries.store.path(self.name, unpack=unpack)
 
     def buffer_offset(self, number: int) -> int:
         """Where a buffer begins in `file`."""

@@ -179,7 +179,6 @@ class LocalStore(Store):
                 return size
             path = self._path(name)
             self._prepare()
-            self._packed.remove([name])
             # The partial file lies in the same folder tree, since renaming is atomic only within a file
             # system.
             temporary = self._temporary / f"{writer_name()}-{next(_counter)}"
@@ -203,6 +202,7 @@ class LocalStore(Store):
                 os.replace(temporary, path)
             self._listings.pop(os.path.dirname(path), None)
             self._shards = None
+            self._packed.remove([name])  # a smaller blob of this name from before
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -222,9 +222,17 @@ class LocalStore(Store):
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def path(self, name: str) -> str | None:
-        """The file of this name, unless the blob lies in a log."""
-        return None if self._packed.get(checked_name(name)) is not None else self._path(name)
+    def path(self, name: str, *, unpack: bool = False) -> str | None:
+        """The file of this name, unless the blob lies in a log; with `unpack` it is moved into one."""
+        packed = self._packed.get(checked_name(name))
+        if packed is not None:
+            if not unpack:
+                return None
+            try:
+                self.put(name, [packed[0]], own_file=True)
+            except StoreUnavailable:
+                return None
+        return self._path(name)
 
     def delete(self, name: str) -> bool:
         """Unlink the file, or note in the log that the blob is gone."""

@@ -98,8 +98,11 @@ class Store(ABC):
         """Something that is the same as long as the blob is untouched; None if that is not told quickly."""
         return None
 
-    def path(self, name: str) -> str | None:
-        """The file that holds this blob alone; None where there is no such file."""
+    def path(self, name: str, *, unpack: bool = False) -> str | None:
+        """The file that holds this blob alone; None where there is no such file.
+
+        With `unpack`, a blob that lies together with others gets a file of its own first.
+        """
         return None
 
     @abstractmethod
