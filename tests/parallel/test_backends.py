@@ -110,6 +110,22 @@ def failing(x):
     return x
 
 
+class Parametrized(SequentialBackend):
+    """Derives from one of ours and takes arguments of its own alone."""
+
+    def __init__(self, param=None):
+        self.param = param
+
+
+def test_a_class_derived_from_a_backend_of_ours_need_not_take_its_arguments(registered):
+    registered("parametrized", Parametrized)
+
+    with parallel_config("parametrized", param=42, n_jobs=3):
+        assert active_backend().param == 42
+        assert Parallel()(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
+    assert Parallel(backend="parametrized", n_jobs=2)(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
 def test_a_backend_of_somebody_else_runs_tasks(return_as):
     backend = FuturesBackend()

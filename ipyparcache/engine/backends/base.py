@@ -471,7 +471,8 @@ def make_backend(name: str, level: int, **arguments: Any) -> ParallelBackendBase
     factory = BACKENDS.get(name)
     if factory is None:
         raise ValueError(f"Invalid backend: {name}, expected one of {sorted(BACKENDS)}")
-    ours = isinstance(factory, type) and issubclass(factory, EngineBackend)
+    # A class of somebody else may derive from ours, and take other arguments.
+    ours = factory.__module__.startswith("ipyparcache.") if isinstance(factory, type) else False
     if ours or takes_argument(factory, "nesting_level"):
         return factory(nesting_level=level, **arguments)
     made = factory(**arguments)  # a factory may be any function that returns a backend
