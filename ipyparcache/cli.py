@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         said = commands.run(shlex.join(words), in_kernel=False, caller="ipyparcache")
-    except ParcacheError as error:
+    except (ParcacheError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     if said.text:

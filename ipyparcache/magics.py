@@ -34,7 +34,7 @@ from ipyparcache.cells.tracebacks import without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.pool import the_pool
-from ipyparcache.errors import BadSetting, LoopRefused, UnknownSetting
+from ipyparcache.errors import LoopRefused, ParcacheError
 from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
@@ -110,7 +110,7 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
 
         try:
             said = commands.run(line)
-        except (WrongOption, UnknownSetting, BadSetting) as error:
+        except (WrongOption, ParcacheError, OSError) as error:
             raise UsageError(str(error)) from None
         self.shell.user_ns.update(said.variables)
         if said.text:

@@ -12,7 +12,7 @@ from ipyparcache.cells import auto, drawing, exchange, reports, runs
 from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, whole
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.errors import ParcacheError
-from ipyparcache.storage.entry import Entry, open_entries
+from ipyparcache.storage.entry import Entry, is_entry, open_entries
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,12 @@ class NotInAKernel(ParcacheError):
 def _status(parsed: Parsed) -> Said:
     entries = open_entries()
     infos = list(entries.infos())
-    used = sum(info.size for info in infos)
+    used = runs.size(sum(info.size for info in infos))
+    count = _count(sum(is_entry(info.name) for info in infos))
     now = settings.current()
     lines = [
         f"store      {now.dir}",
-        f"size       {runs.size(used)} in {len(infos)} entries, of at most {runs.size(entries.budget())}",
+        f"size       {used} in {count}, of at most {runs.size(entries.budget())}",
         f"automatic  {'on, from ' + runs.duration(auto.min_seconds()) if auto.is_on() else 'off'}",
     ]
     ours = runs.runs()
@@ -67,6 +68,10 @@ def _status(parsed: Parsed) -> Said:
         stored = sum(run.status == "miss" for run in ours)
         lines.append(f"this kernel  {len(hits)} hits, {stored} stored, {runs.duration(saved)} saved")
     return Said("\n".join(lines))
+
+
+def _count(entries: int) -> str:
+    return "1 entry" if entries == 1 else f"{entries} entries"
 
 
 _ORDERS: dict[str, Callable[[Entry], float]] = {
@@ -94,8 +99,18 @@ def _list(parsed: Parsed) -> Said:
     return Said("\n".join([*rows, *([f"and {left} more (--limit {len(entries)})"] if left > 0 else [])]))
 
 
+def _run_of(command: str, parsed: Parsed) -> runs.Run:
+    """The run that a word names, the last one without."""
+    try:
+        return runs.run_of(parsed.words[0] if parsed.words else "-1")
+    except ValueError:
+        raise WrongOption(
+            f"%parcache {command}", f"write the number of a cell, as in `{command} 12`, or -1 for the last"
+        ) from None
+
+
 def _why(parsed: Parsed) -> Said:
-    run = runs.run_of(parsed.words[0] if parsed.words else "-1")
+    run = _run_of("why", parsed)
     lines = [f"cell [{run.execution_count}]: {run.status}: {run.reason}"]
     for change in run.changes:
         lines.append(f"  {change}")
@@ -109,13 +124,13 @@ def _why(parsed: Parsed) -> Said:
 def _clear(parsed: Parsed) -> Said:
     entries = open_entries()
     if parsed.values["all"]:
-        return Said(f"removed {entries.clear()} entries: the whole store")
+        return Said(f"removed {_count(entries.clear())}: the whole store")
     mine = runs.runs()
     if parsed.values["cell"]:
-        wanted = runs.run_of(parsed.words[0] if parsed.words else "-1")
+        wanted = _run_of("clear --cell", parsed)
         mine = [run for run in mine if run.identity == wanted.identity]
     names = {f"{run.key}.{run.trace}" for run in mine if run.key and run.trace}
-    return Said(f"removed {entries.remove(names)} entries that this kernel stored or hit")
+    return Said(f"removed {_count(entries.remove(names))} that this kernel stored or hit")
 
 
 def _prune(parsed: Parsed) -> Said:
@@ -123,12 +138,12 @@ def _prune(parsed: Parsed) -> Said:
     if values["max_size"] is None and values["older"] is None:
         raise WrongOption("%parcache prune", "say how much is to stay: --max-size 10G or --older 30d")
     gone = open_entries().prune(values["max_size"], values["older"])
-    return Said(f"removed {len(gone)} entries")
+    return Said(f"removed {_count(sum(map(is_entry, gone)))}")
 
 
 def _verify(parsed: Parsed) -> Said:
     right, wrong = open_entries().verify()
-    said = f"{right} entries are whole"
+    said = f"{_count(right)} {'is' if right == 1 else 'are'} whole"
     return Said(
         said if not wrong else f"{said}, {len(wrong)} were damaged and are set aside: {', '.join(wrong[:5])}"
     )

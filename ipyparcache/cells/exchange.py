@@ -22,6 +22,18 @@ from ipyparcache.storage.signing import signing_key
 CODE = "code"
 
 
+class CannotExport(ParcacheError):
+    """A file that the entries cannot be written to."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be written: {self.reason}"
+
+
 class NotAnExport(ParcacheError):
     """A file that `import` cannot take: why, and what to type."""
 
@@ -39,7 +51,10 @@ def export_entries(entries: Entries, path: str) -> str:
     mac = _mac()
     count = 0
     folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".export-")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".export-")
+    except OSError as error:
+        raise CannotExport(path, os.strerror(error.errno or 0)) from error
     try:
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for entry in entries.all():

@@ -126,6 +126,11 @@ class Entry:
         self._entries.ledger.note_use(self.name, self.seconds)
 
 
+def is_entry(name: str) -> bool:
+    """Whether a blob of that name is an entry; the others tell which cells were stored under which inputs."""
+    return not name.startswith("i-")
+
+
 class Entries:
     """The entries of one store, signed and checked with one key. Safe to use from several threads."""
 
@@ -241,7 +246,7 @@ class Entries:
     def all(self) -> Iterator[Entry]:
         """Every entry that this key signed, in no order."""
         for item in self.store.items():
-            if not item.name.startswith("i-"):
+            if is_entry(item.name):
                 entry = self._opened(item.name)
                 if entry is not None:
                     yield entry
@@ -268,14 +273,14 @@ class Entries:
         return self.remove([entry.name]) == 1
 
     def remove(self, names: Iterable[str]) -> int:
-        """Take blobs away by name; how many were still there."""
+        """Take blobs away by name; how many entries were still there."""
         gone = self.store.remove(names)
         self.ledger.forget(gone)
         self._total = None
-        return len(gone)
+        return sum(map(is_entry, gone))
 
     def clear(self) -> int:
-        """Take everything away; how many blobs that were."""
+        """Take everything away; how many entries that were."""
         return self.remove([item.name for item in self.store.items()])
 
     def wipe(self) -> None:
@@ -304,7 +309,7 @@ class Entries:
         """Read and check every entry: how many are right, and the names of those that were set aside."""
         right, wrong = 0, []
         for item in list(self.store.items()):
-            if item.name.startswith("i-"):
+            if not is_entry(item.name):
                 continue
             entry = self._opened(item.name)
             try:

@@ -67,6 +67,20 @@ def test_why_of_a_cell_that_never_ran_says_so():
         commands.run("why 7")
 
 
+def test_what_is_no_number_of_a_cell_is_told(stored):
+    for command in ("why x", "clear --cell x"):
+        with pytest.raises(WrongOption, match="number of a cell"):
+            commands.run(command)
+
+
+def test_only_entries_are_counted_not_what_leads_to_them(stored):
+    stored.remember("i1", "a" * 32)
+
+    assert "in 2 entries" in said("status")
+    assert said("clear --all") == "removed 2 entries: the whole store"
+    assert list(stored.store.items()) == []
+
+
 def test_clear_removes_what_this_kernel_used_and_all_the_rest_only_when_told(stored):
     note_run(Run("hit", "", key="a" * 32, trace="t1", identity="i1"))
 
@@ -192,8 +206,17 @@ def test_the_magic_shows_what_the_command_says(shell, cell, capsys):
     magics.load_ipython_extension(shell)
     cell("%parcache list")
     assert "the store is empty" in capsys.readouterr().out
-    assert not shell.run_cell("%parcache stauts").success
-    assert "did you mean `status`?" in capsys.readouterr().err
+    for line, told in {
+        "stauts": "did you mean `status`?",
+        "why 99": "no cell 99",
+        "why x": "number of a cell",
+        "export /nowhere/at/all": "/nowhere/at/all cannot be written: No such file or directory",
+        "import /nowhere/at/all": "/nowhere/at/all cannot be imported",
+    }.items():
+        assert not shell.run_cell(f"%parcache {line}").success
+        heard = capsys.readouterr().err
+        assert told in heard
+        assert len(heard.splitlines()) == 1
     magics.unload_ipython_extension(shell)
     assert not shell.run_cell("%parcache list").success
 
