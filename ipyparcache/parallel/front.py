@@ -533,7 +533,7 @@ class Parallel(Logger):
         self.n_tasks = None
         self._started = time.monotonic()
         self._length = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
-        if self.verbose and not isinstance(self._backend, SequentialBackend):
+        if self.verbose and count > 1 and not isinstance(self._backend, SequentialBackend):
             self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
         self._early = None
         if self._wants_bar():
@@ -595,7 +595,7 @@ class Parallel(Logger):
             if self.verbose or self._has_own_progress:
                 if self._has_own_progress:
                     self.print_progress()
-                self._print(last_line(self.n_tasks, time.monotonic() - self._started))
+                self._print(last_line(self.n_tasks, time.monotonic() - self._started, self._length))
         self._running = None
         if not self._managed:
             self._close_files()

@@ -26,7 +26,7 @@ def is_time_to_tell(verbose: int, batches: int, done: int, total: int | None, la
         if batches == 0:
             return False
         step = 0.5 * (11 - verbose) ** 2
-        return int(math.sqrt((batches - 1) / step)) != int(math.sqrt(batches / step))
+        return int(math.sqrt(batches / step)) != int(math.sqrt((batches + 1) / step))
     step = max(total // (verbose + 1), 1)
     return done < total and done - last_told >= step
 
@@ -46,7 +46,7 @@ def progress_line(done: int, total: int | None, elapsed: float, known_length: in
     )
 
 
-def last_line(total: int, elapsed: float) -> str:
+def last_line(total: int, elapsed: float, known_length: int | None) -> str:
     """A call has ended."""
-    width = max(len(str(total)), 3)
+    width = len(str(known_length)) if known_length else 3
     return f"Done {total:{width}d} out of {total:{width}d} | elapsed: {short_format_time(elapsed)} finished"

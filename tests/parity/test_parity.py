@@ -183,6 +183,18 @@ def lines_of(capsys, module, **arguments):
     return out != "", [line for line in text.splitlines() if "Using backend" in line or "finished" in line]
 
 
+@pytest.mark.parametrize("known_length", [True, False])
+@pytest.mark.parametrize("verbose", [1, 5, 10, 11, 50])
+def test_all_lines_of_verbose_without_workers(capsys, verbose, known_length):
+    told = []
+    for module in BOTH:
+        tasks = (module.delayed(abs)(i) for i in range(12))
+        module.Parallel(n_jobs=1, verbose=verbose)(list(tasks) if known_length else tasks)
+        told.append([re.sub(r"\d+\.\d+(s|min)", "T", text) for text in capsys.readouterr()])
+
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("verbose", [0, 1, 5, 11, 50])
 def test_first_and_last_lines_of_verbose(capsys, verbose):
     assert lines_of(capsys, ipyparcache, verbose=verbose) == lines_of(capsys, joblib, verbose=verbose)
