@@ -61,7 +61,9 @@ def hash(obj: object, hash_name: str = "md5", coerce_mmap: bool = False) -> str:
     ValueError
         If `hash_name` is another.
     pickle.PicklingError
-        If part of it has no stable content, such as a lambda or a lock.
+        If part of it cannot be found by its name, such as a lambda.
+    TypeError
+        If part of it has no stable content, such as a module, a generator or a lock.
     """
     if hash_name not in ("md5", "sha1"):
         raise ValueError(
@@ -69,7 +71,9 @@ def hash(obj: object, hash_name: str = "md5", coerce_mmap: bool = False) -> str:
         )
     try:
         stream = _Hashing(coerce_mmap).content(obj)
-    except (ParcacheError, TypeError, AttributeError, pickle.PicklingError) as error:
+    except TypeError as error:
+        raise TypeError(f"{error}, met while hashing {_short(obj)}") from error
+    except (ParcacheError, AttributeError, pickle.PicklingError) as error:
         raise pickle.PicklingError(f"PicklingError while hashing {_short(obj)}: {error}") from error
     hasher = hashlib.new(hash_name, usedforsecurity=False)
     hasher.update(stream)

@@ -250,9 +250,13 @@ def _replacing(path: str) -> Iterator[tuple[IO[bytes], str | None]]:
         with open(target, "wb") as file:  # a device or a pipe cannot be replaced
             yield file, None
         return
-    handle, temporary = tempfile.mkstemp(
-        dir=os.path.dirname(target), prefix=f".{os.path.basename(target)[:50]}-"
-    )
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=os.path.dirname(target), prefix=f".{os.path.basename(target)[:50]}-"
+        )
+    except OSError as error:
+        error.filename = path  # what was asked for, and not the file beside it
+        raise
     try:
         with open(handle, "wb") as file:
             yield file, os.path.dirname(target)

@@ -145,10 +145,16 @@ def test_a_function_is_named_by_what_it_does():
     assert hash(make("def f(x): return x + 1")) == hash(make("def f(x):\n    # a comment\n    return x + 1"))
 
 
-@pytest.mark.parametrize("value", [lambda: 1, threading.Lock(), (i for i in "a"), sys], ids=repr)
-def test_what_has_no_stable_content_is_told(value):
+def test_what_cannot_be_found_by_its_name_is_told():
     with pytest.raises(pickle.PicklingError, match="PicklingError while hashing"):
-        hash([value])
+        hash([lambda: 1])
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), (i for i in "a"), sys], ids=repr)
+def test_what_has_no_stable_content_is_told(value):
+    for function in (hash, joblib.hash):
+        with pytest.raises(TypeError):
+            function([value])
 
 
 def test_names_are_as_long_as_those_of_joblib():

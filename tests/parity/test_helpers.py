@@ -531,6 +531,14 @@ def test_arguments_of_what_cannot_be_inspected_are_not_ignored(tmp_path):
             assert largest(3, 2) == 3
 
 
+def test_a_folder_that_is_not_there_is_told_by_the_name_that_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for package in (joblib, ipyparcache):
+        with pytest.raises(FileNotFoundError) as caught:
+            package.dump(1, "nowhere/f.pkl")
+        assert caught.value.filename == "nowhere/f.pkl"
+
+
 def test_a_local_function_is_no_pickle_in_a_file(tmp_path):
     for package in (joblib, ipyparcache):
         with pytest.raises(pickle.PicklingError):
