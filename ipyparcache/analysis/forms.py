@@ -78,6 +78,10 @@ REPLAYED_FUNCTIONS = frozenset(
 )
 
 
+#: The same, keeping what they are given as it is.
+SETTING_FUNCTIONS = frozenset({"setattr", "delattr", "operator.setitem", "operator.delitem"})
+
+
 #: `x = F(x, e)` with one of these is a reduction; a list or tuple around `x` counts.
 FOLDING_FUNCTIONS = frozenset(
     {"max", "min", "math.gcd", "gcd", "math.lcm"}
@@ -209,11 +213,11 @@ def _collected_call(statement: ast.stmt, bound: set[str], carried: set[str]) -> 
                 return None
             if method not in REPLAYED_METHODS | PROGRESS_METHODS and not _in_place(call):
                 return None
-            if any(isinstance(a, ast.Starred) for a in args) or any(k.arg is None for k in keywords):
-                return None
-            holes = [*path.holes, *args, *(k.value for k in keywords)]
-            content = (
-                frozenset(range(len(path.holes), len(holes))) if method in COPYING_METHODS else frozenset()
+            given = [a.value if isinstance(a, ast.Starred) else a for a in args]
+            holes = [*path.holes, *given, *(k.value for k in keywords)]
+            spread = [isinstance(a, ast.Starred) for a in args] + [k.arg is None for k in keywords]
+            content = frozenset(
+                n for n, each in enumerate(spread, len(path.holes)) if each or method in COPYING_METHODS
             )
             keys = _key_positions(owner)
             if method == "add":
@@ -255,14 +259,14 @@ def _collected_function(statement: ast.stmt, bound: set[str], carried: set[str])
     match statement:
         case ast.Expr(value=ast.Call(func=func, args=[first, *rest], keywords=[])):
             path = path_of(first)
-            if path is None or path.root in bound or ast.unparse(func) not in REPLAYED_FUNCTIONS:
+            known = REPLAYED_FUNCTIONS | SETTING_FUNCTIONS
+            if path is None or path.root in bound or ast.unparse(func) not in known:
                 return None
             if any(isinstance(a, ast.Starred) for a in rest):
                 return None
             holes = [*path.holes, *rest]
-            return Found(
-                statement, holes, {path.root: path.attribute}, set(), "call", frozenset(range(len(holes)))
-            )
+            content = frozenset() if ast.unparse(func) in SETTING_FUNCTIONS else frozenset(range(len(holes)))
+            return Found(statement, holes, {path.root: path.attribute}, set(), "call", content)
     return None
 
 
@@ -496,6 +500,15 @@ def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
                 inner = _fold_holes(left, name)
                 return None if inner is None else [*inner, right]
             return None
+        case ast.Dict(keys=[None, *keys], values=[first, *values]) if is_name(first):
+            holes = [part for part in [*keys, *values] if part is not None]
+            return None if any(map(mentions, holes)) else _in_order(holes)
+        case ast.List(elts=elts) | ast.Tuple(elts=elts) | ast.Set(elts=elts):
+            own = [e for e in elts if isinstance(e, ast.Starred) and is_name(e.value)]
+            holes = [e for e in elts if e not in own]
+            if len(own) != 1 or any(map(mentions, holes)) or any(isinstance(h, ast.Starred) for h in holes):
+                return None
+            return holes
         case ast.BoolOp(values=[first, second]):
             if is_name(first) and not mentions(second) and _is_harmless(second):
                 return [second]
@@ -513,6 +526,11 @@ def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
                 return None
             return list(args)
     return None
+
+
+def _in_order(holes: list[ast.expr]) -> list[ast.expr]:
+    """Expressions as Python comes to them."""
+    return sorted(holes, key=lambda hole: (hole.lineno, hole.col_offset))
 
 
 def _is_harmless(node: ast.expr) -> bool:

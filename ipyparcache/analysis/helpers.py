@@ -117,9 +117,24 @@ def written_path(call: ast.Call) -> ast.expr | None:
                 and set(mode.value) & set("wax+")
             ):
                 return path
+        case ast.Call(func=ast.Attribute(value=owner, attr="open"), args=args, keywords=keywords):
+            given = [*args, *(k.value for k in keywords if k.arg == "mode")]
+            modes = [n for n, part in enumerate(given) if _is_writing_mode(part)]
+            return None if not modes else given[0] if modes[0] else owner
+        case ast.Call(func=ast.Attribute(value=owner, attr="write_text" | "write_bytes")):
+            return owner
         case ast.Call(func=ast.Attribute(attr=method), args=[path, *_]) if method in WRITING_METHODS:
-            return path if isinstance(path, ast.Constant | ast.JoinedStr) else None
+            names_a_path = method.startswith("to_") and isinstance(path, ast.Name | ast.BinOp | ast.Attribute)
+            return path if names_a_path or isinstance(path, ast.Constant | ast.JoinedStr) else None
     return None
+
+
+def _is_writing_mode(node: ast.expr) -> bool:
+    """Whether an argument is the mode of a file that is opened to be written."""
+    if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        return False
+    mode = node.value
+    return 0 < len(mode) <= 3 and set(mode) <= set("rwaxbt+") and bool(set(mode) & set("wax+"))
 
 
 def changed_globals(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:

@@ -32,6 +32,7 @@ from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
     blocks_of,
     comprehension_names,
+    kept_functions,
     leaves_of,
     line_of,
     names_in_strings_of,
@@ -52,6 +53,20 @@ PROCESS_OBJECTS = frozenset(
 
 #: Calls that need the kernel's own process.
 KERNEL_ONLY = frozenset({"input", "breakpoint"})
+
+
+#: Sites that keep an operand itself.
+KEEPING = frozenset({"append", "appendleft", "add", "insert", "item", "setdefault"})
+
+
+#: Calls whose value exists in its own process only.
+STAYS_BEHIND = frozenset({"open", "weakref.ref", "weakref.proxy", "sqlite3.connect", "subprocess.Popen"}) | {
+    f"threading.{kind}" for kind in ("Thread", "Timer", "Lock", "RLock", "Event", "Condition")
+}
+
+
+#: Methods by which objects of Python's own change, and which nothing else has as plain attributes.
+HANDED_ON = frozenset({"append", "extend", "add", "insert", "appendleft", "setdefault", "__setitem__"})
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,8 @@ class Parfor:
         The last line that may change, in place, what belongs to an iteration: its element above all.
     title
         What a user knows the loop by: its own line, shortened.
+    element
+        The target of a comprehension, as text.
     counters
         Variables that count the iterations; each begins an iteration with the value that it has there.
     tails
@@ -115,6 +132,7 @@ class Parfor:
     own_rows: tuple[OwnRows, ...] = ()
     touched_until: int = 0
     title: str = ""
+    element: str = ""
     counters: tuple[Counter, ...] = ()
     tails: tuple[Tail, ...] = ()
 
@@ -147,6 +165,10 @@ def classify_comprehension(
     element: ast.expr = (
         node.elt if not isinstance(node, ast.DictComp) else ast.Tuple([node.key, node.value], ast.Load())
     )
+    for kept in kept_functions(element):
+        name = next((n for n in free_names(kept) if n in comprehension_names([node])), None)
+        if name is not None:
+            return refusals.KeptFunction(kept.lineno, name)
     here = ast.copy_location(ast.Name(ITEM, ast.Load()), first.iter)
     one = ast.Tuple([here], ast.Load())
     inner = ast.ListComp(element, [ast.comprehension(first.target, one, first.ifs, 0), *node.generators[1:]])
@@ -196,7 +218,10 @@ class _Classifier:
         flow = Flow(self._helper_reads, self._holes_of)
         flow.run(self.body, (*self.targets, ITEM, *counted))
         self._check(flow, bound)
-        self._check_files(set(flow.bound) | set(self.targets) | comprehension_names(self.body))
+        private = set(flow.bound) | set(self.targets) | comprehension_names(self.body)
+        self._check_files(private)
+        self._check_methods(private)
+        self._check_values()
         return self._build(flow)
 
     # what cannot run on a worker at all
@@ -220,6 +245,8 @@ class _Classifier:
                     self._forbid_helper(name, node)
                 case ast.Call(func=ast.Name(id=name)) if name in KERNEL_ONLY:
                     raise _Refused(refusals.StatementInLoop(node.lineno, None, f"{name}()"))
+                case ast.Call(func=ast.Name(id="id"), args=[_]) if "id" not in self.facts.helpers:
+                    raise _Refused(refusals.IdentityAsked(node.lineno))
         for node in own_jumps(self.body, ast.Break):
             raise _Refused(refusals.BreakInLoop(node.lineno))
 
@@ -428,6 +455,28 @@ class _Classifier:
                             refusals.ChangedByCall(line_of(node, self.line), path.root, node.func.id)
                         )
 
+    def _check_values(self) -> None:
+        """What is collected must be able to come back, as far as its text tells."""
+        for found in self.found.values():
+            kept = found.holes if found.method in KEEPING else ()
+            for hole in kept:
+                bound_here = isinstance(hole, ast.Call) and ast.unparse(hole.func) in STAYS_BEHIND
+                if bound_here or isinstance(hole, ast.GeneratorExp):
+                    raise _Refused(refusals.CannotComeBack(hole.lineno, None, ast.unparse(hole)))
+
+    def _check_methods(self, private: set[str]) -> None:
+        """A method that changes an outer object, taken without being called."""
+        called = {id(n.func) for n in own_nodes(self.body) if isinstance(n, ast.Call)}
+        for node in own_nodes(self.body):
+            match node:
+                case ast.Attribute(value=ast.Name(id=name), attr=method) if (
+                    isinstance(node.ctx, ast.Load)
+                    and method in HANDED_ON
+                    and id(node) not in called
+                    and name not in private | self.facts.modules
+                ):
+                    raise _Refused(refusals.MethodHandedOn(node.lineno, name, method))
+
     def _check_files(self, private: set[str]) -> None:
         """Files that every iteration writes: their lines would come in any order, or the wrong one last."""
         for node in own_nodes(self.body):
@@ -568,6 +617,7 @@ class _Classifier:
             own_rows=tuple(own_rows),
             touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
             title=self._title(),
+            element=ast.unparse(self.shown) if self.shown is not None else "",
             counters=self.counters,
             tails=tuple(builder.tails),
         )

@@ -174,6 +174,54 @@ class ChangedInExpression(Refusal):
 
 
 @dataclass(frozen=True)
+class MethodHandedOn(Refusal):
+    """A method that changes an outer object is not called but handed on, or given another name."""
+
+    method: str = ""
+
+    SAYS = (
+        "`{variable}.{method}` is handed on here instead of being called: what it changes would be a copy of "
+        "`{variable}` on a worker"
+    )
+    INSTEAD = "Call it in a line of its own in the body of the loop: `{variable}.{method}(...)`."
+
+
+@dataclass(frozen=True)
+class CannotComeBack(Refusal):
+    """What an iteration collects is of a kind that exists in its own process only."""
+
+    what: str = ""
+
+    SAYS = "`{what}` cannot come back from a worker"
+    INSTEAD = (
+        "Collect what comes out of it (for a generator `list(...)`, for a file what is read from it), or "
+        "drop %%parallel from the cell."
+    )
+
+
+class KeptFunction(Refusal):
+    """Functions of a comprehension, which all see the last value of its variable."""
+
+    SAYS = (
+        "the functions made here all read `{variable}` as the last iteration leaves it, when they are called"
+    )
+    INSTEAD = (
+        "Give each its own value by a default (`lambda ..., {variable}={variable}: ...`), or drop %%parallel "
+        "from the cell."
+    )
+
+
+class IdentityAsked(Refusal):
+    """`id(…)`: an object has another number in each process."""
+
+    SAYS = "`id(...)` of an object is another number in a worker's process"
+    INSTEAD = (
+        "Tell the objects apart by what you know them by (a name, a number from `enumerate`), or drop "
+        "%%parallel from the cell."
+    )
+
+
+@dataclass(frozen=True)
 class ChangedThroughAlias(Refusal):
     """An outer object is changed through a second name made in the body."""
 
@@ -280,6 +328,16 @@ class IterableChanged(Refusal):
 
     SAYS = "the loop iterates over `{variable}` and line {changed_at} changes it"
     INSTEAD = "Iterate over a copy: `for … in list({variable}):`."
+
+
+class SourceChanges(Refusal):
+    """Drawing an element changes what the body reads."""
+
+    SAYS = "handing out an element changes `{variable}`, which the body reads, and a worker has a copy of it"
+    INSTEAD = (
+        "Let the iterable hand out with each element what the body needs of `{variable}` "
+        "(`for element, value in …:`), or drop %%parallel from the cell."
+    )
 
 
 class ConsumerUnknown(Refusal):

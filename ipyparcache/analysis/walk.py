@@ -59,6 +59,19 @@ def comprehension_names(body: Iterable[ast.AST]) -> set[str]:
     }
 
 
+def kept_functions(node: ast.expr) -> Iterator[ast.Lambda]:
+    """The lambdas that a value is, or holds, as far as its text tells: not those that a call is given."""
+    match node:
+        case ast.Lambda():
+            yield node
+        case ast.Call():
+            return
+        case _:
+            for part in ast.iter_child_nodes(node):
+                if isinstance(part, ast.expr):
+                    yield from kept_functions(part)
+
+
 def own_jumps(
     body: Iterable[ast.stmt], kind: type[ast.Break] | type[ast.Continue]
 ) -> Iterator[ast.Break | ast.Continue]:

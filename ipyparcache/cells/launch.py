@@ -186,6 +186,23 @@ class Launch:
             raise refused(refusals.IterableChanged(self.parfor.line, name, self.parfor.line))
         return True
 
+    def beside_source(self, source: object, parcel: travel.Parcel) -> dict[str, object]:
+        """Names that the body reads for small objects of the notebook that code of the iterable leads to."""
+        led = reached([source, *_globals_of(source, self.namespace)], self.namespace)
+        seen = set(map(id, islice(led, _COMPARED)))
+        sent = set(map(id, parcel.objects.values()))
+        found: dict[str, object] = {}
+        for name in sorted(self.parfor.reads & self.namespace.keys()):
+            value = self.namespace[name]
+            if id(value) not in seen & sent:
+                continue
+            if type(value) in _CONTAINERS:
+                if len(value) <= _COMPARED:
+                    found[name] = value
+            elif type(value).__module__ == travel.MAIN:
+                found[name] = value
+        return found
+
     def check_own_keys(self, iterable: object) -> None:
         """Every element must name another item."""
         for rows in self.parfor.own_rows:
@@ -287,6 +304,14 @@ class LocalModules:
         return True
 
 
+def _globals_of(source: object, namespace: dict[str, Any]) -> Iterator[object]:
+    """What the code of a generator names in the notebook."""
+    code = getattr(source, "gi_code", None)
+    if isinstance(code, types.CodeType):
+        yield from (namespace[name] for name in travel.globals_of(code) if name in namespace)
+
+
+_COMPARED = 10_000  # items of a container that is compared with itself after each drawing
 _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray)
 _LOOKED_AT = 100  # items of a container whose kinds are asked for
 _KEYS: type = type({}.keys())

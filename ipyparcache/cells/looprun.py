@@ -9,7 +9,8 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, cast
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE
@@ -41,6 +42,7 @@ from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.cells.tracebacks import below, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
+from ipyparcache.errors import LoopRefused
 from ipyparcache.parallel.dispatch import Options, run_tasks
 from ipyparcache.progress.tracker import Tracker
 from ipyparcache.progress.widget import show
@@ -106,6 +108,7 @@ class LoopRun:
         self._left: int | None = None
         self._iterable: object = None
         self.source: Source | None = None
+        self._beside: dict[str, object] = {}  # what the body reads and the iterable may change, by its name
         self.replayer: Replayer | None = None
         self.parcel: travel.Parcel | None = None
         self.given_up: frozenset[str] = frozenset()
@@ -207,8 +210,11 @@ class LoopRun:
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
             self._pack(code_of_elements)
+        self._try_elements(iterable)
         self.source = Source(iter(iterable))
         self.source.runs_user_code = self.launch.check_source(self.source.iterator)
+        if self.source.runs_user_code and self.parcel is not None:
+            self._beside = self.launch.beside_source(self.source.iterator, self.parcel)
         left = operator.length_hint(iterable, -1)
         self._left = left if left >= 0 else None
 
@@ -282,6 +288,7 @@ class LoopRun:
             items: list[Any] = []
             ended = False
             self.interrupts.waiting = False
+            before = {n: self._state(obj) for n, obj in self._beside.items()}
             try:
                 ended = self.source.draw(items, size, self._iterations_sent)
             except BaseException as error:
@@ -289,35 +296,74 @@ class LoopRun:
                 ended = True
             finally:
                 self.interrupts.waiting = True
+            for name, state in before.items():
+                if not watching.is_as(self._state(self._beside[name]), state):
+                    self._source_error = self._iterations_sent, self._source_changes(name)
+                    return
             if items and not self._restored(items):
-                yield self._chunk_of(items)
+                sent, objects = self._packed(items)
+                if items:
+                    yield self._chunk_of(items, sent, objects)
+                if self._source_error is not None:
+                    return
             if self.source.holds_one:
                 ended = False
             if ended:
                 return
 
-    def _chunk_of(self, items: list[Any]) -> tuple[object, ...]:
+    def _source_changes(self, name: str) -> LoopRefused:
+        return refused(refusals.SourceChanges(self.parfor.line, name))
+
+    def _packed(self, items: list[Any]) -> tuple[object, list[dict[int, object]]]:
+        """The elements as they are sent, and what they lead to.
+
+        From the first that cannot be sent on they are taken out of the list: the loop ends there, behind the
+        iterations before it.
+        """
         first = self._iterations_sent
         objects: list[dict[int, object]] = []
-        sent: object = items
-        if self._is_threaded:
-            for number, item in enumerate(items, first):
-                self._check_element(number, reached([item], self.namespace) if self.changes.roots else ())
-        elif not is_plain_sequence(items):
-            assert self.parcel is not None
-            parts = []
-            for number, item in enumerate(items, first):
-                if draws_into(item) or (type(item) is tuple and any(map(draws_into, item))):
-                    raise refused(refusals.ElementDrawnInto(self.parfor.line))
-                try:
-                    data, buffers, found = travel.pack_element(item, self.parcel, self.namespace, self.local)
-                except Exception as error:
-                    why = f"element {number} of the loop is a {type(item).__name__}: {error}"
-                    raise refused(refusals.CannotTravel(self.parfor.line, "the element", why)) from None
+        parts: list[tuple[bytes, list[Any]]] = []
+        is_plain = not self._is_threaded and is_plain_sequence(items)
+        for number, item in enumerate(() if is_plain else items, first):
+            try:
+                if self._is_threaded:
+                    self._check_element(number, reached([item], self.namespace) if self.changes.roots else ())
+                    continue
+                data, buffers, found = self._pack_element(number, item)
                 self._check_element(number, found.values())
-                parts.append((data, buffers))
-                objects.append(found)
-            sent = Packed(tuple(parts))
+            except LoopRefused as error:
+                self._source_error = number, error
+                del items[number - first :]
+                break
+            parts.append((data, buffers))
+            objects.append(found)
+        return Packed(tuple(parts)) if parts else items, objects
+
+    def _pack_element(self, number: int, item: object) -> tuple[bytes, list[Any], dict[int, object]]:
+        assert self.parcel is not None
+        if draws_into(item) or (type(item) is tuple and any(map(draws_into, item))):
+            raise refused(refusals.ElementDrawnInto(self.parfor.line))
+        try:
+            return travel.pack_element(item, self.parcel, self.namespace, self.local)
+        except Exception as error:
+            why = f"element {number} of the loop is a {type(item).__name__}: {error}"
+            raise refused(refusals.CannotTravel(self.parfor.line, "the element", why)) from None
+
+    def _try_elements(self, iterable: object) -> None:
+        """Pack one element of each kind, where they can be seen already: what cannot travel is found now."""
+        if self._is_threaded or type(iterable) not in (list, tuple):
+            return
+        kinds: dict[type, int] = {}
+        for number, item in enumerate(islice(cast(list[object], iterable), ELEMENTS_TRIED)):
+            kinds.setdefault(type(item), number)
+        for kind, number in kinds.items():
+            if kind not in travel.ATOMS:
+                self._pack_element(number, cast(list[object], iterable)[number])
+
+    def _chunk_of(
+        self, items: list[Any], sent: object, objects: list[dict[int, object]]
+    ) -> tuple[object, ...]:
+        first = self._iterations_sent
         chunk = Chunk(self.sent, first, len(items), objects)
         chunk.key = self._key
         self._enlist(chunk)
@@ -682,6 +728,7 @@ def jobs_of(jobs: int | None) -> int:
     return jobs if jobs > 0 else max(1, cpu_count() + 1 + jobs)
 
 
+ELEMENTS_TRIED = 10_000  # elements of a list among which one of each kind is packed before the loop begins
 BACKENDS = {"threading": "threads", "loky": "processes"}
 
 

@@ -401,6 +401,10 @@ class Traveller(pickle.Pickler):
         # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version
         # lives on.
         place = 4 if make is source._make_skeleton_class else 5
+        if place == 4 and "__slots__" in vars(obj):  # they can be given to a class only as it is made
+            arguments = (*arguments[:3], arguments[3] | {"__slots__": vars(obj)["__slots__"]}, *arguments[4:])
+            for name in [n for n, v in rest[0][0].items() if type(v) is types.MemberDescriptorType]:
+                del rest[0][0][name]
         return (make, (*arguments[:place], None, *arguments[place + 1 :]), *rest)
 
     def _module(self, obj: types.ModuleType) -> Any:
