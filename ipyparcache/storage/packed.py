@@ -5,8 +5,10 @@
 
 Who appends uses O_APPEND and a single write, so records of several processes of a machine do not mix, and
 machines have logs of their own. A torn record (killed writer, full disk) is passed over: what follows it is
-found by its magic and checksum. Nothing is changed in place; `compact` writes what lives into a new log and
-unlinks the old ones, which who has them open notices by their link count.
+found by its magic and checksum. Of two records of one name the later one counts, and who writes gives it a
+time that is not before any that it has read, whatever its clock says. Nothing is changed in place; `compact`
+writes what lives into a new log and unlinks the old ones, which who has them open notices by their link
+count.
 """
 
 from __future__ import annotations
@@ -106,6 +108,7 @@ class PackedLogs:
     _places: dict[str, Place] = field(default_factory=dict)
     _groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group -> names, of which one is usual
     _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
+    _latest: float = 0.0  # time of the latest record that was read or written
     _writing: Log | None = None
     _owner: int = field(default_factory=os.getpid)
 
@@ -154,8 +157,10 @@ class PackedLogs:
 
     def put(self, name: str, payload: bytes) -> None:
         """Append a blob; an error of the system if it cannot be written whole."""
-        when = time.time()
-        self._append(_record(_PUT, name, payload, when), (name, len(payload), when))
+        with self._lock:
+            self._open_for_writing()  # which reads what is there, so that the new record is later than it
+            when = self._now()
+            self._append(_record(_PUT, name, payload, when), (name, len(payload), when))
 
     def remove(self, names: Iterable[str]) -> set[str]:
         """Delete these blobs; the names that were there."""
@@ -163,7 +168,7 @@ class PackedLogs:
             self._refresh()
             found = self._places.keys() & names
             if found:
-                now = time.time()
+                now = self._now()
                 self._append(b"".join(_record(_DELETE, name, b"", now) for name in found))
         return found
 
@@ -204,13 +209,14 @@ class PackedLogs:
                 if log in old and name not in gone:
                     kept[log].append((record, start + length))
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                if len(old) < len(self._logs):
+                    # What was deleted here may lie in a log of another machine. Told first, as what follows
+                    # in the same log was put again since.
+                    self._dead |= dict.fromkeys(gone, self._now())
+                    file.writelines([_record(_DELETE, name, b"", when) for name, when in self._dead.items()])
                 for log, spans in kept.items():
                     data = memoryview(_read_at(log.handle, 0, log.read))
                     file.writelines([data[start:end] for start, end in _joined(spans)])
-                if len(old) < len(self._logs):
-                    # What was deleted here may lie in a log of another machine.
-                    self._dead |= dict.fromkeys(gone, time.time())
-                    file.writelines([_record(_DELETE, name, b"", when) for name, when in self._dead.items()])
             target = self._next_path()
             os.replace(temporary, target)
             marks = [(log, log.read) for log in old]
@@ -235,6 +241,11 @@ class PackedLogs:
         self._logs, self._places, self._groups, self._dead = {}, {}, {}, {}
         self._watched.close()
         self._writing = None
+
+    def _now(self) -> float:
+        """The time, or that of the latest record if the clock was set back since."""
+        self._latest = max(self._latest, time.time())
+        return self._latest
 
     def _may_compact(self, log: Log) -> bool:
         if log.path.name.startswith(f"{self.writer}-"):
@@ -348,6 +359,8 @@ class PackedLogs:
         )
 
     def _take(self, log: Log, kind: int, name: str, at: int, start: int, length: int, when: float) -> None:
+        if when > self._latest:
+            self._latest = when
         old = self._places.get(name)
         # Within one log the later record counts; between logs the later time.
         if old is not None and old.log is not log and old.time > when:

@@ -162,6 +162,36 @@ def test_compacting_leaves_the_logs_of_other_machines(open_logs, tmp_path):
     assert names_of(here) == names_of(there) == names_of(open_logs("third")) == ["aa.2"]
 
 
+def test_what_was_put_again_survives_compacting_beside_other_machines(open_logs, tmp_path):
+    here, there = open_logs("here"), open_logs("there")
+    there.put("aa.1", b"1")
+    here.remove(["aa.1"])
+    here.put("aa.1", b"2")
+    compact(here, tmp_path)
+
+    assert here.get("aa.1")[0] == there.get("aa.1")[0] == open_logs("third").get("aa.1")[0] == b"2"
+
+
+@pytest.mark.parametrize("writer", ["same", "fresh"])
+def test_a_clock_that_was_set_back_changes_no_order(open_logs, tmp_path, monkeypatch, writer):
+    logs = open_logs()
+    now = 2e9
+    monkeypatch.setattr(packed, "ROTATE_BYTES", 1)  # each record goes into a log of its own
+    monkeypatch.setattr(packed.time, "time", lambda: now)
+    logs.put("aa.1", b"1")
+    logs.put("aa.2", b"1")
+    logs.remove(["aa.1"])
+    now = 1e9
+    if writer == "fresh":
+        logs = open_logs()
+    logs.put("aa.1", b"2")
+    logs.remove(["aa.2"])
+
+    for look in (logs, open_logs()):
+        assert names_of(look) == ["aa.1"]
+        assert look.get("aa.1")[0] == b"2"
+
+
 def test_a_log_that_was_deleted_is_noticed(open_logs, tmp_path):
     logs = open_logs()
     logs.put("aa.1", b"1")
