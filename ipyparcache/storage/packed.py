@@ -6,7 +6,7 @@
 Who appends uses O_APPEND and a single write, so records of several processes of a machine do not mix, and
 machines have logs of their own. A torn record (killed writer, full disk) is passed over: what follows it is
 found by its magic and checksum. Of two records of one name the later one counts, and who writes gives it a
-time that is not before any that it has read, whatever its clock says. Nothing is changed in place; `compact`
+time that is after all that it has read, whatever its clock says. Nothing is changed in place; `compact`
 writes what lives into a new log and unlinks the old ones, which who has them open notices by their link
 count.
 """
@@ -14,6 +14,7 @@ count.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 import threading
@@ -243,8 +244,8 @@ class PackedLogs:
         self._writing = None
 
     def _now(self) -> float:
-        """The time, or that of the latest record if the clock was set back since."""
-        self._latest = max(self._latest, time.time())
+        """The time, or just after the latest record if the clock was set back since."""
+        self._latest = max(math.nextafter(self._latest, math.inf), time.time())
         return self._latest
 
     def _may_compact(self, log: Log) -> bool:
