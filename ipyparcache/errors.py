@@ -293,7 +293,8 @@ class IterationError(ParcacheError):
 
     def __str__(self) -> str:
         error = f"{type(self.error).__name__}: {self.error}"
-        return f"iteration {self.iteration} ({self.element}) failed: {error}"
+        which = f"iteration {self.iteration}" + (f" ({self.element})" if self.element else "")
+        return f"{which} failed: {error}"
 
 
 class Unrepeatable(ParcacheError):

@@ -617,14 +617,14 @@ class _Classifier:
             own_rows=tuple(own_rows),
             touched_until=self._touched_until(set(flow.bound) | set(self.targets)),
             title=self._title(),
-            element=ast.unparse(self.shown) if self.shown is not None else "",
+            element=_target_text(self.shown) if self.shown is not None else "",
             counters=self.counters,
             tails=tuple(builder.tails),
         )
 
     def _title(self) -> str:
         target = self.target or self.shown
-        text = f"for {ast.unparse(target) if target is not None else '…'} in {ast.unparse(self.iterable)}"
+        text = f"for {_target_text(target) if target is not None else '…'} in {ast.unparse(self.iterable)}"
         return text if len(text) <= LONGEST_TITLE else text[: LONGEST_TITLE - 1] + "…"
 
     def _touched_until(self, private: set[str]) -> int:
@@ -655,3 +655,9 @@ def _is_function_of(call: ast.Call) -> bool:
     if not isinstance(call.func, ast.Attribute):
         return True
     return ast.unparse(call.func.value).rpartition(".")[2] not in PROCESS_OBJECTS
+
+
+def _target_text(target: ast.expr) -> str:
+    """The target of a loop as people write it."""
+    text = ast.unparse(target)
+    return text[1:-1] if isinstance(target, ast.Tuple) and len(target.elts) > 1 else text

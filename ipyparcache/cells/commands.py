@@ -184,7 +184,7 @@ def _import(parsed: Parsed) -> Said:
 
 def _graph(parsed: Parsed) -> Said:
     picture = drawing.graph(runs.runs())
-    return Said(picture.text, picture.svg)
+    return Said(picture.text, drawing.scrolled(picture))
 
 
 def _timeline(parsed: Parsed) -> Said:

@@ -101,11 +101,7 @@ def graph(all_runs: Sequence[Run]) -> Picture:
     height = 40 + max(rows.values()) * (BOX_HEIGHT + GAP_Y) - GAP_Y
     parts = [_arrow(places[edge.source], places[edge.target], ", ".join(edge.names)) for edge in edges]
     parts += [_box(place, run) for place, run in zip(places, latest, strict=True)]
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
-        f'aria-label="which cell feeds which" font-family="sans-serif" font-size="11">'
-        f"{paper(width, height)}{''.join(parts)}</svg>"
-    )
+    svg = sheet(width, height, "which cell feeds which", parts)
     text = [
         f"{_number(latest[edge.source])} → {_number(latest[edge.target])}: {', '.join(edge.names)}"
         for edge in edges
@@ -156,9 +152,23 @@ class CannotDraw(ParcacheError):
         return f"{self.path} cannot be drawn: {self.reason}"
 
 
-def paper(width: float, height: float) -> str:
-    """White paper below a picture: its colours are made for that, also where the page is dark."""
-    return f'<rect x="0" y="0" width="{width}" height="{height}" fill="white"/>'
+def sheet(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    """A picture, to scale wherever it is shown smaller, on white paper.
+
+    Its colours are made for that, also where the page is dark.
+    """
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}" font-family="sans-serif" '
+        f'font-size="11"><rect x="0" y="0" width="{width}" height="{height}" fill="white"/>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def scrolled(picture: Picture) -> str:
+    """HTML that shows a picture in its full size, however narrow the page."""
+    whole = picture.svg.replace("<svg ", '<svg style="max-width:none" ', 1)
+    return f'<div style="overflow-x:auto">{whole}</div>' if picture.svg else ""
 
 
 def save(picture: Picture, path: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells.chunks import Chunk, Reader
 from ipyparcache.cells.launch import is_generator, reaches
-from ipyparcache.cells.messages import ChunkResult, Failure
+from ipyparcache.cells.messages import ChunkResult, Failure, brief
 from ipyparcache.cells.tracebacks import with_traceback, without_our_frames
 from ipyparcache.digest.objects import find_path
 from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost
@@ -29,10 +29,16 @@ _LOST_ADVICE = (
 )
 
 
-def noted(error: BaseException, parfor: Parfor, number: int, bindings: Mapping[str, object]) -> BaseException:
+def noted(
+    error: BaseException, parfor: Parfor, number: int, bindings: Mapping[str, object], element: str = ""
+) -> BaseException:
     """The exception, which says from now on which iteration it comes from."""
-    shown = ", ".join(f"{n} = {_brief(bindings[n])}" for n in parfor.targets if n in bindings)
-    error.add_note(f"in iteration {number}" + (f" ({shown})" if shown else ""))
+    shown = ", ".join(f"{n} = {brief(bindings[n])}" for n in parfor.targets if n in bindings)
+    if element:
+        shown = f"{parfor.element} = {element}"
+    note = f"in iteration {number}" + (f" ({shown})" if shown else "")
+    if getattr(error, "__notes__", [""])[-1:] != [note]:  # a thread's exception is asked for more than once
+        error.add_note(note)
     return error
 
 
@@ -40,7 +46,8 @@ def error_of(failure: Failure, chunk: Chunk, parfor: Parfor, reader: Reader) -> 
     """The exception that ended a chunk."""
     if isinstance(failure.data, BaseException):
         error = without_our_frames(failure.data)
-        return noted(error, parfor, failure.iteration, reader.bindings_of(chunk, failure.iteration))
+        bindings = reader.bindings_of(chunk, failure.iteration)
+        return noted(error, parfor, failure.iteration, bindings, failure.element)
     data, buffers = pickle.loads(failure.data)
     error = reader.load(data, buffers, chunk.objects_of(failure.iteration))
     assert isinstance(error, BaseException)
@@ -48,7 +55,7 @@ def error_of(failure: Failure, chunk: Chunk, parfor: Parfor, reader: Reader) -> 
     rows = failure.traceback
     if parfor.yields and len(rows) > 1 and rows[1][1] == "<listcomp>":
         del rows[1]  # the body's own, whatever the comprehension is
-    return noted(with_traceback(error, rows), parfor, failure.iteration, bindings)
+    return noted(with_traceback(error, rows), parfor, failure.iteration, bindings, failure.element)
 
 
 def value_lost(error: BaseException, failure: Failure, parfor: Parfor, bound: Set[str]) -> ChangeLost | None:
@@ -108,11 +115,3 @@ def _name_of(target: object, parfor: Parfor, reader: Reader) -> str:
         if reaches(namespace.get(name), target):
             return f"something that `{name}` uses"
     return f"a {type(target).__name__}"
-
-
-def _brief(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -39,6 +39,7 @@ from ipyparcache.cells.messages import (
     Packed,
     Plain,
     Unfinished,
+    brief,
 )
 from ipyparcache.cells.showing import (
     AGAIN,
@@ -386,7 +387,7 @@ class _Run:
         if failure is None and self.unfinished.tails:
             result.lost.append(self.unfinished.swallowed(number))
         value = namespace.pop(VALUE, None) if self.body.yields else None
-        namespace.pop(ITEM, None)
+        element = namespace.pop(ITEM, None)
         for site, container, key, before in rows:
             log.extend(_row_entry(site, container, key, before))
         bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
@@ -434,7 +435,7 @@ class _Run:
             self._flush(result, emit=True)
         if failure is not None:
             self._flush(result, emit=False)
-            result.failure = self._failure(number, failure, objects)
+            result.failure = self._failure(number, failure, objects, element)
             return True
         return False
 
@@ -513,10 +514,13 @@ class _Run:
             return
         result.records.append(record)
 
-    def _failure(self, number: int, error: BaseException, objects: dict[int, object]) -> Failure:
+    def _failure(
+        self, number: int, error: BaseException, objects: dict[int, object], element: object
+    ) -> Failure:
         import traceback as formatting
 
-        rows = traceback_rows(error)
+        rows, tails = traceback_rows(error), tuple(self.unfinished.tails)
+        shown = brief(element) if self.body.yields else ""
         known = self.known | {id(obj): ("i", key) for key, obj in objects.items()}
         text = "".join(formatting.format_exception_only(error)).strip()
         error.__traceback__ = None
@@ -524,11 +528,11 @@ class _Run:
             try:
                 data, buffers = self._pickled(attempt, known, bool(objects))
                 inband = pickle.dumps((data, [bytes(b.raw()) for b in buffers]), 5)
-                return Failure(number, inband, text, rows, tuple(self.unfinished.tails))
+                return Failure(number, inband, text, rows, tails, shown)
             except Exception:
                 continue
         data, _ = self._pickled(RuntimeError(text), {}, False)
-        return Failure(number, pickle.dumps((data, []), 5), text, rows, tuple(self.unfinished.tails))
+        return Failure(number, pickle.dumps((data, []), 5), text, rows, tails, shown)
 
 
 def _differs(name: str, attribute: str, value: object) -> bool:

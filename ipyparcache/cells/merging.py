@@ -197,7 +197,7 @@ class Merger:
 
     def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
         notes = getattr(error, "__notes__", [""])
-        element = notes[-1].partition("(")[2].rstrip(")")
+        element = notes[-1].partition("(")[2].removesuffix(")")
         failed = IterationError(number, element, error)
         self.report.errors.append(failed)
         self._fill_slots(failed, number, chunk)

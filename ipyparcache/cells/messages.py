@@ -76,7 +76,8 @@ class Failure:
     """Why a chunk ended early.
 
     The exception of its last iteration, pickled if it comes from another process; and the numbers of the
-    parts of `finally` that are left to the kernel, in the order in which the exception came to them.
+    parts of `finally` that are left to the kernel, in the order in which the exception came to them. Of a
+    comprehension, whose targets are bound nowhere else, the element as text.
     """
 
     iteration: int
@@ -84,6 +85,7 @@ class Failure:
     text: str
     traceback: Traceback
     unfinished: tuple[int, ...] = ()
+    element: str = ""
 
 
 @dataclass
@@ -113,6 +115,15 @@ class ChunkResult:
     pid: int = 0
     observed: list[Any] | None = None
     refers: bool = False
+
+
+def brief(value: object) -> str:
+    """A value in a line of an error."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 Plain = tuple[Any, ...]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ipyparcache.cells.drawing import Picture, paper
+from ipyparcache.cells.drawing import Picture, sheet
 from ipyparcache.cells.leftovers import Leftover
 from ipyparcache.cells.loops import LoopReport, RunReport
 from ipyparcache.cells.runs import duration
@@ -131,7 +131,7 @@ def timeline() -> Picture:
         for lane, worker in enumerate(workers):
             y = top + lane * LANE
             floor = y + LANE - 2
-            parts.append(_text(4, y + 14, f"worker {worker}", "#444444"))
+            parts.append(_text(4, y + 14, f"worker {lane + 1}", "#444444"))
             parts.append(f'<line x1="{LEFT}" y1="{floor}" x2="{right}" y2="{floor}" stroke="#dddddd"/>')
             mine = [bar for bar in bars if bar.worker == worker]
             parts += [_drawn(bar, y, scale, COLOURS[number % 2]) for number, bar in enumerate(mine)]
@@ -139,12 +139,7 @@ def timeline() -> Picture:
         parts.append(_text(LEFT, top - 4, "0", "#777777"))
         parts.append(_text(right, top - 4, duration(longest), "#777777", anchor="end"))
         top += TOP
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top}" role="img" '
-        f'aria-label="which worker ran what when" font-family="sans-serif" font-size="11">'
-        f"{paper(WIDTH, top)}{''.join(parts)}</svg>"
-    )
-    return Picture(svg, "\n".join(texts))
+    return Picture(sheet(WIDTH, top, "which worker ran what when", parts), "\n".join(texts))
 
 
 def ticks_of(longest: float) -> list[float]:

@@ -26,7 +26,7 @@ from ipyparcache.cells.iteration import (
     snapshot,
     text_of,
 )
-from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished
+from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished, brief
 from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.cells.travel import ATOMS
@@ -96,7 +96,8 @@ class ThreadTask:
             if error is not None:
                 text = f"{type(error).__name__}: {error}"
                 tails = tuple(namespace[UNFINISHED].tails)
-                result.failure = Failure(number, error, text, traceback_rows(error), tails)
+                shown = brief(element) if self.yields else ""
+                result.failure = Failure(number, error, text, traceback_rows(error), tails, shown)
                 break
             if namespace[UNFINISHED].tails:
                 result.lost.append(namespace[UNFINISHED].swallowed(number))

@@ -181,7 +181,7 @@ def test_the_graph_goes_from_the_cell_that_bound_a_name_to_those_that_read_it():
     picture = commands.run("graph")
 
     assert picture.text == "[1] → [2]: df"
-    assert picture.html.startswith("<svg")
+    assert "<svg" in picture.html
     assert "m = fit(df)" in picture.html
 
 

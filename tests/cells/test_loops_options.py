@@ -116,6 +116,18 @@ def test_collected_errors_stand_in_their_slots():
     assert [e.iteration for e in report.loops[0].errors] == [2]
 
 
+@pytest.mark.parametrize("backend", ["processes", "threads"])
+def test_an_error_names_the_element_of_a_comprehension(backend):
+    namespace = new_namespace("def f(a, b):\n    return a // (b - 2)")
+    cell = "out = [f(a, b) for a, b in [(1, 1), (3, 2)]]"
+
+    _, error, _ = parallel(namespace, cell, backend=backend)
+    _, _, report = parallel(namespace, cell, backend=backend, on_error="collect")
+
+    assert error.__notes__ == ["in iteration 1 (a, b = (3, 2))"]
+    assert str(report.loops[0].errors[0]).startswith("iteration 1 (a, b = (3, 2)) failed: ZeroDivisionError")
+
+
 def test_collected_errors_of_a_loop_keep_its_list_aligned():
     namespace = new_namespace("out, table = [], {}\ndef f(x):\n    return 10 // (x - 2)")
 
