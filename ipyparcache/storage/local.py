@@ -45,6 +45,9 @@ ASIDE_SECONDS = 7 * 86400.0
 STALE_SECONDS = 86400.0
 """Age at which a temporary file of another machine counts as left behind."""
 
+_ATTEMPTS = 10
+"""How often a blob is written while others clear the store at the same time."""
+
 NETWORK_FILE_SYSTEMS = (
     "9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
     "ocfs", "orangefs", "pvfs", "smb", "vboxsf", "wekafs",
@@ -171,23 +174,30 @@ class LocalStore(Store):
         size = 0
         for part in parts:
             size += len(part) if type(part) is bytes else memoryview(part).nbytes
-        try:
-            if size <= PACKED and not own_file:
+        is_packed = size <= PACKED and not own_file
+        attempts = _ATTEMPTS
+        while True:
+            try:
+                if not is_packed:
+                    return self._put_file(name, parts, size)
                 if not self._swept:
                     self._prepare()
                 self._put_packed(name, b"".join(parts))
                 return size
-            path = self._path(name)
-            self._prepare()
-            # The partial file lies in the same folder tree, since renaming is atomic only within a file
-            # system.
-            temporary = self._temporary / f"{writer_name()}-{next(_counter)}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            handle = os.open(
-                temporary, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o600
-            )
-        except OSError as error:
-            raise StoreUnavailable(self.location, _reason(error)) from error
+            except FileNotFoundError as error:  # somebody clears the store
+                attempts -= 1
+                if not attempts:
+                    raise StoreUnavailable(self.location, _reason(error)) from error
+            except OSError as error:
+                raise StoreUnavailable(self.location, _reason(error)) from error
+
+    def _put_file(self, name: str, parts: Sequence[Buffer], size: int) -> int:
+        path = self._path(name)
+        self._prepare()
+        # The partial file lies in the same folder tree, since renaming is atomic only within a file system.
+        temporary = self._temporary / f"{writer_name()}-{next(_counter)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        handle = os.open(temporary, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o600)
         try:
             try:
                 if size >= LARGE:
@@ -200,17 +210,13 @@ class LocalStore(Store):
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.replace(temporary, path)
-            self._listings.pop(os.path.dirname(path), None)
-            self._shards = None
-            self._packed.remove([name])  # a smaller blob of this name from before
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise StoreUnavailable(self.location, _reason(error)) from error
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        self._listings.pop(os.path.dirname(path), None)
+        self._shards = None
+        self._packed.remove([name])  # a smaller blob of this name from before
         return written
 
     def token(self, name: str) -> object | None:

@@ -149,6 +149,30 @@ def test_a_deleted_folder_is_made_again(store, tmp_path):
         assert blob.size == len(BIG)
 
 
+@pytest.mark.parametrize(
+    ("step", "blob"), [("open", b"1"), ("listdir", b"1"), ("open", BIG), ("replace", BIG)]
+)
+def test_a_store_cleared_while_a_blob_is_written_takes_it_all_the_same(
+    store, tmp_path, monkeypatch, step, blob
+):
+    real = getattr(os, step)
+    cleared = []
+
+    def clearing(*arguments, **named):
+        if (tmp_path / "folder").exists() and len(cleared) < 2:
+            cleared.append(arguments)
+            LocalStore(tmp_path / "folder").wipe()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(os, step, clearing)
+    store.put(NAME, [blob])
+    monkeypatch.undo()
+
+    assert len(cleared) == 2
+    with store.open(NAME) as found:
+        assert found.size == len(blob)
+
+
 def test_a_lock_dies_with_its_holder(store, tmp_path):
     store.put(NAME, [b"1"])
     code = (
