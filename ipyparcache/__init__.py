@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # the same names for type checkers, which resolve nothing at 
     from ipyparcache.parallel.config import parallel_backend as parallel_backend
     from ipyparcache.parallel.config import parallel_config as parallel_config
     from ipyparcache.parallel.front import Parallel as Parallel
-    from ipyparcache.parallel.front import delayed as delayed
-    from ipyparcache.parallel.front import register_joblib as register_joblib
+    from ipyparcache.parallel.injoblib import register_joblib as register_joblib
+    from ipyparcache.parallel.tasks import delayed as delayed
     from ipyparcache.pickling import wrap_non_picklable_objects as wrap_non_picklable_objects
     from ipyparcache.pool import has_shareable_memory as has_shareable_memory
     from ipyparcache.storage.compression import register_compressor as register_compressor
@@ -49,7 +49,7 @@ _HOMES = {
     "PrintTime": "ipyparcache.logger",
     "StoreBackendBase": "ipyparcache.storage.store",
     "cpu_count": "ipyparcache.engine.cpus",
-    "delayed": "ipyparcache.parallel.front",
+    "delayed": "ipyparcache.parallel.tasks",
     "dump": "ipyparcache.storage.fileformat",
     "effective_n_jobs": "ipyparcache.parallel.config",
     "expires_after": "ipyparcache.memory",
@@ -60,7 +60,7 @@ _HOMES = {
     "parallel_backend": "ipyparcache.parallel.config",
     "parallel_config": "ipyparcache.parallel.config",
     "register_compressor": "ipyparcache.storage.compression",
-    "register_joblib": "ipyparcache.parallel.front",
+    "register_joblib": "ipyparcache.parallel.injoblib",
     "register_parallel_backend": "ipyparcache.engine.backends.base",
     "register_store_backend": "ipyparcache.storage.store",
     "shutdown_workers": "ipyparcache.engine.pool",

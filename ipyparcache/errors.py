@@ -141,9 +141,7 @@ class WorkerDied(EngineError):
             except ValueError:
                 name = f"signal {self.signal}"
             how = f"was killed by {name}"
-            advice = (
-                " Out of memory is the usual reason: run fewer at once." if self.signal == 9 else ""
-            )
+            advice = " Out of memory is the usual reason: run fewer at once." if self.signal == 9 else ""
         else:
             how = f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
             advice = ""

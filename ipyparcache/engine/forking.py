@@ -137,7 +137,7 @@ def _serve(fd: int, parent: int) -> None:
     _reset_signals()
     from ipyparcache.engine.forkserver import main
 
-    main(fd, parent)
+    main(fd, parent, forked=True)
 
 
 def _keep_objects() -> None:

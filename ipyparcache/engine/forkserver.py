@@ -16,32 +16,24 @@ import select
 import sys
 
 from ipyparcache.engine.transport import Block, Channel, Message, PacketChannel, StreamChannel
-from ipyparcache.engine.worker import leave, run_worker
+from ipyparcache.engine.worker import leave, line_buffer_c_output, run_worker
 from ipyparcache.lean import signal, socket
 
-PR_SET_PDEATHSIG = 1
 QUIET = 100  # milliseconds without a message after which there is time to load what workers may need later
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends (Linux): holding the GIL cannot prevent that."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def line_buffer_c_output() -> None:
-    """Let C's stdout go out line by line although it is a file, so that it keeps its place in a task's
-    output.
+def die_with_pipe(fd: int) -> None:
+    """Have the kernel signal this process when the pipe closes, which no one who holds the GIL can
+    prevent.
     """
-    import ctypes
+    import fcntl
 
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        libc = ctypes.CDLL(None)
-        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)  # else SIGIO, which ends it too
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([fd], [], [], 0)[0]:  # it has been closed before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def connect_named(address: tuple[str, int], token: bytes) -> StreamChannel:
@@ -82,6 +74,7 @@ class ForkServer:
         self.caller = caller
         self.parent = parent
         self.workers: dict[int, int] = {}  # number by process id
+        self.lifelines: dict[int, int] = {}  # by process id: end of a pipe that closes with this process
         self.ready = False  # everything that workers may need is loaded
         self.modules: set[str] = set()  # what else they may need
 
@@ -89,6 +82,7 @@ class ForkServer:
         """Load once what workers may need."""
         if not self.ready:
             self.ready = True
+            line_buffer_c_output()
             import cloudpickle.cloudpickle  # noqa: F401
 
             for name in self.modules:
@@ -102,12 +96,15 @@ class ForkServer:
         number = message[1]
         if not message[4]:
             self.get_ready()
+        lifeline, end = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 with contextlib.suppress(OSError):
                     os.setpgid(0, 0)
-                _die_with_parent()
+                for fd in (end, *self.lifelines.values()):
+                    os.close(fd)
+                die_with_pipe(lifeline)
                 self.caller.close()
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -122,7 +119,9 @@ class ForkServer:
                 os._exit(1)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
+        os.close(lifeline)
         self.workers[pid] = number
+        self.lifelines[pid] = end
         for fd in fds:
             os.close(fd)
         self.caller.send(("forked", number, pid))
@@ -139,6 +138,7 @@ class ForkServer:
             number = self.workers.pop(pid, None)
             if number is None:
                 continue
+            os.close(self.lifelines.pop(pid))
             # What the worker's tasks started and left behind is in its process group.
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
@@ -204,8 +204,12 @@ class ForkServer:
             self.workers.pop(pid, None)
 
 
-def main(fd: int, parent: int) -> None:
-    """Be the fork server of the process `parent`, which holds the other end of the socket `fd`."""
+def main(fd: int, parent: int, forked: bool = False) -> None:
+    """Be the fork server of the process `parent`, which holds the other end of the socket `fd`.
+
+    One that was `forked` has loaded no library that C code prints with; its workers see to C's output when
+    they load one.
+    """
     # A group of its own: the terminal's and the notebook's interrupts are for the caller.
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
@@ -213,7 +217,8 @@ def main(fd: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=fd)
     channel = PacketChannel(end) if end.type == getattr(socket, "SOCK_SEQPACKET", -1) else StreamChannel(end)
-    line_buffer_c_output()
+    if not forked:
+        line_buffer_c_output()
     gc.disable()
     server = ForkServer(channel, parent)
     try:

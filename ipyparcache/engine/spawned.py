@@ -10,10 +10,10 @@ import socket
 import sys
 import threading
 
-from ipyparcache.engine.forkserver import connect_named, line_buffer_c_output
+from ipyparcache.engine.forkserver import connect_named, die_with_pipe
 from ipyparcache.engine.launching import LIFELINE
 from ipyparcache.engine.transport import Block, Channel, PacketChannel
-from ipyparcache.engine.worker import leave, run_worker
+from ipyparcache.engine.worker import leave, line_buffer_c_output, run_worker
 
 
 def _watch(parent: int) -> None:
@@ -34,24 +34,12 @@ def _watch(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _die_with_pipe(fd: int) -> None:
-    """Have the kernel signal this process when the pipe closes, which no one who holds the GIL can
-    prevent.
-    """
-    import fcntl
-
-    os.set_inheritable(fd, False)
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)  # else SIGIO, which ends it too
-    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-
-
 def main(description: str) -> None:
     """Be the worker that the text describes."""
     kind, idle_seconds, parent, *rest = ast.literal_eval(description)
     sys.argv = [""]
-    _die_with_pipe(LIFELINE)
+    os.set_inheritable(LIFELINE, False)
+    die_with_pipe(LIFELINE)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     line_buffer_c_output()
     tasks: Channel

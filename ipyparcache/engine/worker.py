@@ -89,6 +89,39 @@ def _holds_nothing(function: Any) -> bool:
     )
 
 
+_buffers_lines = False
+
+
+def line_buffer_c_output() -> None:
+    """Let C's stdout go out line by line although it is a file, so that it keeps its place in a task's
+    output.
+    """
+    global _buffers_lines
+    if _buffers_lines:
+        return
+    import ctypes
+
+    _buffers_lines = True
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        libc = ctypes.CDLL(None)
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
+
+
+class _BeforeLibraries:
+    """Finds no module, but is asked before one is loaded that may print by C: see `line_buffer_c_output`.
+
+    `ctypes`, which takes a part of a cold start, is so loaded by those only who load anything.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Be ready for the module."""
+        # `ctypes` itself is ready when it loads the last of its parts.
+        if name.partition(".")[0] != "ipyparcache" and name not in ("ctypes", "_ctypes", "struct", "_struct"):
+            with contextlib.suppress(ValueError):  # another thread was faster
+                sys.meta_path.remove(self)
+            line_buffer_c_output()
+
+
 class _RawStream(io.FileIO):
     """Standard output or error of a worker; notes when writing changes from one to the other."""
 
@@ -474,6 +507,7 @@ class Worker:
             if not self.tasks.pending() and not waiting.poll(0):
                 self.tidy()
                 if "cloudpickle" not in sys.modules and not waiting.poll(LEISURE):
+                    line_buffer_c_output()
                     self._import(["cloudpickle.cloudpickle"])  # the next function may need it
                 if not waiting.poll(idle):
                     return
@@ -600,6 +634,8 @@ def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, 
     worker.streams = {}
     worker._own_streams()
     _worker = worker
+    if not _buffers_lines:
+        sys.meta_path.insert(0, _BeforeLibraries())
     os.register_at_fork(after_in_child=_forget_in_child)
     try:
         bell.send(("hello", os.getpid()))

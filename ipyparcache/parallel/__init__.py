@@ -22,7 +22,7 @@ _HOMES = {
     "SequentialBackend": "ipyparcache.engine.backends.base",
     "ThreadingBackend": "ipyparcache.engine.backends.base",
     "cpu_count": "ipyparcache.engine.cpus",
-    "delayed": "ipyparcache.parallel.front",
+    "delayed": "ipyparcache.parallel.tasks",
     "effective_n_jobs": "ipyparcache.parallel.config",
     "get_active_backend": "ipyparcache.parallel.config",
     "parallel_backend": "ipyparcache.parallel.config",

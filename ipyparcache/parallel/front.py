@@ -1,14 +1,13 @@
-"""`Parallel` and `delayed`, as joblib's users know them.
+"""`Parallel` and its options, as joblib's users know them.
 
-A call becomes a `dispatch.Run` on one of our own backends, or a `protocol.ProtocolRun` on a backend of
-somebody else; here lie joblib's names and rules, there everything about sending, timing and failing.
+A call becomes a `dispatch.Run` on one of our own backends (see `running`), or a `protocol.ProtocolRun` on a
+backend of somebody else; here lie joblib's names and rules, there all about sending, timing and failing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import math
 import os
 import sys
@@ -16,10 +15,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from types import CodeType, FunctionType, GeneratorType, ModuleType, TracebackType
+from types import GeneratorType, TracebackType
 
 from ipyparcache.engine.backends import base
 from ipyparcache.engine.backends.base import (
@@ -33,14 +31,9 @@ from ipyparcache.engine.backends.base import (
     register_parallel_backend,
     to_count,
 )
-from ipyparcache.engine.batches import Batch, Ran
-from ipyparcache.engine.cpus import cpu_count, inner_threads
-from ipyparcache.engine.filebacked import FileArrays, active, is_active, parse_limit
+from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
-from ipyparcache.engine.outcome import Error
-from ipyparcache.engine.pool import shutdown_workers
-from ipyparcache.errors import TaskTimeout
-from ipyparcache.lean import pickle
+from ipyparcache.engine.pool import the_pool
 from ipyparcache.logger import Logger
 from ipyparcache.parallel.config import (
     UNSET,
@@ -51,21 +44,21 @@ from ipyparcache.parallel.config import (
     get_active_backend,
     is_anything_set,
     is_set,
-    nested,
     nesting_level,
     parallel_backend,
     parallel_config,
 )
-from ipyparcache.parallel.dispatch import Done, Options, Run, Source, run_tasks, try_at_once
+from ipyparcache.parallel.tasks import delayed, forget_delayed
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
-    import queue
     from typing import Any, Literal
 
-    from ipyparcache.engine.backends.atonce import Begun
+    from ipyparcache.engine.filebacked import FileArrays
+    from ipyparcache.parallel.dispatch import Done, Run
     from ipyparcache.parallel.protocol import Triple
+    from ipyparcache.parallel.running import Cancel
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar
 
@@ -79,132 +72,14 @@ __all__ = [
     "effective_n_jobs",
     "parallel_backend",
     "parallel_config",
-    "register_joblib",
     "register_parallel_backend",
 ]
 
 
-# -- delayed ----------------------------------------------------------------------------------------------
-
-_last_delayed: tuple[object, Any] = (None, None)
-
-
-def delayed(function: Callable[..., Any]) -> Callable[..., Triple]:
-    """Decorate a function so that a call returns (function, arguments, keywords) and runs nothing."""
-    # People write `delayed(f)(i) for i in ...`: wrapping anew for each task costs more than running it.
-    global _last_delayed
-    last, made = _last_delayed
-    if last is function:
-        return made  # type: ignore[no-any-return]
-
-    def delayed_function(*args: object, **kwargs: object) -> Triple:
-        return function, args, kwargs
-
-    if type(function) is FunctionType and not function.__dict__:  # what `wraps` does, in half the time
-        for name in functools.WRAPPER_ASSIGNMENTS:
-            setattr(delayed_function, name, getattr(function, name))
-        delayed_function.__wrapped__ = function  # type: ignore[attr-defined]
-    else:
-        with contextlib.suppress(AttributeError):  # some callables lack what it copies
-            delayed_function = functools.wraps(function)(delayed_function)
-    _last_delayed = (function, delayed_function)
-    return delayed_function
-
-
-def _forget_delayed() -> None:
-    global _last_delayed
-    _last_delayed = (None, None)
-
-
-# -- the input --------------------------------------------------------------------------------------------
-
-_CONTAINERS: tuple[Iterable[object], ...] = ([], (), range(0), {}, {}.values(), {}.items(), set(), "", b"")
-_PLAIN_ITERATORS = {type(iter(made)) for made in _CONTAINERS}
-
-
-@functools.lru_cache(maxsize=256)
-def _facts_of(code: CodeType) -> tuple[int, bool, frozenset[str]]:
-    """How many calls a piece of code makes, whether it stores into objects, and the globals that it reads."""
-    import dis
-
-    steps = list(dis.get_instructions(code))
-    calls = sum(1 for step in steps if step.opname in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"))
-    stores = any(step.opname.startswith(("STORE_SUBSCR", "STORE_ATTR")) for step in steps)
-    return calls, stores, frozenset(step.argval for step in steps if step.opname.startswith("LOAD_GLOBAL"))
-
-
-def _runs_no_code(source: object) -> bool:
-    """Whether an iterator goes over containers only, if need be through `zip`, `enumerate` or a generator."""
-    if type(source) in _PLAIN_ITERATORS:
-        return True
-    if type(source) in (zip, enumerate, reversed):
-        parts = [part for part in gc.get_referents(source) if part is not type(source)]
-        inner = [one for part in parts for one in (part if type(part) is tuple else (part,))]
-        return all(_runs_no_code(one) for one in inner if hasattr(type(one), "__next__"))
-    if type(source) is not GeneratorType or source.gi_frame is None or source.gi_code.co_name != "<genexpr>":
-        return False
-    calls, stores, _ = _facts_of(source.gi_code)
-    return not calls and not stores and _runs_no_code(source.gi_frame.f_locals.get(".0"))
-
-
-def is_transparent(tasks: object) -> bool:
-    """Whether drawing a task runs no code of the user, so that no argument can change between two of them.
-
-    True for lists, and for `delayed(f)(x, i) for i in range(n)` with nothing called but `delayed(f)` and its
-    result.
-    """
-    if isinstance(tasks, (list, tuple)):
-        return True
-    if type(tasks) is not GeneratorType or tasks.gi_frame is None or tasks.gi_code.co_name != "<genexpr>":
-        return False
-    calls, stores, names = _facts_of(tasks.gi_code)
-    if stores or calls != 2:
-        return False
-    own = tasks.gi_frame.f_locals  # made anew each time it is asked for
-    if not _runs_no_code(own.get(".0")):
-        return False
-    spaces = tasks.gi_frame.f_globals
-    for one in (*map(spaces.get, names), *own.values()):
-        if one is delayed or (type(one) is ModuleType and getattr(one, "delayed", None) is delayed):
-            return True
-    return False
-
-
 # -- Parallel ---------------------------------------------------------------------------------------------
 
-USUAL_AHEAD = ("2 * n_jobs", "2*n_jobs")  # taken as: as many as keep the workers busy
-NOTHING = contextlib.nullcontext()
+_RUNNING = "ipyparcache.parallel.running"
 BAR_AFTER = 0.05  # seconds: most calls are over before there is anything to show
-
-
-class AfterInitializer:
-    """A function that is called once its worker has been initialised."""
-
-    done: set[bytes] = set()  # noqa: RUF012 (the initialisers that this process has run)
-
-    def __init__(
-        self, key: bytes, initializer: Callable[..., object], arguments: tuple[Any, ...], function: Any
-    ):
-        self.key = key
-        self.initializer = initializer
-        self.arguments = arguments
-        self.function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
-        if self.key not in AfterInitializer.done:
-            AfterInitializer.done.add(self.key)
-            self.initializer(*self.arguments)
-        return self.function(*args, **kwargs)
-
-
-_initialized: bytes | None = None  # what the workers of the pool were initialised with last
-
-
-class _Cancel(threading.Event):
-    """Set when the tasks of a generator are to be dropped; `left` when its `with` block has ended."""
-
-    left = False
 
 
 class Parallel(Logger):
@@ -256,7 +131,7 @@ class Parallel(Logger):
     _running: Callable[[], object] | None = None
     _managed = False
     _managed_count = 0
-    _cancel: _Cancel | None = None
+    _cancel: Cancel | None = None
     _files: FileArrays | None = None
     _started = 0.0
     _told = 0
@@ -347,6 +222,8 @@ class Parallel(Logger):
         limit, mode = configured("max_nbytes", limit), configured("mmap_mode", mode)
         if mode not in (None, "r", "r+", "w+", "c"):
             raise ValueError(f"mmap_mode {mode!r} is none of None, 'r', 'r+', 'w+', 'c'")
+        from ipyparcache.engine.filebacked import parse_limit
+
         size = parse_limit(limit)
         if not asked or size is None or mode is None:
             return None
@@ -512,11 +389,16 @@ class Parallel(Logger):
 
     def _listed(self, iterable: Iterable[Triple], count: int) -> list[Any]:
         if self._has_lanes(count):
+            if _RUNNING not in sys.modules and self._crew() == "processes":
+                with contextlib.suppress(OSError):  # told when workers are asked for
+                    the_pool().start_server()  # it gets ready while what a call needs is loaded
+            from ipyparcache.parallel.running import as_list
+
             whole = False
             self._backend.start_call()
             try:
                 with self._backend.retrieval_context():
-                    values = self._as_list(iterable if self.seed is None else self._seeded(iterable), count)
+                    values = as_list(self, iterable if self.seed is None else self._seeded(iterable), count)
                 whole = True
                 return values
             finally:
@@ -599,7 +481,7 @@ class Parallel(Logger):
         self._running = None
         if not self._managed:
             self._close_files()
-        _forget_delayed()
+        forget_delayed()
 
     def _close_files(self) -> None:
         files, self._files = self._files, None
@@ -629,13 +511,17 @@ class Parallel(Logger):
 
     def _results_on_backend(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
         if self._has_lanes(count):
+            from ipyparcache.parallel.running import as_generator
+
             with self._backend.retrieval_context():
-                yield from self._as_generator(iterable, count)
+                yield from as_generator(self, iterable, count)
         elif count == 1 or isinstance(self._backend, EngineBackend):
             yield None
             yield from self._serially(iterable)
         else:
-            yield from self._on_protocol(iterable, count)
+            from ipyparcache.parallel.protocol import results_of
+
+            yield from results_of(self, iterable, count)
 
     def _crew(self) -> str:
         assert isinstance(self._backend, EngineBackend)
@@ -677,155 +563,20 @@ class Parallel(Logger):
                 if attempt < self.retries:
                     continue
                 if self.on_error == "collect":
+                    from ipyparcache.engine.outcome import Error
+
                     return Error(error)
                 raise
         raise AssertionError("unreachable")
-
-    # ---- on a backend of somebody else
-
-    def _on_protocol(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
-        from ipyparcache.parallel.expressions import parse_ahead
-        from ipyparcache.parallel.protocol import ProtocolRun
-
-        backend = self._backend
-        if self.timeout is not None and not backend.supports_timeout:
-            warnings.warn(f"The backend {backend!r} does not support timeout.", UserWarning, stacklevel=4)
-
-        def dispatched(size: int) -> None:
-            self.n_dispatched_tasks += size
-            self.n_dispatched_batches += 1
-
-        files = self._made_files() if backend.takes_files else None
-        run = ProtocolRun(
-            backend,
-            iterable,
-            n_jobs=count,
-            ahead=parse_ahead(self.pre_dispatch, count),
-            batch=None if self.batch_size == "auto" else self.batch_size,
-            timeout=self.timeout,
-            ordered=self.return_ordered,
-            on_batch=self._note_done,
-            on_dispatch=dispatched,
-            around_submit=lambda: active(files),
-        )
-        taken = 0
-        try:
-            run.start()
-            yield None
-            with backend.retrieval_context():
-                for values in run:
-                    if not self.return_generator:
-                        yield values
-                        continue
-                    for value in values:
-                        taken += 1
-                        yield value
-        except BaseException as error:
-            if isinstance(error, GeneratorExit):
-                _warn_of_waste(run.finished - taken, self.n_dispatched_tasks - run.finished)
-            run.abort()
-            backend.abort_everything(ensure_ready=self._managed)
-            raise
 
     def _made_files(self) -> FileArrays | None:
         """Where large arrays go, if files were asked for."""
         if self._arrays is not None and self._files is None:
             folder, limit, mode = self._arrays
+            from ipyparcache.engine.filebacked import FileArrays
+
             self._files = FileArrays(limit, mode, folder)
         return self._files
-
-    # ---- on our own engine
-
-    def _source(self, iterable: Iterable[Triple], count: int) -> tuple[Source, int | None]:
-        """Where tasks are drawn from, and how many may be under way; None: as many as keep workers busy."""
-        ahead = None
-        if self.pre_dispatch not in USUAL_AHEAD:
-            from ipyparcache.parallel.expressions import parse_ahead
-
-            ahead = parse_ahead(self.pre_dispatch, count)
-            if ahead is None and not isinstance(iterable, (list, tuple)):
-                iterable = list(iterable)
-        source = Source(
-            self._initialized(iterable) if self._backend.backend_kwargs or self._kwargs else iterable,
-            triples=True,
-            careful=True if self.return_generator else lambda: not is_transparent(iterable),
-        )
-        return source, ahead
-
-    def _begun(self, function: object, source: Source, count: int) -> Ran | Begun | Batch | None:
-        """What became of the call if it could be run at once, or its beginning."""
-        if (
-            self.timeout is None
-            and not self.retries
-            and self.batch_size == "auto"
-            and self._arrays is None
-            and self._backend.inner_max_num_threads is None
-            and "inner_max_num_threads" not in self._kwargs
-            and self._crew() == "processes"
-        ):
-            return try_at_once(function, source, inner_threads(count))
-        return None
-
-    def _run(
-        self,
-        function: object,
-        source: Source,
-        count: int,
-        ahead: int | None,
-        cancelled: threading.Event | None = None,
-        begun: Begun | Batch | None = None,
-    ) -> Run:
-        options = Options(
-            n_jobs=count,
-            backend=self._crew(),
-            batch=None if self.batch_size == "auto" else self.batch_size,
-            timeout=self.timeout,
-            retries=self.retries,
-            on_error=self.on_error,
-            inner_threads=self._kwargs.get("inner_max_num_threads", self._backend.inner_max_num_threads),
-            prompt=self.return_generator,
-        )
-        if self._arrays is not None and self._crew() == "processes":
-            self._made_files()
-        return Run(
-            function,
-            source,
-            options,
-            cancelled=cancelled,
-            around_thread=functools.partial(nested, nesting_level() + 1),
-            ahead=ahead,
-            on_look=self._begin_late_bar if self._early is not None else None,
-            begun=begun,
-        )
-
-    def _initialized(self, iterable: Iterable[Triple]) -> Iterable[Triple]:
-        """The tasks, each behind the initialiser of its worker if there is one."""
-        global _initialized
-        arguments = {**self._backend.backend_kwargs, **self._kwargs}
-        initializer = arguments.get("initializer")
-        if initializer is None or self._crew() != "processes":
-            return iterable
-        values = tuple(arguments.get("initargs", ()))
-        key = _key_of((initializer, values))
-        if key != _initialized:
-            shutdown_workers()  # workers that were initialised otherwise, or not at all
-            _initialized = key
-        return (
-            (AfterInitializer(key, initializer, values, function), args, kwargs)
-            for function, args, kwargs in iterable
-        )
-
-    def _unwrapped(self, value: Error) -> Any:
-        if self.on_error == "collect":
-            return value
-        error = value.exception
-        if isinstance(error, TaskTimeout):
-            from multiprocessing import TimeoutError as LateError  # 20 ms, and few calls fail so
-
-            raise LateError(str(error)) from error
-        if isinstance(error, KeyboardInterrupt):
-            raise error  # as joblib does; a SystemExit of a task ends the task alone
-        return value.unwrap()
 
     def _took(self, run: Run, done: Done) -> None:
         self.n_dispatched_tasks = run.source.drawn
@@ -835,173 +586,7 @@ class Parallel(Logger):
         seconds = done.times[-1] - done.times[0]
         self._note_done(len(done.values), 0.0 if math.isnan(seconds) else seconds, done.worker)
 
-    def _as_list(self, iterable: Iterable[Triple], count: int) -> list[Any]:
-        source, ahead = self._source(iterable, count)
-        function = source.peek_function()
-        if function is None:
-            return []
-        telling = bool(self.verbose or self._bar is not None or self._has_own_progress)
-        begun = self._begun(function, source, count) if ahead is None else None
-        if isinstance(begun, Ran):
-            self.n_dispatched_tasks = self.n_tasks = len(begun.values)
-            self.n_dispatched_batches = 1
-            if telling:
-                self._note_done(len(begun.values), begun.times[-1] - begun.times[0], begun.worker)
-            else:
-                self.n_completed_tasks = len(begun.values)
-            return begun.values
-        run = self._run(function, source, count, ahead, begun=begun)
-        results: list[Any] = []
-        missing = object()
-        with active(self._files) if self._files is not None or is_active() else NOTHING:
-            for done in run:
-                end = done.first + len(done.values)
-                if telling or self._bar is not None:
-                    self._took(run, done)
-                else:
-                    self.n_completed_tasks += len(done.values)
-                    if self._early is not None:
-                        self._early.append((len(done.values), done.times[-1] - done.times[0], done.worker))
-                if done.failed:
-                    done.values[0] = self._unwrapped(done.values[0])
-                if done.first == len(results):
-                    results += done.values
-                    continue
-                if end > len(results):
-                    results += [missing] * (end - len(results))
-                results[done.first : end] = done.values
-        self.n_dispatched_tasks = run.source.drawn
-        return results
-
-    def _as_generator(self, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
-        """Results as they come, in order or not; a thread of its own keeps the workers busy meanwhile."""
-        from queue import SimpleQueue
-
-        found: queue.SimpleQueue[Done | BaseException | None] = SimpleQueue()
-        cancelled = self._cancel = _Cancel()
-        source, ahead = self._source(iterable, count)
-        function = source.peek_function()
-        run = None if function is None else self._run(function, source, count, ahead, cancelled)
-        level = nesting_level()
-        files = self._files
-        taken = finished = 0
-
-        def drive() -> None:
-            nonlocal finished
-            try:
-                if run is not None:
-                    with active(files), nested(level):
-                        for done in run:
-                            finished += len(done.values)
-                            found.put(done)
-                            if cancelled.is_set():
-                                break
-                found.put(None)
-            except BaseException as error:
-                found.put(error)
-
-        driver = threading.Thread(target=drive, name="ipyparcache-generator", daemon=True)
-        driver.start()
-        try:
-            yield None
-            news = self._news(run, found, cancelled)
-            for value in self._in_order(news) if self.return_ordered else self._as_they_come(news):
-                taken += 1
-                yield value
-        except GeneratorExit:
-            if run is not None and not cancelled.left:
-                _warn_of_waste(finished - taken, run.source.drawn - finished)
-            raise
-        finally:
-            cancelled.set()
-            if threading.current_thread() is not driver:
-                driver.join(2.0)
-            if self._cancel is cancelled:
-                self._cancel = None
-
-    def _news(
-        self, run: Run | None, found: queue.SimpleQueue[Done | BaseException | None], cancelled: _Cancel
-    ) -> Iterator[Done]:
-        while (news := found.get()) is not None:
-            if cancelled.left:
-                break
-            if isinstance(news, BaseException):
-                raise news
-            assert run is not None
-            self._took(run, news)
-            if news.failed:
-                news.values[0] = self._unwrapped(news.values[0])
-            yield news
-        if cancelled.left:
-            raise RuntimeError("the `with` block of this Parallel has ended: take all results inside of it")
-
-    def _as_they_come(self, news: Iterator[Done]) -> Iterator[Any]:
-        for done in news:
-            yield from done.values
-
-    def _in_order(self, news: Iterator[Done]) -> Iterator[Any]:
-        waiting: dict[int, Done] = {}
-        following = 0
-        for done in news:
-            waiting[done.first] = done
-            while following in waiting:
-                values = deque(waiting.pop(following).values)
-                following += len(values)
-                while values:
-                    yield values.popleft()  # not kept: the consumer decides how long a result lives
-
 
 @functools.cache
 def _warn_once(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=6)
-
-
-def _warn_of_waste(unused: int, cancelled: int) -> None:
-    """Warn of what a generator that is dropped half-way leaves."""
-    parts = [f"{unused} tasks had been computed and are not used"] if unused > 0 else []
-    if cancelled > 0:
-        parts.append(f"{cancelled} tasks were under way and have been cancelled")
-    if parts:
-        warnings.warn(
-            f"A generator of Parallel was dropped before its end: {'; '.join(parts)}. "
-            "Give it fewer tasks, or a smaller pre_dispatch.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _key_of(value: object) -> bytes:
-    """Bytes that are equal for equal initialisers and arguments."""
-    try:
-        return pickle.dumps(value, 5)
-    except Exception:  # functions that only we can send: told apart by identity
-        return repr([id(part) for part in (value if isinstance(value, tuple) else (value,))]).encode()
-
-
-def register_joblib() -> None:
-    """Make our workers the default backend of the joblib that is installed: scikit-learn runs on them."""
-    from ipyparcache.engine.backends.joblib import register
-
-    register(_run_batch, _begin_bar)
-
-
-def _run_batch(batch: Callable[[], Any], inner_threads: int) -> Any:
-    options = Options(n_jobs=1, backend="processes", inner_threads=inner_threads)
-    for _, outcome in run_tasks(batch, [()], options):
-        return outcome.unwrap()
-    raise AssertionError("one task has one outcome")
-
-
-def _begin_bar() -> tuple[Callable[[int], None], Callable[[], None]]:
-    from ipyparcache.progress.tracker import Tracker
-    from ipyparcache.progress.widget import show
-
-    tracker = Tracker(None, "joblib")
-    tracker.start()
-    bar = show(tracker, None, "auto", "shown")
-
-    def close() -> None:
-        tracker.finish("done")
-        bar.close()
-
-    return tracker.done_batch, close

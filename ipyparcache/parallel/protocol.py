@@ -11,15 +11,21 @@ import collections
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 from ipyparcache.engine.backends.base import ParallelBackendBase
+from ipyparcache.engine.filebacked import active
+from ipyparcache.parallel.expressions import parse_ahead
+from ipyparcache.parallel.verbosity import warn_of_waste
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
     from typing import Any
+
+    from ipyparcache.parallel.front import Parallel
 
 Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
 
@@ -234,3 +240,46 @@ class ProtocolRun:
         with self._lock:
             self._aborted = True
             self._waiting.clear()
+
+
+def results_of(call: Parallel, iterable: Iterable[Triple], count: int) -> Generator[Any, None, None]:
+    """None once the tasks of a call of `Parallel` have begun; then its results, or lists of them."""
+    backend = call._backend
+    if call.timeout is not None and not backend.supports_timeout:
+        warnings.warn(f"The backend {backend!r} does not support timeout.", UserWarning, stacklevel=4)
+
+    def dispatched(size: int) -> None:
+        call.n_dispatched_tasks += size
+        call.n_dispatched_batches += 1
+
+    files = call._made_files() if backend.takes_files else None
+    run = ProtocolRun(
+        backend,
+        iterable,
+        n_jobs=count,
+        ahead=parse_ahead(call.pre_dispatch, count),
+        batch=None if call.batch_size == "auto" else call.batch_size,
+        timeout=call.timeout,
+        ordered=call.return_ordered,
+        on_batch=call._note_done,
+        on_dispatch=dispatched,
+        around_submit=lambda: active(files),
+    )
+    taken = 0
+    try:
+        run.start()
+        yield None
+        with backend.retrieval_context():
+            for values in run:
+                if not call.return_generator:
+                    yield values
+                    continue
+                for value in values:
+                    taken += 1
+                    yield value
+    except BaseException as error:
+        if isinstance(error, GeneratorExit):
+            warn_of_waste(run.finished - taken, call.n_dispatched_tasks - run.finished)
+        run.abort()
+        backend.abort_everything(ensure_ready=call._managed)
+        raise

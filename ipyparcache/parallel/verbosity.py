@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 
 from ipyparcache.logger import short_format_time
 
@@ -50,3 +51,17 @@ def last_line(total: int, elapsed: float, known_length: int | None) -> str:
     """A call has ended."""
     width = len(str(known_length)) if known_length else 3
     return f"Done {total:{width}d} out of {total:{width}d} | elapsed: {short_format_time(elapsed)} finished"
+
+
+def warn_of_waste(unused: int, cancelled: int) -> None:
+    """Warn of what a generator that is dropped half-way leaves."""
+    parts = [f"{unused} tasks had been computed and are not used"] if unused > 0 else []
+    if cancelled > 0:
+        parts.append(f"{cancelled} tasks were under way and have been cancelled")
+    if parts:
+        warnings.warn(
+            f"A generator of Parallel was dropped before its end: {'; '.join(parts)}. "
+            "Give it fewer tasks, or a smaller pre_dispatch.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import psutil
 import pytest
 
 CALL = """
@@ -180,3 +181,54 @@ def test_what_the_caller_has_open_ends_with_the_caller_and_is_written_once(tmp_p
 
     assert said_by(CALL, script.format(path=str(path))) == ["forked", True, 3]
     assert sorted(path.read_text().split()) == ["buffered", "destroyed", "exit"]
+
+
+def test_what_c_code_prints_keeps_its_place_though_libraries_come_late():
+    script = """
+        import json
+        def printing(number):
+            import ctypes
+            print("first", flush=True)
+            ctypes.CDLL(None).puts(b"second")
+            print("third", flush=True)
+        call(printing, 1)
+        print(json.dumps(server()))
+    """
+    program = "\n".join(textwrap.dedent(part) for part in (CALL, script))
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+
+    assert found == ["first", "second", "third"] * 2 + ['"forked"']
+
+
+SPIN = """
+    import os, re, sys, time
+    def spin(path):
+        import os, re
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        re.match("(a+)+$", "a" * 40 + "b")  # holds the GIL for ever
+    Parallel(2)(delayed(spin)(sys.argv[1] + str(number)) for number in range(2))
+"""
+
+
+@pytest.mark.parametrize("start", ["", "forkserver"])
+def test_workers_that_hold_the_gil_end_with_their_fork_server(start, tmp_path):
+    program = "\n".join(textwrap.dedent(part) for part in (CALL, SPIN))
+    caller = subprocess.Popen(
+        [sys.executable, "-c", program, f"{tmp_path}/"],
+        env={**os.environ, "IPYPARCACHE_START": start},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        files = [tmp_path / "0", tmp_path / "1"]
+        while not all(path.exists() and path.read_text() for path in files):
+            assert caller.poll() is None
+        workers = [psutil.Process(int(path.read_text())) for path in files]
+        workers[0].parent().kill()
+
+        assert psutil.wait_procs(workers, timeout=10)[1] == []
+    finally:
+        caller.kill()
+        caller.wait()

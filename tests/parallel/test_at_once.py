@@ -10,7 +10,7 @@ from ipyparcache import Parallel, delayed
 from ipyparcache.engine.backends import atonce
 from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import WorkerDied
-from ipyparcache.parallel import dispatch, front
+from ipyparcache.parallel import dispatch, front, running
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def call(monkeypatch):
         answers.append(type(real_answer := real(*args)).__name__)
         return real_answer
 
-    monkeypatch.setattr(front, "try_at_once", noted)
+    monkeypatch.setattr(running, "try_at_once", noted)
 
     def run(source, rows, harmless=((1,), (2,))):
         space = {"__name__": "__main__"}
@@ -59,11 +59,11 @@ IMPORTED = """
 import os
 from ipyparcache import Parallel, delayed
 from ipyparcache.engine.backends import atonce
-from ipyparcache.parallel import dispatch, front
+from ipyparcache.parallel import dispatch, front, running
 
 dispatch.AT_ONCE, atonce.AT_ONCE = 10.0, 60_000
 answers, real = [], dispatch.try_at_once
-front.try_at_once = lambda *args: answers.append(real(*args)) or answers[-1]
+running.try_at_once = lambda *args: answers.append(real(*args)) or answers[-1]
 for _ in range(4):
     found = Parallel(n_jobs=2)(delayed(os.path.basename)(f"folder/{n}") for n in "ab")
 print(found, type(answers[-1]).__name__)

@@ -10,7 +10,7 @@ import pytest
 from ipyparcache import Parallel, delayed, effective_n_jobs, parallel_config
 from ipyparcache.engine.backends import base
 from ipyparcache.engine.outcome import Error
-from ipyparcache.parallel import front
+from ipyparcache.parallel import tasks
 from ipyparcache.parallel.expressions import parse_ahead
 
 
@@ -219,15 +219,15 @@ def test_only_an_iterable_that_runs_no_code_is_trusted():
         data.append(value)
         return value
 
-    assert front.is_transparent([])
-    assert front.is_transparent(delayed(square)(n) for n in range(3))
-    assert front.is_transparent(delayed(max)(n, m) for n, m in zip(range(3), enumerate([1]), strict=False))
-    assert front.is_transparent(delayed(square)(*row) for row in ((n,) for n in range(3)))
-    assert not front.is_transparent(delayed(square)(n) for n in zip(map(touch, [1]), strict=False))
-    assert not front.is_transparent(delayed(square)(n) for n in (touch(m) for m in [1]))
-    assert not front.is_transparent(delayed(square)(touch(n)) for n in range(3))
-    assert not front.is_transparent(delayed(square)(n) for n in map(touch, [1]))
-    assert not front.is_transparent(map(delayed(square), [1]))
+    assert tasks.is_transparent([])
+    assert tasks.is_transparent(delayed(square)(n) for n in range(3))
+    assert tasks.is_transparent(delayed(max)(n, m) for n, m in zip(range(3), enumerate([1]), strict=False))
+    assert tasks.is_transparent(delayed(square)(*row) for row in ((n,) for n in range(3)))
+    assert not tasks.is_transparent(delayed(square)(n) for n in zip(map(touch, [1]), strict=False))
+    assert not tasks.is_transparent(delayed(square)(n) for n in (touch(m) for m in [1]))
+    assert not tasks.is_transparent(delayed(square)(touch(n)) for n in range(3))
+    assert not tasks.is_transparent(delayed(square)(n) for n in map(touch, [1]))
+    assert not tasks.is_transparent(map(delayed(square), [1]))
 
 
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])

@@ -12,12 +12,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ipyparcache.engine.batches import Batch, CallOptions, Report
 from ipyparcache.engine.cpus import ALONE, cpu_count, environment_value
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
+
+    from ipyparcache.engine.batches import Batch, CallOptions, Report
 
 STEAL_AFTER = 0.001  # seconds between the two steps of `Crew.steal`
 
@@ -92,7 +93,7 @@ class Crew(ABC):
         """End the call. Returns at once; what still runs is ended within a second."""
 
 
-CrewFactory: TypeAlias = Callable[[object, int, CallOptions], Crew]
+CrewFactory: TypeAlias = "Callable[[object, int, CallOptions], Crew]"
 
 _factories: dict[str, Callable[[], CrewFactory]] = {}
 

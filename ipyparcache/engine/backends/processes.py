@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import marshal
 import os
 import select
-import sys
 import time
 from array import array
 from collections.abc import Sequence
@@ -15,19 +12,19 @@ from collections.abc import Sequence
 from ipyparcache import pickling
 from ipyparcache.engine.backends.atonce import Begun, first_values_in, surroundings, values_in
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew
+from ipyparcache.engine.backends.printed import Printed
+from ipyparcache.engine.backends.unfolding import error_of, unfold
 from ipyparcache.engine.batches import (
     Batch,
     CallOptions,
     Died,
-    Emitted,
     NoFunction,
     NotBegun,
     NotRead,
-    Output,
     Ran,
     Report,
 )
-from ipyparcache.engine.outcome import Error, load_exception, with_source_lines
+from ipyparcache.engine.outcome import Error
 from ipyparcache.engine.packing import Packed, Packing, SharedContainer
 from ipyparcache.engine.pool import KEPT_OUTPUT, WorkerHandle, the_pool
 from ipyparcache.engine.transport import (
@@ -35,34 +32,17 @@ from ipyparcache.engine.transport import (
     CANCEL,
     COMMITTED,
     DOWN,
-    EVENTS,
     INLINE,
     LIMIT,
     LOADED,
-    LOG,
-    MAPPED_FROM,
     POSITION_BITS,
     SLOT,
     SLOTS,
     STARTED,
-    UP,
     Message,
     Shared,
     layout,
-    new_memory,
 )
-from ipyparcache.engine.worker import (
-    EMIT,
-    ERROR,
-    EVENT,
-    FAR_ERROR,
-    FAR_RECORD,
-    FAR_VALUE,
-    TO_ERR,
-    TO_OUT,
-    VALUE,
-)
-from ipyparcache.lean import pickle
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
@@ -95,7 +75,7 @@ class ProcessCrew(Crew):
         self.can_take_back = self.lanes[0].spare is not None
         # By lane: numbers of larges and (negative) of containers it has; none before it knows of the call.
         self._sent: list[set[int]] = [_NOTHING] * size
-        self._log_read: list[list[int]] = [[0] * SLOTS for _ in self.lanes]
+        self._printed = Printed(options)
         self._ring_read = [0] * size  # how far the outcomes of the running batch were read
         self._count_read = [0] * size
         self._poll = select.poll()
@@ -105,7 +85,6 @@ class ProcessCrew(Crew):
         self._begun: set[int] = set()  # lanes that know of the call, or will with their first batch
         self._beginning: dict[int, Message] = {}  # by lane: what tells of the call, while it was not sent
         self._next_look = time.monotonic() + OUTPUT_EVERY
-        self._decoders: dict[str, Any] = {}
         self._seen: dict[int, tuple[int, float]] = {}  # by lane: the task that ran at a look, and since when
         try:
             # The surroundings first: they find the modules that must travel by value.
@@ -290,7 +269,7 @@ class ProcessCrew(Crew):
             if now >= self._next_look:
                 self._next_look = now + OUTPUT_EVERY
                 for lane in range(self.size):
-                    self._pass_output(lane, live=True)
+                    self._printed.pass_on(self.lanes[lane], live=True)
             if reports or (until is not None and now >= until):
                 return reports
 
@@ -310,7 +289,7 @@ class ProcessCrew(Crew):
             return []
         if now - since < PROMPT_LOOK / 2:
             return []
-        self._pass_output(lane, live=False, upto=done)
+        self._printed.pass_on(self.lanes[lane], live=False, upto=done)
         times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
         return [self._read_outcomes(lane, batch, done, None, times, False)]
 
@@ -340,11 +319,11 @@ class ProcessCrew(Crew):
             return []
         if kind == "unread":
             batch = self._take_outstanding(worker, message[1])
-            return [NotRead(batch, self._error(message[2], worker))] if batch is not None else []
+            return [NotRead(batch, error_of(message[2], worker))] if batch is not None else []
         if kind == "broken":
             batch = self._take_outstanding(worker, message[1])
             if batch is not None and message[3]:
-                return [NoFunction(self._error(message[3], worker))]
+                return [NoFunction(error_of(message[3], worker))]
             self._begun.discard(lane)  # it knows nothing of the call: it is told again, with the next batch
             return [NotBegun(batch)] if batch is not None else []
         self.pool.note(worker, message, fds)
@@ -358,17 +337,13 @@ class ProcessCrew(Crew):
                 return batch
         return None
 
-    def _error(self, data: bytes, worker: WorkerHandle) -> Error:
-        exception, text = marshal.loads(data)
-        return Error(load_exception(exception), with_source_lines(text), 0.0, worker.pid)
-
     def _rung(self, lane: int, message: Message) -> list[Report]:
         _, number, done, position, begun, ends, complete = message
         worker = self.lanes[lane]
         if not worker.outstanding or worker.outstanding[0].number != number:
             return []  # of a call that is over
         batch = worker.outstanding[0]
-        self._pass_output(lane, live=False, upto=done)
+        self._printed.pass_on(worker, live=False, upto=done)
         before = self._count_read[lane]
         times = array("d", [begun])
         times.frombytes(ends)
@@ -378,7 +353,7 @@ class ProcessCrew(Crew):
         if complete:
             worker.outstanding.popleft()
             self._count_read[lane] = self._ring_read[lane] = 0
-            self._log_read[lane][batch.slot] = 0
+            self._printed.forget(worker, batch.slot)
         if done == before and not complete:
             return []
         return [report]
@@ -403,60 +378,13 @@ class ProcessCrew(Crew):
         if tuple in set(map(type, values)):
             for at, value in enumerate(values):
                 if type(value) is tuple:
-                    values[at] = self._unfold(worker, batch, value)
+                    values[at] = unfold(worker, batch, value)
                     failed = failed or type(values[at]) is Error
         if complete and done < len(batch):
             self._hold(batch)
         self._count_read[lane] = done
         self._ring_read[lane] = position
         return Ran(batch, before, values, failed, times, worker.pid, complete)
-
-    def _unfold(self, worker: WorkerHandle, batch: Batch, record: tuple[Any, ...]) -> Any:
-        """A value that is no scalar, or an `Error`."""
-        form, data, places = record
-        try:
-            if form == VALUE:
-                return pickle.loads(data)
-            if form == ERROR:
-                return self._error(data, worker)
-            pieces: list[Any] = []
-            worker.used_areas = True
-            for start, size in places:
-                if start < 0:
-                    pieces.append(self._passed(worker, -start, size))
-                    continue
-                memory = new_memory(size)
-                large = size >= MAPPED_FROM
-                area = worker.block.map_area(UP + batch.slot, start + size, False) if large else None
-                if area is None:
-                    worker.block.read_into(UP + batch.slot, start, memory)
-                else:
-                    memoryview(memory)[:] = area[start : start + size]
-                pieces.append(memory)
-            if form == FAR_RECORD:
-                return self._unfold(worker, batch, marshal.loads(pieces[0]))
-            if form == FAR_ERROR:
-                return self._error(bytes(pieces[0]), worker)
-            assert form == FAR_VALUE
-            return pickle.loads(pieces[0], buffers=pieces[1:])
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            error.add_note("The task ran, but its result could not be unpickled here.")
-            return Error(error, "", 0.0, worker.pid)
-
-    @staticmethod
-    def _passed(worker: WorkerHandle, number: int, size: int) -> memoryview:
-        """The memory of a buffer that came in a file of its own."""
-        from ipyparcache.engine.mapping import map_file
-
-        if number not in worker.files:
-            raise OSError(errno.EMFILE, "no descriptor was free to receive it")
-        fd = worker.files.pop(number)
-        try:
-            return map_file(fd, size)
-        finally:
-            os.close(fd)
 
     def _bury(self, lane: int) -> list[Report]:
         """A worker's socket has closed: read what it had committed, name the task it died in, replace it."""
@@ -473,7 +401,7 @@ class ProcessCrew(Crew):
                 reports.append(NotBegun(self._hold(batch)))
                 continue
             self._hold(batch)
-            self._pass_output(lane, live=False, upto=done)
+            self._printed.pass_on(worker, live=False, upto=done)
             if done > self._count_read[lane]:
                 times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
                 reports.append(self._read_outcomes(lane, batch, done, None, times, False))
@@ -484,7 +412,7 @@ class ProcessCrew(Crew):
                 reports += [NotBegun(Batch(batch.first + at, [row], batch.triples)) for at, row in
                             enumerate(batch.rows)]  # fmt: skip
                 continue
-            self._pass_output(lane, live=True)
+            self._printed.pass_on(worker, live=True)
             code = exit_code if exit_code is not None and exit_code >= 0 else None
             number = -exit_code if exit_code is not None and exit_code < 0 else None
             start = worker.block.slot(batch.slot)
@@ -492,7 +420,7 @@ class ProcessCrew(Crew):
             reports.append(Died(batch, done, number, code, rss, worker.pid, memory))
             if done + 1 < len(batch):
                 reports.append(NotBegun(batch.rest(done + 1)))
-        self._pass_output(lane, live=True)
+        self._printed.pass_on(worker, live=True)
         worker.outstanding.clear()
         if not worker.said_hello:
             self.pool.failed_starts += 1
@@ -503,88 +431,8 @@ class ProcessCrew(Crew):
             self._lease.workers.remove(worker)
         if not self._stopped:
             self.lanes[lane] = self.pool.another(self._lease)
-            self._log_read[lane] = [0] * SLOTS
             self._begun.discard(lane)
         return reports
-
-    # -- output -------------------------------------------------------------------------------------------
-
-    def _pass_output(self, lane: int, live: bool, upto: int | None = None) -> None:
-        """Hand on what tasks of a lane have printed and emitted: up to the end of a task, or up to now."""
-        worker = self.lanes[lane]
-        if worker.gone or not worker.outstanding:
-            if not worker.gone and not self.options.capture:
-                self._forward(worker)
-            return
-        if not self.options.capture:
-            self._forward(worker)
-            if self.options.on_event is None:
-                return
-        on_event = self.options.on_event
-        if on_event is None:
-            return
-        words = worker.block.words
-        batch = worker.outstanding[0]
-        before = (words[BATCH], words[COMMITTED])
-        sizes = [os.fstat(fd).st_size for fd in worker.streams] if live and self.options.capture else None
-        after = (words[BATCH], words[COMMITTED])
-        read = self._log_read[lane]
-        if before[0] == batch.number or upto is not None:
-            end = words[EVENTS + batch.slot]
-            start = read[batch.slot]
-            if end > start:
-                log = worker.block.read(LOG + batch.slot, start, end - start)
-                at = 0
-                while at < len(log):
-                    kind, index, out, err, size = EVENT.unpack_from(log, at)
-                    at += EVENT.size
-                    index = min(index, batch.first + len(batch) - 1)
-                    if self.options.capture:
-                        self._hand_over(worker, index, (out, err))
-                    if kind in (TO_OUT, TO_ERR):
-                        worker.written_to = kind - TO_OUT
-                    elif kind == EMIT:
-                        on_event(index, Emitted(log[at : at + size]))
-                    at += size
-                read[batch.slot] = end
-        if sizes is not None and before == after and before[0] == batch.number and before[1] < len(batch):
-            self._hand_over(worker, batch.first + before[1], sizes)
-
-    def _hand_over(self, worker: WorkerHandle, index: int, ends: Sequence[int]) -> None:
-        # What Python wrote came right behind the last record; bytes of the other stream are from below it.
-        for which in (worker.written_to, 1 - worker.written_to):
-            start = worker.read_to[which]
-            if ends[which] > start:
-                data = os.pread(worker.streams[which], ends[which] - start, start)
-                worker.read_to[which] = start + len(data)
-                if data and self.options.on_event is not None:
-                    self.options.on_event(index, Output(("stdout", "stderr")[which], data))
-
-    def _forward(self, worker: WorkerHandle) -> None:
-        """Write what was printed to this process's own streams."""
-        if [os.lseek(fd, 0, os.SEEK_END) for fd in worker.streams] == worker.read_to:
-            return
-        for which, name in enumerate(("stdout", "stderr")):
-            start = worker.read_to[which]
-            size = os.lseek(worker.streams[which], 0, os.SEEK_END)
-            while start < size:
-                data = os.pread(worker.streams[which], min(size - start, 1 << 20), start)
-                if not data:
-                    break
-                start += len(data)
-                worker.read_to[which] = start
-                stream = getattr(sys, name)
-                if stream is not None:
-                    stream.write(self._text(worker, which, data))
-                    stream.flush()
-
-    def _text(self, worker: WorkerHandle, which: int, data: bytes) -> str:
-        import codecs
-
-        key = f"{worker.number}.{which}"
-        if key not in self._decoders:
-            self._decoders[key] = codecs.getincrementaldecoder("utf-8")("replace")
-        return str(self._decoders[key].decode(data))
 
     # -- steering -----------------------------------------------------------------------------------------
 
@@ -697,7 +545,7 @@ class ProcessCrew(Crew):
                 continue
             if worker.outstanding:
                 if not self.options.capture:
-                    self._forward(worker)
+                    self._printed.forward(worker)
             else:
                 # What it printed was passed on with its last batch; what a thread of a task prints later is
                 # passed on with the next one.
