@@ -27,6 +27,7 @@ from ipyparcache.analysis.cell import (
     dynamic_uses,
     star_imports,
 )
+from ipyparcache.analysis.shellcalls import without_shell_calls
 from ipyparcache.cells import auto, inputs, keeping, runs, unchanged
 from ipyparcache.cells.effects import Effects
 from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
@@ -271,6 +272,8 @@ def _guarded(cell: _Cell, step: Callable[[], Any]) -> Any:
 def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     """The entry whose every input is as now, prepared; None if the cell has to run."""
     tree, options = cell.body.tree, cell.options
+    if options.trust_shell:
+        tree = without_shell_calls(tree)
     _refuse_dynamic(tree)
     walks = cell.watch.walks() if cell.watch is not None else None
     cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity, walks)

@@ -14,7 +14,7 @@ from typing import Any
 
 # What the shell keeps in the namespace for itself: histories, results, dunders.
 _OF_THE_SHELL = re.compile(
-    r"_+|_(i+|ih|oh|dh|sh)|_i?\d+|_exit_code|__\w+__|__pydevd\w*|In|Out|get_ipython|exit|quit|open"
+    r"_+|_(i+|ih|oh|dh|sh)|_i?\d+|__\w+__|__pydevd\w*|In|Out|get_ipython|exit|quit|open"
 )
 
 

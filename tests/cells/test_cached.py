@@ -1219,3 +1219,28 @@ def test_a_match_and_a_bunch_come_back_whole(cell, cached, names, restart):
     assert (names["m"].groups(), names["m"].span()) == (("bb",), (1, 3))
     assert names["b"].__dict__ == {"_deprecated_key_to_warnings": {}}
     assert names["b"].data.shape == (150, 4)
+
+
+# -- shell commands --------------------------------------------------------------------------------
+
+
+def test_shell_commands_are_cached_when_trusted(cell, cached, names, restart):
+    setup, body = "word = 'hey'\n!true", "out = !echo $word {len(word)}\n!false"
+    cell(setup)
+    assert cached(body) == "not stored"
+    assert "runs a magic or the shell" in last_run().reason
+    cell(setup)
+    assert cached(body, "--trust-shell") == "miss"
+    restart()
+    cell(setup)
+
+    assert cached(body, "--trust-shell") == "hit"
+    assert (list(names["out"]), names["_exit_code"]) == (["hey 3"], 1)
+    cell("word = 'ho'")
+    assert cached(body, "--trust-shell") == "miss"
+    assert list(names["out"]) == ["ho 2"]
+
+
+def test_other_magics_are_not_trusted_with_the_shell(cached):
+    assert cached("%cd .\nx = 1", "--trust-shell") == "not stored"
+    assert "runs a magic or the shell" in last_run().reason
