@@ -67,8 +67,6 @@ class WorkerHandle:
         self.next_batch = 1
         self.state_version = -1  # of the surroundings it has
         self.spawned = False
-        self.waiting = select.poll()  # for its bell alone
-        self.waiting.register(bell, select.POLLIN)
         self.used_areas = False  # large arguments or results went through its block since it was trimmed
         self.dirty = False  # it may still run something of a call that is over
         self.kill_at = 0.0

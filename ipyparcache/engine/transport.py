@@ -19,6 +19,7 @@ import os
 import select
 import struct
 import sys
+import time
 from array import array
 from collections.abc import Iterable, Sequence
 
@@ -244,14 +245,11 @@ class PacketChannel:
         self.socket = end
         self._buffer = bytearray(RECEIVE)
         self._view = memoryview(self._buffer)
+        self._within = 0.0  # milliseconds after which waiting ends; 0: never
 
     def fileno(self) -> int:
         """Descriptor to poll."""
         return self.socket.fileno()
-
-    def pending(self) -> bool:
-        """Whether something was received that polling does not show."""
-        return False
 
     def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
         """Send one message; False if there is no room and `wait` is not set."""
@@ -284,6 +282,15 @@ class PacketChannel:
             fds.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
         return marshal.loads(self._view[:size]), fds
 
+    def receive_within(self, milliseconds: float) -> tuple[Message, list[int]] | None:
+        """The next message, or None if none comes in time, by one call of the system."""
+        if milliseconds != self._within:
+            seconds, rest = divmod(max(milliseconds, 0.001), 1000)
+            limit = struct.pack("ll", int(seconds), int(rest * 1000))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._within = milliseconds
+        return self.receive()
+
     def close(self) -> None:
         """Close the descriptor."""
         self.socket.close()
@@ -299,11 +306,6 @@ class StreamChannel:
     def fileno(self) -> int:
         """Descriptor to poll."""
         return self.socket.fileno()
-
-    def pending(self) -> bool:
-        """Whether something was received that polling does not show."""
-        pending = self._pending
-        return len(pending) >= 4 and len(pending) >= int.from_bytes(pending[:4], "little") + 4
 
     def send(self, message: Message, fds: Sequence[int] = (), wait: bool = True) -> bool:
         """Send one message; False if there is no room and `wait` is not set."""
@@ -336,6 +338,16 @@ class StreamChannel:
             if not data:
                 raise EOFError
             self._pending += data
+
+    def receive_within(self, milliseconds: float) -> tuple[Message, list[int]] | None:
+        """The next message, or None if none comes in time."""
+        until = time.monotonic() + milliseconds / 1000
+        waiting = select.poll()
+        waiting.register(self.socket, select.POLLIN)
+        while (received := self.receive(wait=False)) is None:
+            if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
+                return None
+        return received
 
     def close(self) -> None:
         """Close the descriptor."""

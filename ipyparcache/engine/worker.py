@@ -504,16 +504,15 @@ class Worker:
         waiting.register(self.tasks, select.POLLIN)
         idle = idle_seconds * 1000
         while True:
-            if not self.tasks.pending() and not waiting.poll(0):
+            received = self.tasks.receive(wait=False)
+            if received is None:
                 self.tidy()
                 if "cloudpickle" not in sys.modules and not waiting.poll(LEISURE):
                     line_buffer_c_output()
                     self._import(["cloudpickle.cloudpickle"])  # the next function may need it
-                if not waiting.poll(idle):
+                received = self.tasks.receive_within(idle)
+                if received is None:
                     return
-            received = self.tasks.receive(wait=False)
-            if received is None:
-                continue
             message, fds = received
             kind = message[0]
             if kind == "batch":

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from itertools import islice, pairwise
 from types import BuiltinFunctionType, FunctionType
 
+from ipyparcache.engine.backends.atonce import Begun, run_at_once
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew, crew_factory
 from ipyparcache.engine.batches import (
     Batch,
@@ -38,8 +39,6 @@ from ipyparcache.lean import Record
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
-
-    from ipyparcache.engine.backends.atonce import Begun
 
 TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
 LONG_TARGET = 0.02  # and later: a hundred times what sending it and reading its report costs
@@ -321,8 +320,6 @@ def try_at_once(function: object, source: Source, threads: int) -> Ran | Begun |
     batch = source.draw(min(int(AT_ONCE / max(seconds, 1e-7)), MOST_AT_ONCE))
     if batch is None or not source.exhausted or batch.triples:
         return batch
-    from ipyparcache.engine.backends.atonce import run_at_once
-
     answer = run_at_once(function, batch, threads)
     if type(answer) is Ran:
         took = usual_seconds(answer.times) / len(batch.rows)

@@ -78,7 +78,7 @@ __all__ = [
 
 # -- Parallel ---------------------------------------------------------------------------------------------
 
-_RUNNING = "ipyparcache.parallel.running"
+_as_list: Callable[[Parallel, Iterable[Triple], int], list[Any]] | None = None
 BAR_AFTER = 0.05  # seconds: most calls are over before there is anything to show
 
 
@@ -389,11 +389,7 @@ class Parallel(Logger):
 
     def _listed(self, iterable: Iterable[Triple], count: int) -> list[Any]:
         if self._has_lanes(count):
-            if _RUNNING not in sys.modules and self._crew() == "processes":
-                with contextlib.suppress(OSError):  # told when workers are asked for
-                    the_pool().start_server()  # it gets ready while what a call needs is loaded
-            from ipyparcache.parallel.running import as_list
-
+            as_list = _as_list or self._loaded()
             whole = False
             self._backend.start_call()
             try:
@@ -409,6 +405,17 @@ class Parallel(Logger):
         for chunk in results:
             found += chunk
         return found
+
+    def _loaded(self) -> Callable[[Parallel, Iterable[Triple], int], list[Any]]:
+        """`running.as_list`, which the first call loads while a fork server gets ready."""
+        global _as_list
+        if self._crew() == "processes":
+            with contextlib.suppress(OSError):  # told when workers are asked for
+                the_pool().start_server()
+        from ipyparcache.parallel.running import as_list
+
+        _as_list = as_list
+        return as_list
 
     def _begin(self, iterable: Iterable[Triple], count: int) -> None:
         self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = self._told = 0

@@ -82,10 +82,8 @@ def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Beg
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             worker.tasks.send(("both", call, message))
         worker.state_version = version
-        if not worker.waiting.poll(AT_ONCE):
-            return begun
         try:
-            received = worker.bell.receive(wait=False)
+            received = worker.bell.receive_within(AT_ONCE)
         except EOFError:  # it is gone, and so the crew will find it
             return begun
         if received is None:
