@@ -9,6 +9,7 @@ kills them all and goes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import os
@@ -26,8 +27,6 @@ def die_with_pipe(fd: int) -> None:
     """Have the kernel signal this process when the pipe closes, which no one who holds the GIL can
     prevent.
     """
-    import fcntl
-
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     if hasattr(fcntl, "F_SETSIG"):
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)  # else SIGIO, which ends it too
