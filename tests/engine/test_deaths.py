@@ -5,12 +5,21 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from ipyparcache.engine import launching
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.errors import WorkerDied, WorkersNotStarted
+from tests.conftest import ended
 from tests.contracts.backend import outcomes, values
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def die_at(number, bad, how):
@@ -77,7 +86,9 @@ def test_workers_killed_while_idle_are_replaced(backend):
 
 def test_a_killed_fork_server_is_replaced():
     values(abs, [(1,)] * 4, "processes")
+    workers = the_pool().pids()
     os.kill(the_pool().server_pid(), signal.SIGKILL)
+    assert ended(lambda: not any(map(is_running, workers)))  # they end with it, a moment later
 
     assert values(abs, [(-n,) for n in range(50)], "processes") == list(range(50))
 
