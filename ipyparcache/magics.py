@@ -48,6 +48,8 @@ from ipyparcache.kernel.running import (
 
 # Cell magics that run their cell and change nothing of it: below one of ours they run live around it.
 AROUND = ("time", "capture", "prun", "timeit", "mprun", "lprun", "memray_flamegraph")
+# Of these, the ones that show the value of the last expression.
+SHOWING = ("time", "capture")
 
 PARALLEL_OPTIONS = (
     Option("--jobs", "workers; -1 is one per core", whole, "N", None, "-j"),
@@ -146,7 +148,8 @@ def _finish(shell: Any, magic: str, line: str, cell: str) -> None:
         return
     if stack.around is not None:
         name, arguments = stack.around
-        shell.run_cell_magic(name, arguments, f"%%{magic} {line}\n{stack.body}")
+        body = stack.body if name in SHOWING else f"{stack.body}\nNone"
+        shell.run_cell_magic(name, arguments, f"%%{magic} {line}\n{body}")
         return
     with shown_once(shell):
         run_to_completion(_run(shell, stack))

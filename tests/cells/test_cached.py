@@ -1221,6 +1221,13 @@ def test_a_match_and_a_bunch_come_back_whole(cell, cached, names, restart):
     assert names["b"].data.shape == (150, 4)
 
 
+@pytest.mark.parametrize("other", ["%%timeit -n 2 -r 1 -q", "%%prun -q", "%%capture got"])
+def test_a_magic_below_that_shows_no_result_shows_none_of_a_cached_cell(cell, capsys, other):
+    cell(f"%%cached --quiet\n{other}\ny = 6\ny * 7  # the answer")
+
+    assert "42" not in capsys.readouterr().out
+
+
 # -- shell commands --------------------------------------------------------------------------------
 
 
