@@ -34,6 +34,8 @@ class Helper:
         Names that it, or a notebook function it calls, may assign by `global`.
     changes
         Positions of parameters that it changes in place.
+    parameters
+        The names of its parameters.
     mutates
         Names whose objects it, or a notebook function it calls, visibly changes in place.
     dynamic
@@ -48,6 +50,7 @@ class Helper:
     mutates: frozenset[str] = frozenset()
     dynamic: str | None = None
     file: str | None = None
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: 
             mutates |= other.mutates
             dynamic = dynamic or other.dynamic
     changes = frozenset(changed_parameters(node))
-    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file)
+    own = tuple(parameters_of(node.args))
+    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file, own)
 
 
 def written_file(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str | None:
@@ -140,6 +144,8 @@ def _is_writing_mode(node: ast.expr) -> bool:
 def changed_globals(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> set[str]:
     """Free names of a function whose objects it visibly changes in place."""
     free = set(free_names(node))
+    if isinstance(node, ast.Lambda):  # its value is what a statement does where it is called as one
+        return {root for root, _ in changed_roots(ast.Expr(node.body)) if root in free}
     return {root for part in ast.walk(node) for root, _ in changed_roots(part) if root in free}
 
 

@@ -11,7 +11,7 @@ iteration reads and an earlier one wrote is *loop-carried* and refused.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
@@ -448,7 +448,11 @@ class _Classifier:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 helper = self.facts.helpers.get(node.func.id)
                 for position in helper.changes if helper is not None else ():
+                    assert helper is not None
                     argument = node.args[position] if position < len(node.args) else None
+                    if argument is None and position < len(helper.parameters):
+                        wanted = helper.parameters[position]
+                        argument = next((k.value for k in node.keywords if k.arg == wanted), None)
                     path = path_of(argument) if argument is not None else None
                     if path is not None and path.root not in private:
                         raise _Refused(
@@ -492,25 +496,29 @@ class _Classifier:
     def _aliases(self, private: set[str]) -> dict[str, tuple[str, int] | None]:
         """Body names that only ever stand for (a part of) one outer object, with its name and the line."""
         found: dict[str, tuple[str, int] | None] = {}
+
+        def note(name: str, value: ast.expr | None, line: int) -> None:
+            roots = _roots_of(value) if value is not None else None
+            outer = roots is not None and not roots & (private | self.facts.modules)
+            alias = (min(roots), line) if outer and roots else None
+            found[name] = alias if name not in found or found[name] else None
+
         for node in own_nodes(self.body):
             match node:
                 case ast.Assign(targets=targets, value=value):
-                    path = path_of(value)
-                    outer = (
-                        path is not None and path.root not in private and path.root not in self.facts.modules
-                    )
                     for target in targets:
-                        for leaf in leaves_of(target):
-                            if isinstance(leaf, ast.Name):
-                                alias = (path.root, node.lineno) if outer and path is not None else None
-                                if isinstance(target, ast.Name):
-                                    found[leaf.id] = alias if leaf.id not in found or found[leaf.id] else None
-                                else:
-                                    found[leaf.id] = None
+                        for name, part in _pairs(target, value):
+                            note(name, part, node.lineno)
+                case ast.NamedExpr(target=ast.Name(id=name), value=value):
+                    note(name, value, node.lineno)
+                case ast.For(target=target, iter=ast.Tuple(elts=elts) | ast.List(elts=elts)) if elts:
+                    for name, _ in _pairs(target, None):
+                        roots = [_roots_of(part) for part in elts]
+                        one = None if None in roots or not isinstance(target, ast.Name) else elts[0]
+                        note(name, one, node.lineno)
                 case ast.For(target=target):
-                    for leaf in leaves_of(target):
-                        if isinstance(leaf, ast.Name):
-                            found[leaf.id] = None
+                    for name, _ in _pairs(target, None):
+                        note(name, None, node.lineno)
         return found
 
     def _check_iterable(self, changed: Mapping[str, tuple[int, str | None]], bound: set[str]) -> None:
@@ -640,6 +648,37 @@ class _Classifier:
         return last
 
     changed: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
+
+
+def _roots_of(value: ast.expr) -> set[str] | None:
+    """The names of which a value is certainly (a part of) an object; None where it may be anything."""
+    match value:
+        case ast.IfExp(body=body, orelse=orelse):
+            both = _roots_of(body), _roots_of(orelse)
+            return None if both[0] is None or both[1] is None else both[0] | both[1]
+        case ast.NamedExpr(value=inner):
+            return _roots_of(inner)
+        case ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[_]):
+            return _roots_of(owner)
+    path = path_of(value)
+    return None if path is None else {path.root}
+
+
+def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.expr | None]]:
+    """Names of a target, each with the expression that it gets, where it gets one as a whole."""
+    match target, value:
+        case ast.Name(id=name), _:
+            yield name, value
+        case (
+            (ast.Tuple(elts=places) | ast.List(elts=places)),
+            (ast.Tuple(elts=values) | ast.List(elts=values)),
+        ) if len(places) == len(values) and not any(isinstance(e, ast.Starred) for e in [*places, *values]):
+            for place, part in zip(places, values, strict=True):
+                yield from _pairs(place, part)
+        case _:
+            for leaf in leaves_of(target):
+                if isinstance(leaf, ast.Name):
+                    yield leaf.id, None
 
 
 def _is_stream(call: ast.Call) -> bool:

@@ -254,6 +254,19 @@ class ChangedByCall(Refusal):
 
 
 @dataclass(frozen=True)
+class ChangedByMethod(Refusal):
+    """A method of the notebook's changes its object, or making an object changes its class."""
+
+    function: str = ""
+
+    SAYS = "`{function}(...)` changes `{variable}`, and a worker has a copy of it: the change would be lost"
+    INSTEAD = (
+        "Make an object of its own in the body of the loop (for a copy: `copy.deepcopy({variable})`), or "
+        "collect here what `{function}` is to be given and call it in a loop without %%parallel."
+    )
+
+
+@dataclass(frozen=True)
 class GlobalWrite(Refusal):
     """A called notebook function assigns a global name."""
 

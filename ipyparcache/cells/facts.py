@@ -84,10 +84,16 @@ _LAYERS, _LOOKED_AT = 4, 200
 def _function_of(value: object) -> types.FunctionType | None:
     """The plain function under `lru_cache`, `partial` and the like."""
     for _ in range(10):
-        if type(value) is types.FunctionType:
+        inner = value.func if isinstance(value, functools.partial) else getattr(value, "__wrapped__", None)
+        if type(value) is types.FunctionType and (inner is None or not _is_of_library(value)):
             return value
-        value = value.func if isinstance(value, functools.partial) else getattr(value, "__wrapped__", None)
+        value = inner
     return None
+
+
+def _is_of_library(function: types.FunctionType) -> bool:
+    """Whether a function that wraps another was made by the standard library, as by `contextmanager`."""
+    return function.__globals__.get("__name__") in ("contextlib", "functools")
 
 
 def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helper:
@@ -115,7 +121,9 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
             if other is not None and other.__globals__ is namespace:
                 waiting.append(other)
     changes = _changes_of(function).parameters
-    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file)
+    code = function.__code__
+    own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file, own)
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,11 @@ def _read_changes(function: types.FunctionType) -> _Changes:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError, IndexError):
         return _Changes()
-    node = tree.body[0] if tree.body else None
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    node: ast.AST | None = tree.body[0] if tree.body else None
+    if function.__name__ == "<lambda>":
+        made = [part for part in ast.walk(tree) if isinstance(part, ast.Lambda)]
+        node = made[0] if len(made) == 1 else None
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         return _Changes()
     # A free name of the source may be a variable of an enclosing function: only globals count.
     changed = changed_globals(node) & globals_of(function.__code__)

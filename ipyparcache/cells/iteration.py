@@ -259,6 +259,10 @@ class _Run:
         if observed is not None and result.failure is None and not result.lost:
             result.observed = _rows_of(observed)
         result.refers = self._refers
+        if self.body.seeds:
+            from ipyparcache.cells.seeds import states_of
+
+            result.generators = states_of(self.body.seeds)
         return result
 
     def _mark(self, number: int, entry: int = AT_END) -> None:

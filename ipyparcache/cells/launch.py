@@ -277,6 +277,31 @@ class Launch:
             if isinstance(value, types.ModuleType):
                 yield value, attribute
 
+    def lengths(self) -> tuple[frozenset[str], dict[int, ast.expr]]:
+        """Containers of which the body asks the length only, and the calls that ask with the numbers.
+
+        They need not travel, and what an iteration changes of their elements is then read by no other.
+        """
+        asked: dict[str, list[ast.Call]] = {}
+        named = [node.id for node in ast.walk(self.parfor.body) if isinstance(node, ast.Name)]
+        for node in ast.walk(self.parfor.body):
+            match node:
+                case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=name)], keywords=[]) if (
+                    name in self.parfor.reads and "len" not in self.namespace
+                ):
+                    asked.setdefault(name, []).append(node)
+        only = {
+            name: calls
+            for name, calls in asked.items()
+            if len(calls) == named.count(name) and type(self.namespace.get(name)) in _SIZED
+        }
+        numbers = {
+            id(call): ast.copy_location(ast.Constant(len(self.namespace[name])), call)
+            for name, calls in only.items()
+            for call in calls
+        }
+        return frozenset(only), dict(numbers)
+
     def stand_ins(self) -> dict[int, tuple[Any, ...]]:
         """IPython's `display`, which a worker has not."""
         module = sys.modules.get("IPython.core.display_functions")
@@ -311,6 +336,7 @@ def _globals_of(source: object, namespace: dict[str, Any]) -> Iterator[object]:
         yield from (namespace[name] for name in travel.globals_of(code) if name in namespace)
 
 
+_SIZED = frozenset({list, tuple, dict, set, frozenset, deque, str})
 _COMPARED = 10_000  # items of a container that is compared with itself after each drawing
 _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray)
 _LOOKED_AT = 100  # items of a container whose kinds are asked for

@@ -13,10 +13,11 @@ from itertools import islice
 from typing import Any, Literal, cast
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.body import ITERABLE
+from ipyparcache.analysis.body import ITERABLE, replaced
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
+from ipyparcache.cells.calls import change_by_call
 from ipyparcache.cells.chunks import Chunk, Reader, size_of
 from ipyparcache.cells.dropped import settle_dropped
 from ipyparcache.cells.elements import Sizes, Source
@@ -38,6 +39,7 @@ from ipyparcache.cells.messages import Body, ChunkResult, Packed, is_plain_seque
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer
+from ipyparcache.cells.seeds import put_states, seeded_by
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.cells.tracebacks import below, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
@@ -147,6 +149,11 @@ class LoopRun:
         self.launch.check_drawn()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.local = LocalModules()
+        seeds_itself = self.options.seed is None and not self._is_threaded
+        self._seeds = seeded_by(parfor, namespace) if seeds_itself else ()
+        change = change_by_call(parfor, namespace, lambda name: name == travel.MAIN)
+        if change is not None:
+            raise refused(change)
         self._pack(())
         # A number or text has no place of its own: elements are looked up only where something could be met
         # again.
@@ -157,6 +164,8 @@ class LoopRun:
         parfor, namespace = self.parfor, self.namespace
         names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
         names |= {rows.root for rows in parfor.own_rows}
+        if not self._is_threaded:
+            names -= self.launch.lengths()[0]
         left_out = (set(parfor.changed) | set(parfor.temporaries)) - names
         try:
             self.parcel = travel.pack(
@@ -229,7 +238,9 @@ class LoopRun:
     def _task(self) -> Task | ThreadTask:
         assert self.parcel is not None
         parfor = self.parfor
-        code = compile(parfor.body, self.host.file_name, "exec", dont_inherit=True)
+        body = parfor.body if self._is_threaded else replaced(parfor.body, self.launch.lengths()[1])
+        assert isinstance(body, ast.Module)
+        code = compile(body, self.host.file_name, "exec", dont_inherit=True)
         # Where a replayed statement may raise, what iterations behind that one print is not to be seen.
         self.marked = len(self.launch.safe_sites()) < len(parfor.sites) and self.options.order != "free"
         by_content = frozenset(
@@ -262,7 +273,7 @@ class LoopRun:
                 frozenset(self.local.names),
                 seed,
                 parfor.yields,
-                seeded_libraries() if self.options.seed is None else (),
+                tuple(n for n in seeded_libraries() if n not in self._seeds) if seed is None else (),
                 self.options.retries,
                 self.token if self._may_hold else "",
                 self.cache.entries.secret if self.cache is not None else self.host.secret,
@@ -273,6 +284,7 @@ class LoopRun:
                 figures_open(),
                 self.marked,
                 self.counters,
+                self._seeds,
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )
@@ -642,6 +654,8 @@ class LoopRun:
             return
         if chunk.key is None:
             self._not_kept["its element has no digest"] += 1
+        elif self._seeds:
+            self._not_kept["it seeds a global random generator, which is to be as it leaves it"] += 1
         elif result.observed is None:
             self._not_kept["it did what cannot be repeated from a store"] += 1
         elif result.refers or self._changes_something(chunk):
@@ -677,6 +691,8 @@ class LoopRun:
         """Merge the chunks that are over, as far as all before them have been merged."""
         while self.merged in self.chunks and self.chunks[self.merged].is_over:
             chunk = self.chunks[self.merged]
+            if chunk.result is not None:
+                put_states(chunk.result.generators)
             together = not self.marked or not chunk.events
             if together:
                 self._relay.show(chunk)

@@ -48,6 +48,8 @@ class Body:
         Whether to tell where the output of each iteration ends, as an error of the replay may come between.
     counters
         Names with what they begin the first iteration with, and by what they differ from one to the next.
+    seeds
+        Libraries whose global generator every iteration seeds.
     """
 
     code: types.CodeType
@@ -67,6 +69,7 @@ class Body:
     figures_open: bool
     marks: bool
     counters: tuple[tuple[str, int, int], ...]
+    seeds: tuple[str, ...]
     parcel: bytes
     buffers: tuple[Any, ...]
 
@@ -105,6 +108,8 @@ class ChunkResult:
         what cannot be stored.
     refers
         Whether what is handed back refers to live objects of the kernel.
+    generators
+        States of the generators that the iterations seed, as the last of them left them.
     """
 
     records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
@@ -115,6 +120,7 @@ class ChunkResult:
     pid: int = 0
     observed: list[Any] | None = None
     refers: bool = False
+    generators: dict[str, Any] = field(default_factory=dict)
 
 
 def brief(value: object) -> str:

@@ -674,3 +674,122 @@ def test_a_write_to_an_item_that_may_be_missing_cannot_be_caught_here():
 
     assert isinstance(error, LoopRefused)
     assert namespace["rows"] == [[], []]
+
+
+COUNTING = "class P:\n    made = []\n    n = 0\n    def __init__(self):\n"
+BANK = (
+    "class Bank:\n    total = 0\n    def pay(self, x):\n        self._add(x)\n"
+    "    def _add(self, x):\n        self.total += x\n    def seen(self):\n        return self.total\n"
+    "bank, out = Bank(), []"
+)
+CHANGED_BY_CALLS = {
+    "a_method": (BANK, "for i in range(3):\n    bank.pay(i)", "bank"),
+    "a_class_that_counts": (
+        COUNTING + "        type(self).n += 1\nps = []",
+        "for i in range(3):\n    ps.append(P())",
+        "P",
+    ),
+    "a_class_that_keeps": (
+        COUNTING + "        self.made.append(self)\nps = []",
+        "for i in range(3):\n    ps.append(P())",
+        "P",
+    ),
+    "a_classmethod": (
+        "class P:\n    n = 0\n    @classmethod\n    def make(cls):\n        cls.n += 1\n"
+        "        return cls.n\nout = []",
+        "for i in range(3):\n    out.append(P.make())",
+        "P",
+    ),
+    "an_object_that_is_called": (
+        "class F:\n    n = 0\n    def __call__(self, x):\n        self.n += 1\n        return x\n"
+        "f, out = F(), []",
+        "for i in range(3):\n    out.append(f(i))",
+        "f",
+    ),
+    "a_keyword": (
+        "acc = []\ndef add(v, xs):\n    xs.append(v)",
+        "for i in range(3):\n    add(i, xs=acc)",
+        "acc",
+    ),
+    "a_lambda": ("acc = []\nadd = lambda v: acc.append(v)", "for i in range(3):\n    add(i)", "acc"),
+    "a_context": (
+        "from contextlib import contextmanager\nlog = []\n@contextmanager\n"
+        "def noting(x):\n    log.append(x)\n    yield",
+        "for i in range(3):\n    with noting(i):\n        y = i",
+        "log",
+    ),
+    "an_alias_of_two": ("a, b = [], []", "for i in range(3):\n    t = a if i else b\n    t.append(i)", "t"),
+    "an_alias_of_several": (
+        "a, b = [], []",
+        "for i in range(3):\n    for t in (a, b):\n        t.append(i)",
+        "t",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_BY_CALLS)
+def test_what_calls_change_of_objects_from_outside_is_refused_before_anything_runs(name):
+    setup, cell, word = CHANGED_BY_CALLS[name]
+    namespace = new_namespace(setup)
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, LoopRefused)
+    assert f"`{word}`" in str(error)
+    assert describe(namespace) == before
+
+
+NOT_CHANGED_BY_CALLS = {
+    "a_method_that_asks": (BANK, "for i in range(3):\n    out.append(bank.seen() + i)"),
+    "an_object_of_its_own": (
+        BANK,
+        "for i in range(3):\n    own = Bank()\n    own.pay(i)\n    out.append(own.total)",
+    ),
+    "a_class_that_counts_nothing": (
+        COUNTING + "        self.made = [1]\nps = []",
+        "for i in range(3):\n    ps.append(P())",
+    ),
+    "the_length_of_what_is_changed": (
+        "ps = [{'v': v} for v in (3.0, 1.0)]",
+        "for i, p in enumerate(ps):\n    p['share'] = p['v'] / len(ps)\n    print(f'{i + 1}/{len(ps)}')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_CHANGED_BY_CALLS)
+def test_calls_that_change_nothing_from_outside_run(name):
+    setup, cell = NOT_CHANGED_BY_CALLS[name]
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    text, _ = serial(plain, cell)
+
+    host, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert describe(tested) == describe(plain)
+    assert host.stdout == text
+
+
+SEEDING = {
+    "itself": "    np.random.seed(i)\n    random.seed(i)\n",
+    "by_a_function": "    seed_everything(i)\n",
+}
+
+
+@pytest.mark.parametrize("how", SEEDING)
+@pytest.mark.parametrize("ends", ["", "    assert i < 3\n"])
+def test_global_generators_that_a_body_seeds_are_left_as_the_last_iteration_leaves_them(how, ends):
+    setup = (
+        "import random\nimport numpy as np\nout = []\n"
+        "def seed_everything(s):\n    random.seed(s)\n    np.random.seed(s)"
+    )
+    cell = f"for i in range(5):\n{SEEDING[how]}    out.append((np.random.rand(), random.random()))\n{ends}"
+    after = "next_ones = np.random.rand(), random.random()"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+    serial(plain, after)
+
+    parallel(tested, cell)
+    serial(tested, after)
+
+    assert describe(tested) == describe(plain)
