@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -539,3 +540,17 @@ def test_what_cython_modules_share_is_no_code_of_the_user(monkeypatch):
 
     assert modules.origin_of("_cython_9_9") == "standard"
     assert modules.origin_of("made_by_hand") == "local"
+
+
+BEGUN = """
+import time
+first = time.time()
+from ipyparcache.digest import modules
+print(modules._process_start() <= first, modules._process_start() > first - 60)
+"""
+
+
+def test_a_process_began_before_its_first_line() -> None:
+    told = subprocess.run([sys.executable, "-c", BEGUN], capture_output=True, text=True, check=True)
+
+    assert told.stdout.split() == ["True", "True"]
