@@ -246,7 +246,7 @@ class MemorizedFunc(Logger):
         """Remove all results of this function, of its earlier versions too."""
         if self._verbose > 0 and warn:
             self.warn(f"Clearing function cache identified by {self.func_id}")
-        self._attempt(lambda: self.store_backend.remove(self._prefix), 0)
+        self.store_backend.remove_under(self._prefix)
 
     # ---- keys
 

@@ -20,7 +20,7 @@ import blake3
 
 from ipyparcache.digest import environment
 from ipyparcache.digest.walk import PRIMITIVES
-from ipyparcache.errors import DamagedEntry
+from ipyparcache.errors import DamagedEntry, StoreUnavailable
 from ipyparcache.logger import Logger
 from ipyparcache.storage import fileformat
 from ipyparcache.storage.entry import Entries, Entry, entries_over, open_entries
@@ -198,10 +198,41 @@ class ResultStore:
         )
         return f"{key}.{trace}"
 
-    def remove(self, prefix: str) -> int:
-        """Remove the results whose key begins so."""
-        names = [item.name for item in self.entries.store.items() if item.name.startswith(prefix)]
-        return self.entries.remove(names)
+    def remove_under(self, prefix: str) -> None:
+        """Remove the results whose key begins so; errors as from `remove`."""
+        items = self.entries.store.items()
+        self.remove([item.name for item in items if item.name.startswith(prefix)])
+
+    def remove(self, names: list[str]) -> None:
+        """Remove these results.
+
+        Raises
+        ------
+        StoreUnavailable
+            If some of them cannot be removed.
+        """
+        began = time.time()
+        if self.entries.remove(names) < len(names):
+            self._see_to_it_that_none_is_left(began, set(names))
+
+    def _see_to_it_that_none_is_left(self, began: float, names: set[str] | None) -> None:
+        """An error if one of the results, all of them without `names`, cannot be removed."""
+
+        def left() -> set[tuple[str, float]]:
+            return {
+                (item.name, item.modified)
+                for item in self.entries.store.items()
+                if item.modified < began and (names is None or item.name in names)
+            }
+
+        # What is there may also have come from a process that began to write it earlier.
+        seen = left()
+        if seen:
+            self.entries.remove([name for name, _ in seen])
+            stuck = len(seen & left())
+            if stuck:
+                place = self.entries.store.location
+                raise StoreUnavailable(place, f"not all results could be removed, {stuck:,} are left")
 
     def get_items(self) -> list[CacheItem]:
         """All results with their sizes and last uses."""
@@ -215,15 +246,17 @@ class ResultStore:
         ]
 
     def clear(self) -> None:
-        """Remove all results."""
+        """Remove all results; errors as from `remove`."""
+        began = time.time()
         self._forget_quick()
         self.entries.wipe()
+        self._see_to_it_that_none_is_left(began, None)
 
     def reduce(self, bytes_limit: int | None, items_limit: int | None, oldest: float | None) -> None:
-        """Remove the results that were not used for longest until all limits hold."""
+        """Remove the results unused for longest until all limits hold; errors as from `remove`."""
         entries = self.entries
         uses = entries.last_uses()
-        entries.remove(
+        self.remove(
             names_beyond(uses, time.time(), most_bytes=bytes_limit, most_items=items_limit, oldest=oldest)
         )
 
@@ -357,7 +390,7 @@ class MemorizedResult(Logger):
 
     def clear(self) -> None:
         """Remove the result from the store."""
-        self.store_backend.entries.remove([self.args_id])
+        self.store_backend.remove([self.args_id])
 
     def _entry(self) -> Entry | None:
         key, _, trace = self.args_id.partition(".")

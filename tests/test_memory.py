@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from ipyparcache import MemorizedResult, Memory, expires_after, register_store_backend
+from ipyparcache.errors import StoreUnavailable
 from ipyparcache.memory import CacheWarning, MemorizedFunc, NotMemorizedFunc
 from ipyparcache.storage.entry import close_entries
+from ipyparcache.storage.local import LocalStore
 from ipyparcache.storage.store import STORE_BACKENDS
 from tests.contracts.foreign import FolderBackend
 
@@ -661,6 +663,25 @@ def test_a_store_that_cannot_be_written_costs_one_warning(tmp_path):
         assert f(1) == 1
 
     assert [f(1), f(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("attempt", ["clear", "clear_function", "clear_result", "reduce"])
+def test_results_that_cannot_be_removed_are_told(memory, monkeypatch, attempt):
+    f = memory.cache(made("def f(x): return x"))
+    f(1)
+    shelved = f.call_and_shelve(1)
+    monkeypatch.setattr(LocalStore, "remove", lambda store, names: set())
+    monkeypatch.setattr(LocalStore, "wipe", lambda store: None)
+    attempts = {
+        "clear": memory.clear,
+        "clear_function": f.clear,
+        "clear_result": shelved.clear,
+        "reduce": lambda: memory.reduce_size(items_limit=0),
+    }
+
+    with pytest.raises(StoreUnavailable, match="not all results could be removed"):
+        attempts[attempt]()
+    assert f.check_call_in_cache(1)
 
 
 def test_a_damaged_result_is_computed_again_with_a_warning(memory, tmp_path, caplog):

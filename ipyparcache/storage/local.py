@@ -249,9 +249,10 @@ class LocalStore(Store):
         names = list(names)
         gone = self._compact_if_wasteful(names) if names else set()
         if gone is None:
-            gone = set()
-            with contextlib.suppress(OSError):
+            try:
                 gone = self._packed.remove(names)
+            except OSError:  # no room for a note that they are gone: without them there is
+                gone = self._compact(names) or set()
         for name in names:
             if name not in gone:
                 with contextlib.suppress(OSError):
@@ -382,11 +383,14 @@ class LocalStore(Store):
         """Write the logs anew without these blobs if that gives back much; which were there, None if it does
         not.
         """
-        if self._packed.is_wasteful(without):
-            with self.lock("packed", 0) as held, contextlib.suppress(OSError):
-                if held:
-                    aside = self._temporary / f"{writer_name()}-{next(_counter)}"
-                    return self._packed.compact(aside, self._retire, without)
+        return self._compact(without) if self._packed.is_wasteful(without) else None
+
+    def _compact(self, without: Sequence[str]) -> set[str] | None:
+        """Write the logs anew without these blobs; which were there, None if it cannot be done."""
+        with self.lock("packed", 0) as held, contextlib.suppress(OSError):
+            if held:
+                aside = self._temporary / f"{writer_name()}-{next(_counter)}"
+                return self._packed.compact(aside, self._retire, without)
         return None
 
     def _retire(self, log: Path, damaged: bool) -> None:

@@ -14,6 +14,7 @@ count.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import struct
@@ -81,6 +82,7 @@ class Log:
     bad: int = 0
     """Bytes before `read` that belong to no whole record."""
 
+    writable: bool = True
     size: int = 0
     """Bytes of the file when it was written to last."""
 
@@ -209,24 +211,28 @@ class PackedLogs:
             for name, (log, record, start, length, _) in self._places.items():
                 if log in old and name not in gone:
                     kept[log].append((record, start + length))
-            with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                if len(old) < len(self._logs):
-                    # What was deleted here may lie in a log of another machine. Told first, as what follows
-                    # in the same log was put again since.
-                    self._dead |= dict.fromkeys(gone, self._now())
-                    file.writelines([_record(_DELETE, name, b"", when) for name, when in self._dead.items()])
-                for log, spans in kept.items():
-                    data = memoryview(_read_at(log.handle, 0, log.read))
-                    file.writelines([data[start:end] for start, end in _joined(spans)])
+            parts: list[bytes | memoryview] = []
+            if len(old) < len(self._logs):
+                # What was deleted here may lie in a log of another machine. Told first, as what follows in
+                # the same log was put again since.
+                self._dead |= dict.fromkeys(gone, self._now())
+                parts += [_record(_DELETE, name, b"", when) for name, when in self._dead.items()]
+            for log, spans in kept.items():
+                data = memoryview(_read_at(log.handle, 0, log.read))
+                parts += [data[start:end] for start, end in _joined(spans)]
             target = self._next_path()
+            try:
+                _write_new(temporary, parts)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # There is no room for both, nor to set one aside; what is kept is in memory.
+                late = self._retired(old, lambda path, damaged: retire(path, False))
+                _write_new(temporary, [*parts, late])
+                os.replace(temporary, target)
+                return gone
             os.replace(temporary, target)
-            marks = [(log, log.read) for log in old]
-            for log in old:
-                retire(log.path, log.bad > 0)
-            self._writing = None
-            # What others appended since it was read; who appends after the unlink sees it and appends again.
-            late = b"".join(_read_at(log.handle, read, 1 << 30) for log, read in marks)
-            self._forget()
+            late = self._retired(old, retire)
             if late:
                 self._append(late)
         return gone
@@ -235,6 +241,16 @@ class PackedLogs:
         """Close the logs; they are opened again when they are needed."""
         with self._lock:
             self._forget()
+
+    def _retired(self, old: Collection[Log], retire: Callable[[Path, bool], None]) -> bytes:
+        """Take logs out of the way; what others appended to them since they were read."""
+        for log in old:
+            retire(log.path, log.bad > 0)
+        self._writing = None
+        # Who appends after the unlink sees it and appends again.
+        late = b"".join([_read_at(log.handle, log.read, 1 << 30) for log in old])
+        self._forget()
+        return late
 
     def _forget(self) -> None:
         for log in self._logs.values():
@@ -272,7 +288,7 @@ class PackedLogs:
                 if written < len(records):
                     # What is there of it is passed over by readers; the rest did not fit.
                     os.write(log.handle, records[written:])
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 # A log that was compacted meanwhile is read by nobody any more.
                 status = os.fstat(log.handle)
                 log.size = status.st_size
@@ -290,8 +306,12 @@ class PackedLogs:
         if log is not None and log.size < ROTATE_BYTES and self._owner == os.getpid():
             return log
         self._refresh()
-        own = [log for log in self._logs.values() if log.path.name.startswith(f"{self.writer}-")]
-        own = [log for log in own if log.read < ROTATE_BYTES and not log.bad]
+        own = self._own_logs()
+        if own and not own[0].writable:
+            os.close(os.open(own[0].path, _FLAGS))  # the error says why; without one it has become writable
+            self._forget()
+            self._refresh()
+            own = [log for log in self._own_logs() if log.writable]
         if own:
             self._writing = own[0]
             return own[0]
@@ -300,6 +320,11 @@ class PackedLogs:
         handle = os.open(path, _FLAGS | os.O_CREAT, 0o600)
         log = self._logs[path.name] = self._writing = Log(path, handle)
         return log
+
+    def _own_logs(self) -> list[Log]:
+        """Those of this machine to which may be appended."""
+        own = [log for log in self._logs.values() if log.path.name.startswith(f"{self.writer}-")]
+        return [log for log in own if log.read < ROTATE_BYTES and not log.bad]
 
     def _refresh(self) -> None:
         """Read what was appended or added since the last call."""
@@ -337,11 +362,13 @@ class PackedLogs:
             names = set(os.listdir(self.folder))
         for name in names - self._logs.keys():
             with contextlib.suppress(OSError):
+                writable = True
                 try:
                     handle = os.open(self.folder / name, _FLAGS)
                 except OSError:  # another user's, or on a read-only file system
                     handle = os.open(self.folder / name, os.O_RDONLY | _EXTRA_FLAGS)
-                self._logs[name] = Log(self.folder / name, handle)
+                    writable = False
+                self._logs[name] = Log(self.folder / name, handle, writable=writable)
 
     def _read_on(self, log: Log, status: os.stat_result) -> None:
         data = _read_at(log.handle, log.read, status.st_size - log.read)
@@ -452,6 +479,17 @@ def _record(kind: int, name: str, payload: bytes, when: float) -> bytes:
     header = _HEADER.pack(_MAGIC, kind, len(encoded), len(payload), when)
     sums = _CHECKSUMS.pack(xxhash.xxh3_64_intdigest(header + encoded), xxhash.xxh3_64_intdigest(payload))
     return b"".join((header, sums, encoded, payload))
+
+
+def _write_new(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """A file of these parts; nothing of it is left if they do not fit."""
+    try:
+        with open(path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.writelines(parts)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

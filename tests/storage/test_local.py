@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import threading
 import pytest
 
 from ipyparcache.errors import StoreUnavailable
-from ipyparcache.storage import local
+from ipyparcache.storage import local, packed
 from ipyparcache.storage.local import LocalStore
 from tests.contracts.store import NAME, StoreContract
 
@@ -104,22 +105,74 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         assert not held
 
 
-def test_a_read_only_folder_is_read_and_told(store, monkeypatch, tmp_path):
+@pytest.fixture
+def read_only(monkeypatch):
+    """Has the file system refuse to open anything for writing; root may, whatever the permissions say."""
+
+    def begin():
+        real = os.open
+
+        def opened(path, flags, *rest, **named):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise OSError(errno.EROFS, "Read-only file system")
+            return real(path, flags, *rest, **named)
+
+        monkeypatch.setattr(os, "open", opened)
+
+    return begin
+
+
+def test_a_read_only_folder_is_read_and_told(store, read_only):
     store.put(NAME, [BIG])
-    real = os.open
-
-    def read_only(path, flags, *rest, **named):
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(30, "Read-only file system")
-        return real(path, flags, *rest, **named)
-
-    monkeypatch.setattr(os, "open", read_only)  # root may write anywhere, so permissions prove nothing here
+    read_only()
     with pytest.raises(StoreUnavailable, match="it is read-only"):
         store.put("0a1b2c.other", [BIG])
     with store.lock(NAME) as held:
         assert not held
     with store.open(NAME) as blob:
         assert blob.size == len(BIG)
+
+
+def test_a_log_that_was_opened_read_only_is_written_once_it_can_be(again, read_only, monkeypatch):
+    again().put(NAME, [b"1"])
+    read_only()
+    store = again()
+    assert store.open(NAME).size == 1
+    with pytest.raises(StoreUnavailable, match="it is read-only"):
+        store.put("0a1b2c.other", [b"22"])
+    assert store.remove([NAME]) == set()
+    monkeypatch.undo()
+    store.put("0a1b2c.other", [b"22"])
+
+    for look in (store, again()):
+        assert sorted(item.name for item in look.items()) == [NAME, "0a1b2c.other"]
+
+
+def test_blobs_are_removed_from_a_full_disk(store, again, monkeypatch):
+    names = [f"n{n}.x" for n in range(10)]
+    for name in names:
+        store.put(name, [b"x" * 1000])
+    write, write_new = os.write, packed._write_new
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def written(handle, data):
+        if len(data) < 1000:  # the note that a blob is gone
+            raise full
+        return write(handle, data)
+
+    def written_anew(path, parts):
+        if len(os.listdir(path.parent.parent / "packed")) > 0:  # beside the old log
+            raise full
+        write_new(path, parts)
+
+    monkeypatch.setattr(os, "write", written)
+    monkeypatch.setattr(packed, "_write_new", written_anew)
+    gone = store.remove(names[:2])
+    monkeypatch.undo()
+
+    assert gone == set(names[:2])
+    for look in (store, again()):
+        assert sorted(item.name for item in look.items()) == names[2:]
 
 
 def test_leftovers_of_dead_writers_are_swept_and_those_of_living_ones_kept(store, again, tmp_path):
