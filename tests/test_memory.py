@@ -7,6 +7,7 @@ import inspect
 import itertools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -736,6 +737,68 @@ def test_processes_that_compute_at_once_leave_a_readable_entry(tmp_path):
 
     assert [other.communicate()[0] for other in others] == [b"", b"", b""]
     assert [other.returncode for other in others] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [10, 200_000], ids=["packed", "file"])
+def test_a_process_killed_in_the_midst_of_a_write_leaves_the_others_results(tmp_path, size):
+    code = textwrap.dedent(f"""
+        import os, signal, sys
+        from ipyparcache import Memory
+        def f(x): return str(x) * {size}
+        f = Memory({str(tmp_path / "cache")!r}, verbose=0).cache(f)
+        if sys.argv[1] == "die":
+            f(1)
+            write = os.write
+            def half(handle, data):
+                write(handle, bytes(data)[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.write = half
+            f(2)
+        stored = [f.check_call_in_cache(n) for n in (1, 2)]
+        for n in (1, 2, 3, 2, 3): assert f(n) == str(n) * {size}
+        print(stored, [f.check_call_in_cache(n) for n in (1, 2, 3)])
+    """)
+    runs = [
+        subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True)
+        for what in ("die", "go on", "go on")
+    ]
+
+    assert runs[0].returncode == -signal.SIGKILL
+    assert [run.stdout.strip() for run in runs[1:]] == [
+        "[True, False] [True, True, True]",
+        "[True, True] [True, True, True]",
+    ]
+
+
+def test_processes_fill_a_cache_that_another_clears(tmp_path):
+    filling = textwrap.dedent(f"""
+        import random, sys, warnings
+        warnings.simplefilter("error")
+        from ipyparcache import Memory
+        def f(x): return str(x) * (100_000 if x % 10 == 0 else 10)
+        cached = Memory({str(tmp_path / "cache")!r}, verbose=0).cache(f)
+        draw = random.Random(sys.argv[1])
+        for _ in range(1000):
+            x = draw.randrange(100)
+            assert cached(x) == f(x)
+    """)
+    fillers = [
+        subprocess.Popen(
+            [sys.executable, "-c", filling, which], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for which in "ab"
+    ]
+    memory = Memory(tmp_path / "cache", verbose=0)
+    for n in itertools.count():
+        if n % 2:
+            memory.clear(warn=False)
+        else:
+            memory.reduce_size(items_limit=5)
+        if all(filler.poll() is not None for filler in fillers):
+            break
+
+    assert [filler.communicate()[0] for filler in fillers] == [b"", b""]
+    assert [filler.returncode for filler in fillers] == [0, 0]
 
 
 def test_what_is_pickled_comes_back_with_the_same_attributes(memory):
