@@ -84,7 +84,7 @@ FIRST = """
 
 
 def firsts(folder: Path) -> dict[str, Callable[[], float]]:
-    """The first hit in a fresh process, its imports included; the code is compiled, as an installed one is."""
+    """The first hit in a fresh process, its imports included, with compiled code as an installed one has."""
     program = folder / "program.py"
     program.write_text(textwrap.dedent(FIRST), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
