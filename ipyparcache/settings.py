@@ -7,7 +7,6 @@ from the user's saved file (written by `save`), else from the default. A new set
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -250,6 +249,8 @@ def described() -> list[tuple[str, str, str]]:
 def _known(name: str) -> str:
     plain = name.strip().replace("-", "_").lower()
     if plain not in ROWS:
+        import difflib  # slow to import, and seldom needed
+
         near = difflib.get_close_matches(plain, ROWS, n=1, cutoff=0.5)
         raise UnknownSetting(name, near[0].replace("_", "-") if near else None)
     return plain

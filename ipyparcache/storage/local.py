@@ -18,7 +18,6 @@ import itertools
 import mmap
 import os
 import shutil
-import socket
 import stat
 import sys
 import time
@@ -479,8 +478,16 @@ def _host() -> str:
             own = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
         except OSError:
             boot = own = ""
-        _host_id = hashlib.blake2b(f"{socket.gethostname()}{boot}{own}".encode(), digest_size=8).hexdigest()
+        _host_id = hashlib.blake2b(f"{_host_name()}{boot}{own}".encode(), digest_size=8).hexdigest()
     return _host_id
+
+
+def _host_name() -> str:
+    if hasattr(os, "uname"):
+        return os.uname().nodename
+    import socket  # slow to import, and asked for before the first result
+
+    return socket.gethostname()
 
 
 def _start_of(pid: int) -> str:

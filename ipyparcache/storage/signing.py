@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import tempfile
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def _made(path: Path, store: str) -> bytes:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-")  # mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
+                file.write(os.urandom(KEY_BYTES))
             _publish(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
