@@ -9,12 +9,14 @@ import contextlib
 import contextvars
 import functools
 import importlib
+import operator
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from blake3 import blake3
@@ -61,11 +63,25 @@ def _decimal_facts() -> dict[str, object]:
     return facts
 
 
-def _different(facts: Callable[[], Mapping[str, object]]) -> dict[str, object]:
-    """What differs from the defaults of a setting that lives in a context variable."""
+Facts = Callable[[], Mapping[str, object]]
+"""Reads a setting that lives in a context variable."""
+
+
+def _different(facts: Facts, defaults: Callable[[Facts], Mapping[str, object]]) -> dict[str, object]:
+    """What of it differs from the defaults."""
     now = facts()
-    default = contextvars.Context().run(facts)
+    default = defaults(facts)
+    if now == default:
+        return {}
     return {name: value for name, value in now.items() if value != default.get(name)}
+
+
+def _defaults_now(facts: Facts) -> Mapping[str, object]:
+    return contextvars.Context().run(facts)
+
+
+_fixed_defaults = functools.cache(_defaults_now)
+"""Where the defaults are the library's own for good: each call of a function that reaches it asks."""
 
 
 def _restore_decimal(context: Any) -> None:
@@ -111,16 +127,42 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return found
 
 
+_plain_options: tuple[list[dict[str, Any]], list[object]] | None = None
+"""The dicts in which pandas keeps its options, and what they held when all was at its default."""
+
+
 def _pandas_special() -> dict[str, object]:
+    global _plain_options
     config = sys.modules.get("pandas._config.config")
     if config is None:
         return {}
+    known = _plain_options
+    if known is not None and known[0][0] is config._global_config:
+        held = _held_by(known[0])
+        if len(held) == len(known[1]) and all(map(operator.is_, held, known[1])):
+            return {}  # each call of a function that reaches pandas asks
     defaults = {name: option.defval for name, option in config._registered_options.items()}
-    return {
+    special = {
         name: value
         for name, value in _pandas_options().items()
         if name in defaults and not _equal(value, defaults[name])
     }
+    if not special:
+        nodes = _nodes_of(config._global_config)
+        _plain_options = nodes, _held_by(nodes)
+    return special
+
+
+def _nodes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [options]
+    for value in options.values():
+        if isinstance(value, dict):
+            found += _nodes_of(value)
+    return found
+
+
+def _held_by(nodes: list[dict[str, Any]]) -> list[object]:
+    return list(chain.from_iterable(map(dict.values, nodes)))
 
 
 def _equal(one: object, other: object) -> bool:
@@ -278,7 +320,11 @@ def _restore_filters(filters: Any) -> None:
 
 SETTINGS = (
     Setting(
-        "decimal context", "decimal", lambda: _different(_decimal_facts), _decimal_copy, _restore_decimal
+        "decimal context",
+        "decimal",
+        lambda: _different(_decimal_facts, _defaults_now),
+        _decimal_copy,
+        _restore_decimal,
     ),
     Setting(
         "time zone", "time", lambda: _zone() if "TZ" in os.environ else None, _zone, lambda _: time.tzset()
@@ -330,12 +376,16 @@ SETTINGS = (
     ),
     Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
     Setting(
-        "NumPy print options", "numpy", lambda: _different(_numpy_print), _numpy_print, _restore_numpy_print
+        "NumPy print options",
+        "numpy",
+        lambda: _different(_numpy_print, _fixed_defaults),
+        _numpy_print,
+        _restore_numpy_print,
     ),
     Setting(
         "NumPy error handling",
         "numpy",
-        lambda: _different(_numpy_errors),
+        lambda: _different(_numpy_errors, _fixed_defaults),
         _numpy_errors,
         _restore_numpy_errors,
     ),

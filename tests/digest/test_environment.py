@@ -326,6 +326,20 @@ def test_a_setting_that_is_not_at_its_default_is_an_input(what: str) -> None:
         assert what not in {row.name for row in static_rows({})}
 
 
+def test_options_of_pandas_are_seen_whenever_they_change() -> None:
+    def options() -> set[str]:
+        return {row.name for row in static_rows({"pandas": "library"})} & {"pandas options"}
+
+    assert [options(), options()] == [set(), set()]
+    pd.set_option("display.precision", 2)
+    assert [options(), options()] == [{"pandas options"}] * 2
+    pd.reset_option("display.precision")
+    assert options() == set()
+    with pd.option_context("display.html.border", 7):  # one that lies deeper
+        assert options() == {"pandas options"}
+    assert options() == set()
+
+
 @pytest.mark.parametrize("what", SETTINGS)
 def test_a_setting_that_a_run_changes_is_restored(what: str) -> None:
     change, library = SETTINGS[what]
