@@ -438,6 +438,9 @@ class Run:
     def rebalance(self) -> None:
         """Give idle lanes what waits behind a running batch, or the rest of one."""
         crew = self.crew
+        starting = [lane for lane in range(crew.size) if not crew.has_started(lane)]
+        if starting and self.failed_at is None and self._ending is None:
+            self._relieve(starting)
         mean = self.pace.mean() or math.inf
         if not self.silent and not self.backlog and mean * self._longest < SPLIT:
             self.idle = True
@@ -459,6 +462,18 @@ class Run:
                 self.backlog.extend(self._cut(batch, len(idle) + 1))
         if self.backlog:
             self.fill()
+
+    def _relieve(self, starting: list[int]) -> None:
+        """Give lanes that have nothing to do what waits for workers that are still starting."""
+        crew = self.crew
+        ready = [lane for lane in range(crew.size) if lane not in starting and crew.is_open(lane)]
+        idle = [lane for lane in ready if crew.outstanding(lane) == 0]
+        for lane in starting:
+            for batch in crew.take_back(lane) if idle else ():
+                if idle:
+                    crew.send(idle.pop(), batch)
+                else:
+                    self.backlog.append(batch)
 
     def _lasts(self, lane: int) -> bool:
         """Whether what lies behind the running task of a lane is worth fetching."""

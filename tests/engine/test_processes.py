@@ -167,6 +167,21 @@ def test_an_interrupted_script_ends_with_its_workers():
     assert alive == []
 
 
+def test_a_worker_that_is_long_in_starting_keeps_nobody_waiting():
+    def negative(number):  # nothing is known of how long it takes, so each worker gets a task
+        return -number
+
+    shutdown_workers()
+    list(run_tasks(abs, [(1,)], Options(n_jobs=1)))
+    server = the_pool().server_pid()
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert values(negative, [(1,), (2,), (3,)], "processes") == [-1, -2, -3]
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert values(abs, [(-n,) for n in range(50)], "processes") == list(range(50))
+
+
 # -- what tasks do to their worker ------------------------------------------------------------------------
 
 

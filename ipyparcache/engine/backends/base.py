@@ -62,6 +62,10 @@ class Crew(ABC):
         done.
         """
 
+    def has_started(self, lane: int) -> bool:
+        """Whether the lane receives what it is sent; its worker may still be starting."""
+        return True
+
     @abstractmethod
     def shorten(self, lane: int) -> None:
         """Have the lane stop behind the task that it runs; the rest of the batch comes back with its

@@ -436,10 +436,14 @@ class ProcessCrew(Crew):
 
     # -- steering -----------------------------------------------------------------------------------------
 
+    def has_started(self, lane: int) -> bool:
+        """Whether the lane receives what it is sent; its worker may still be starting."""
+        return self.lanes[lane].said_hello
+
     def take_back(self, lane: int) -> list[Batch]:
         """Take batches out of the socket of a worker that has not received them."""
         worker = self.lanes[lane]
-        if worker.spare is None or len(worker.outstanding) < 2 or worker.gone:
+        if worker.spare is None or worker.gone or (worker.said_hello and len(worker.outstanding) < 2):
             return []
         taken: list[Batch] = []
         other: list[tuple[Message, list[int]]] = []
