@@ -60,6 +60,7 @@ class Facts:
     helpers: Mapping[str, Helper] = field(default_factory=dict)
     modules: frozenset[str] = frozenset()
     drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
+    tables: frozenset[str] = frozenset()  # frames of pandas whose columns have one name each
 
 
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, Tail, plainer
+from ipyparcache.analysis.columns import Columns, columns_of, only_asked, writes_of
 from ipyparcache.analysis.counters import Counter, counters_of
 from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names
 from ipyparcache.analysis.forms import (
@@ -110,6 +111,8 @@ class Parfor:
         The target of a comprehension, as text.
     counters
         Variables that count the iterations; each begins an iteration with the value that it has there.
+    columns
+        Tables of which an iteration may read columns and write others.
     tails
         Parts of `finally` left to the kernel where an iteration fails before it has assigned what they read.
     yields
@@ -135,6 +138,7 @@ class Parfor:
     element: str = ""
     counters: tuple[Counter, ...] = ()
     tails: tuple[Tail, ...] = ()
+    columns: tuple[Columns, ...] = ()
 
 
 class _Refused(Exception):
@@ -194,6 +198,7 @@ class _Classifier:
     found: dict[int, Found] = field(default_factory=dict)
     own_rows: dict[str, OwnRows] = field(default_factory=dict)
     counters: tuple[Counter, ...] = ()
+    columns: dict[str, Columns] = field(default_factory=dict)
 
     def parfor(self) -> Parfor:
         self.body = plainer(self.body, iter(range(10**6)))
@@ -205,6 +210,7 @@ class _Classifier:
         plain.run(self.body, (*self.targets, ITEM))
         bound = set(plain.bound) | set(self.targets)
         carried = {name for name in bound if plain.early(name) is not None}
+        self._find_columns(bound)
         self.counters = (
             tuple(counters_of(self.body, carried, self.targets, self._helper_reads))
             if self.target is not None
@@ -265,13 +271,31 @@ class _Classifier:
 
     # what is replayed
 
+    def _find_columns(self, bound: set[str]) -> None:
+        key = self.target.id if isinstance(self.target, ast.Name) else None
+        for root in sorted(self.facts.tables - bound):
+            found = columns_of(root, self.body, key)
+            if found is not None:
+                self.columns[root] = found
+
+    def _column(self, statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+        """`df['log_' + c] = f(df[c])` on a table: the column is put there in the kernel."""
+        for root in self.columns.keys() - bound:
+            for found, place in writes_of([statement], root):
+                path = path_of(place)
+                if found is statement and path is not None:
+                    keys = frozenset(range(1, 1 + len(path.holes)))
+                    holes = [found.value, *path.holes]
+                    return Found(statement, holes, {root: None}, set(), "item", frozenset({0}), keys)
+        return None
+
     def _holes_of(self, statement: ast.stmt) -> Sequence[ast.expr] | None:
         found = self.found.get(id(statement))
         return None if found is None else found.holes
 
     def _recognise(self, statements: Sequence[ast.stmt], bound: set[str], carried: set[str]) -> None:
         for statement in statements:
-            for recognise in (*RECOGNISED, self._drawing):
+            for recognise in (self._column, *RECOGNISED, self._drawing):
                 found = recognise(statement, bound, carried)
                 if found is not None and not (found.roots.keys() & self.facts.modules):
                     self.found[id(statement)] = found
@@ -312,7 +336,7 @@ class _Classifier:
         flow = Flow(self._helper_reads, self._holes_of)
         flow.run(self.body, (*self.targets, ITEM))
         replayed = {root for found in self.found.values() for root in found.roots}
-        for root in sorted(written - self.facts.modules):
+        for root in sorted(written - self.facts.modules - self.columns.keys()):
             if root in replayed and not flow.reads.get(root):
                 continue
             rows = self._own_rows_of(root)
@@ -385,7 +409,7 @@ class _Classifier:
                 ),
                 None,
             )
-            if conflict is not None:
+            if conflict is not None and (name not in self.columns or conflict.by is not None):
                 raise _Refused(self._carried(name, conflict, line, name in assigned))
             if name in assigned and name in flow.bound:
                 raise _Refused(
@@ -534,7 +558,8 @@ class _Classifier:
         for name in sorted(lazy & bound):
             raise _Refused(refusals.IterableChanged(self.line, name, self.line))
         for name in sorted((names | lazy) & changed.keys()):
-            if not self._changes_own_element(name):
+            apart = name in self.columns and only_asked(self.iterable, name)
+            if not apart and not self._changes_own_element(name):
                 raise _Refused(refusals.IterableChanged(self.line, name, changed[name][0]))
 
     def _changes_own_element(self, name: str) -> bool:
@@ -628,6 +653,7 @@ class _Classifier:
             element=_target_text(self.shown) if self.shown is not None else "",
             counters=self.counters,
             tails=tuple(builder.tails),
+            columns=tuple(self.columns.values()),
         )
 
     def _title(self) -> str:

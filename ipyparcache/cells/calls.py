@@ -40,6 +40,17 @@ def change_by_call(
     return None
 
 
+def changes_itself(iterable: object, is_user_code: Callable[[object], bool]) -> bool:
+    """Whether an object of the notebook visibly changes as it hands out elements."""
+    kind = type(iterable)
+    if not is_user_code(kind.__module__):
+        return False
+    found = (inspect.getattr_static(kind, name, None) for name in ("__iter__", "__next__", "__getitem__"))
+    return any(
+        isinstance(function, types.FunctionType) and _changes_first(function, kind) for function in found
+    )
+
+
 def _changed(
     called: ast.expr, namespace: Mapping[str, Any], is_user_code: Callable[[object], bool]
 ) -> tuple[str, str] | None:

@@ -27,8 +27,11 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
     helpers: dict[str, Helper] = {}
     modules: set[str] = set()
     drawn: set[str] = set()
+    tables: set[str] = set()
     for name in names:
         value = namespace.get(name)
+        if _is_table(value):
+            tables.add(name)
         if draws_into(value):
             drawn.add(name)
             continue
@@ -38,7 +41,16 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
         plain = _function_of(value)
         if plain is not None and plain.__globals__ is namespace:
             helpers[name] = _helper(plain, namespace)
-    return Facts(helpers, frozenset(modules), frozenset(drawn))
+    return Facts(helpers, frozenset(modules), frozenset(drawn), frozenset(tables))
+
+
+def _is_table(value: object) -> bool:
+    """Whether a value is a frame of pandas with rows, whose columns have one name each."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or type(value) is not getattr(pandas, "DataFrame", None):
+        return False
+    columns = value.columns  # type: ignore[attr-defined]
+    return columns.nlevels == 1 and bool(columns.is_unique) and len(value) > 0  # type: ignore[arg-type]
 
 
 def draws_into(value: object) -> bool:

@@ -10,6 +10,7 @@ import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -165,6 +166,31 @@ class Launch:
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         return frozenset(found)
 
+    def check_tables(self) -> None:
+        """A table of which columns are read and written must be reached by no other name."""
+        for table in self.parfor.columns:
+            value = self.namespace.get(table.root)
+            others = sorted(self.parfor.reads.intersection(self.namespace) - {table.root})
+            shared = next((n for n in others if _leads_to(self.namespace[n], value)), None)
+            if shared is not None:
+                raise refused(refusals.SharedWithResult(table.line, table.root, shared, table.line))
+
+    def keys_read(self, iterable: Any) -> dict[object, int]:
+        """The columns that iterations read by their target, each with the last iteration that does."""
+        tables = [table for table in self.parfor.columns if table.reads_key]
+        if not tables:
+            return {}
+        pandas = sys.modules.get("pandas")
+        is_index = pandas is not None and isinstance(iterable, pandas.Index)
+        found: dict[object, int] = {}
+        if is_index or type(iterable) in (list, tuple, dict, set, range, _KEYS):
+            with suppress(TypeError):  # what cannot be hashed is no column
+                found = {key: number for number, key in enumerate(iterable)}
+        for table in tables:
+            if len(iterable) and (not found or any(name in found for name in table.written)):
+                raise refused(refusals.CarriedContainer(table.line, table.root, table.line), self.namespace)
+        return found
+
     def check_source(self, source: object) -> bool:
         """A generator that is drawn from while results are merged must not read what they change.
 
@@ -241,7 +267,7 @@ class Launch:
         """What the loop changes must not be reached by another way by what it reads; all that it changes."""
         parfor, namespace = self.parfor, self.namespace
         self._check_attributes(is_user_code)
-        own = {rows.root for rows in parfor.own_rows}
+        own = {rows.root for rows in parfor.own_rows} | {table.root for table in parfor.columns}
         changes = changes_of(parfor.sites, {n: v for n, v in namespace.items() if n not in own}, is_user_code)
         if not changes.roots:
             return changes

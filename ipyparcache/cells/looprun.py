@@ -17,7 +17,7 @@ from ipyparcache.analysis.body import ITERABLE, replaced
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
-from ipyparcache.cells.calls import change_by_call
+from ipyparcache.cells.calls import change_by_call, changes_itself
 from ipyparcache.cells.chunks import Chunk, Reader, size_of
 from ipyparcache.cells.dropped import settle_dropped
 from ipyparcache.cells.elements import Sizes, Source
@@ -147,6 +147,7 @@ class LoopRun:
         self.launch.check_generators()
         self.launch.check_drawing()
         self.launch.check_drawn()
+        self.launch.check_tables()
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.local = LocalModules()
         seeds_itself = self.options.seed is None and not self._is_threaded
@@ -183,6 +184,9 @@ class LoopRun:
             self.parcel = travel.Parcel(b"", [], {}, {}, {})
         if self._is_threaded:
             self.launch.check_threads(self.parcel)
+            for table in parfor.columns:
+                carried = refusals.CarriedContainer(table.line, table.root, table.line)
+                raise refused(carried, namespace)
             if parfor.own_rows:
                 rows = parfor.own_rows[0]
                 raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), namespace)
@@ -216,10 +220,12 @@ class LoopRun:
         if goes_over_drawn(iterable):
             raise refused(refusals.ElementDrawnInto(self.parfor.line))
         self.launch.check_own_keys(iterable)
+        self._keys_read = self.launch.keys_read(iterable)
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
             self._pack(code_of_elements)
         self._try_elements(iterable)
+        self._check_itself(iterable)
         self.source = Source(iter(iterable))
         self.source.runs_user_code = self.launch.check_source(self.source.iterator)
         if self.source.runs_user_code and self.parcel is not None:
@@ -322,6 +328,14 @@ class LoopRun:
                 ended = False
             if ended:
                 return
+
+    def _check_itself(self, iterable: object) -> None:
+        """What hands out the elements and changes by it must not be read by the body."""
+        if not changes_itself(iterable, lambda name: name == travel.MAIN):
+            return
+        for name in sorted(self.parfor.reads & self.namespace.keys()):
+            if self.namespace[name] is iterable and name not in self.launch.lengths()[0]:
+                raise self._source_changes(name)
 
     def _source_changes(self, name: str) -> LoopRefused:
         return refused(refusals.SourceChanges(self.parfor.line, name))
@@ -509,6 +523,7 @@ class LoopRun:
             self._relay,
             self.replayer,
             stops_early=self.is_streamed and (shows or is_generator),
+            keys_read=self._keys_read,
         )
         self._sizes = Sizes(self.options, self.jobs, is_cached=self.cache is not None)
         self._states_before = self._states() if self._is_threaded else {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ipyparcache.analysis.body import HOLE, Site
+from ipyparcache.analysis.columns import Columns
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
@@ -33,6 +36,8 @@ class Merger:
     ----------
     stops_early
         Whether who takes the elements may stop between two of them, and it would show.
+    keys_read
+        The columns that iterations read by their target, each with the last iteration that does.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Merger:
         replayer: Replayer,
         *,
         stops_early: bool,
+        keys_read: Mapping[object, int],
     ) -> None:
         self.parfor = parfor
         self.host = host
@@ -56,6 +62,8 @@ class Merger:
         self.relay = relay
         self.replayer = replayer
         self.stops_early = stops_early
+        self.keys_read = keys_read
+        self._columns = [_column_written(site, parfor) for site in parfor.sites] if parfor.columns else []
         self._touched: dict[int, object] = {}
 
     def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
@@ -64,7 +72,8 @@ class Merger:
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
         apart = self.relay.marked and bool(chunk.events)
-        if lost_from is None and failure is None and not (chunk.objects or self.stops_early or apart):
+        one_by_one = bool(chunk.objects or self._columns) or self.stops_early or apart
+        if lost_from is None and failure is None and not one_by_one:
             values = self._merge_plain(chunk)
             if values:
                 yield values
@@ -156,6 +165,8 @@ class Merger:
     def apply(self, number: int, left: Left, chunk: Chunk) -> None:
         """Do what an iteration did to the namespace."""
         objects = chunk.objects_of(number)
+        if self._columns:
+            self._check_columns(number, left)
         if self._touched and any(id(obj) in self._touched for obj in objects.values()):
             raise ChangeLost(
                 self.parfor.line,
@@ -195,6 +206,27 @@ class Merger:
                 error = failures.noted(without_our_frames(raised), self.parfor, failure.iteration, bindings)
         return error
 
+    def _check_columns(self, number: int, left: Left) -> None:
+        """What an iteration writes of a table must not be read by a later one, nor behind the write."""
+        for entry in left[0]:
+            written = self._columns[entry[0]]
+            if written is None:
+                continue
+            table, hole, by_cell = written
+            key = entry[1 + hole]
+            if by_cell:
+                row = key[0]
+                if _is_label(row) and row not in self.namespace[table.root].index:
+                    self._column_lost(f"the rows of `{table.root}`, which others read,", number)
+                continue
+            for column in key if type(key) is list else [key]:
+                last = self.keys_read.get(column, -1) if _is_label(column) else number + 1
+                if last > number or column in table.constants or (table.reads_later and last == number):
+                    self._column_lost(f"the column {column!r} of `{table.root}`, which is read, too,", number)
+
+    def _column_lost(self, what: str, number: int) -> None:
+        raise ChangeLost(self.parfor.line, what, number, number, _COLUMN_ADVICE)
+
     def _collect(self, number: int, error: BaseException, chunk: Chunk) -> Iterator[list[Any]]:
         notes = getattr(error, "__notes__", [""])
         element = notes[-1].partition("(")[2].removesuffix(")")
@@ -214,3 +246,28 @@ class Merger:
             holes = [failed if name is None else bindings[name] for name in site.slot]
             with suppress(Exception):  # a place that cannot hold an object, such as an array's
                 self.replayer.sites[position](*holes)
+
+
+def _is_label(key: Any) -> bool:
+    """Whether a key names one row or column; masks, and slices, have no hash."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+def _column_written(site: Site, parfor: Parfor) -> tuple[Columns, int, bool] | None:
+    """The table that a site writes to, the operand that names the place, and whether that is one cell."""
+    table = next((t for t in parfor.columns if t.root in site.roots), None)
+    match site.statement:
+        case ast.Assign(targets=[ast.Subscript(value=owner, slice=ast.Name(id=hole))]) if table is not None:
+            at = next(n for n in range(site.holes) if hole == HOLE % n)
+            return table, at, isinstance(owner, ast.Attribute)
+    return None
+
+
+_COLUMN_ADVICE = (
+    "Write the new columns to a table of their own (`new = pd.DataFrame(index=...)` before the loop), or "
+    "drop %%parallel from the cell."
+)

@@ -114,8 +114,12 @@ class Showing:
         self._default = warnings.defaultaction  # type: ignore[attr-defined]
         self._catch_figures()
         self._handler = _Handler()
-        self._root_handlers = list(logging.root.handlers)
-        logging.root.handlers[:] = [self._handler]
+        # The kernel's loggers have handlers of their own, which are asked there.
+        loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+        ending = [one for one in loggers if one.handlers or not one.propagate]
+        self._handlers = [(one, list(one.handlers)) for one in (logging.root, *ending)]
+        for one, _ in self._handlers:
+            one.handlers[:] = [self._handler] if one is logging.root or not one.propagate else []
         self._display = getattr(builtins, "display", None)
         if self._display is None:
             builtins.display = display  # type: ignore[attr-defined]
@@ -123,7 +127,6 @@ class Showing:
     def end(self) -> None:
         """Leave the process as it was."""
         import builtins
-        import logging
 
         for module, attribute, value in self._plain_attributes:
             setattr(module, attribute, value)
@@ -134,7 +137,8 @@ class Showing:
         warnings.showwarning = self._showwarning
         warnings.filters[:] = self._filters  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
-        logging.root.handlers[:] = self._root_handlers
+        for one, handlers in self._handlers:
+            one.handlers[:] = handlers
         if self._display is None:
             del builtins.display  # type: ignore[attr-defined]
 

@@ -176,6 +176,15 @@ def run_to_completion(coroutine: Any) -> Any:
         coroutine.send(None)
     except StopIteration as ended:
         return ended.value
+    except RuntimeError as error:
+        # A coroutine cannot raise a StopIteration, which a cell may.
+        stopped = error.__cause__
+        if not isinstance(stopped, StopIteration) or str(error) != "coroutine raised StopIteration":
+            raise
+    else:
+        stopped = None
+    if stopped is not None:
+        raise stopped
     coroutine.close()
     raise RuntimeError("a cell without top-level await tried to wait")
 

@@ -342,9 +342,9 @@ REFUSED = {
         None,
     ),
     "a_source_that_is_read": (
-        "class S:\n    n = 0\n    def __iter__(self):\n        for i in range(4):\n            self.n += 1\n"
-        "            yield i\ns, out = S(), []",
-        "for x in s:\n    out.append((x, s.n))",
+        "class S:\n    n = 0\ns, out = S(), []\ndef source():\n    for i in range(4):\n        s.n += 1\n"
+        "        yield i",
+        "for x in source():\n    out.append((x, s.n))",
         "s",
     ),
     "a_fraction": ("k, o = 0.5, []", "for x in range(3):\n    o.append(k)\n    k += 1", "k"),
@@ -425,6 +425,20 @@ def test_a_loop_ends_behind_the_iterations_before_an_element_that_cannot_travel(
     assert isinstance(error, LoopRefused)
     assert "element 2" in str(error)
     assert namespace["out"] == [1, 2]
+
+
+def test_records_of_a_logger_that_does_not_propagate_reach_its_handlers_in_the_kernel():
+    setup = (
+        "import logging\nheard = []\nclass Heard(logging.Handler):\n    def emit(self, record):\n"
+        "        heard.append(record.getMessage())\nlog = logging.getLogger('of_a_loop')\n"
+        "log.handlers[:] = [Heard()]\nlog.setLevel('INFO')\nlog.propagate = False"
+    )
+    namespace = new_namespace(setup)
+
+    _, error, _ = parallel(namespace, "for i in range(3):\n    log.info('at %d', i)")
+
+    assert error is None
+    assert namespace["heard"] == ["at 0", "at 1", "at 2"]
 
 
 def test_a_generator_that_reads_what_the_loop_changes_is_refused():
@@ -793,3 +807,84 @@ def test_global_generators_that_a_body_seeds_are_left_as_the_last_iteration_leav
     serial(tested, after)
 
     assert describe(tested) == describe(plain)
+
+
+TABLE = (
+    "import pandas as pd\nout = []\n"
+    "df = pd.DataFrame({'k': list('aab'), 'x': [1.0, 2.0, 4.0], 'y': [3, 2, 1]})"
+)
+COLUMNS = {
+    "new_from_own": (
+        "for c in ['x', 'y']:\n    m = df[c].mean()\n    df[c + '_m'] = df[c] - m\n"
+        "    df[f'{c}_r'] = df[c] / m"
+    ),
+    "own": "for c in df.columns:\n    df[c] = df[c].astype(str)",
+    "new_from_constant": "for lag in range(1, 3):\n    df[f'lag{lag}'] = df['x'].shift(lag)",
+    "rows": "for i in range(1, len(df)):\n    df.loc[i, 'd'] = df.loc[i, 'x'] - df.loc[i - 1, 'x']",
+    "indicators": "for v in df['k'].unique():\n    df['is_' + v] = (df['k'] == v).astype(int)",
+    "an_error": "for c in ['x', 'y', 'none']:\n    df[c + '_2'] = df[c] * 2",
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_a_table_are_read_and_others_written(name):
+    pytest.importorskip("pandas")
+    plain, tested = new_namespace(TABLE), new_namespace(TABLE)
+    serial(plain, COLUMNS[name])
+
+    parallel(tested, COLUMNS[name])
+
+    assert describe(tested) == describe(plain)
+
+
+CARRIED_COLUMNS = {
+    "accumulated": "for c in ['x', 'y']:\n    df['k'] = df['k'] + df[c].astype(str)",
+    "read_behind_its_write": "for c in ['x', 'y']:\n    df[c] = df[c] + 1\n    out.append(df[c].sum())",
+    "read_by_name_behind": "for c in ['x', 't']:\n    df['t'] = df[c] * 2",
+    "of_another_row": "for i in range(1, 3):\n    df.loc[i, 'x'] = df.loc[i - 1, 'x'] + 1",
+    "by_another_name": "g = df\nfor c in ['x', 'y']:\n    df[c + '_2'] = g[c]",
+}
+
+
+@pytest.mark.parametrize("name", CARRIED_COLUMNS)
+def test_columns_that_a_later_iteration_reads_are_refused(name):
+    pytest.importorskip("pandas")
+    namespace = new_namespace(TABLE + "\ng = df")
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, CARRIED_COLUMNS[name].removeprefix("g = df\n"))
+
+    assert isinstance(error, LoopRefused)
+    assert "`df`" in str(error) or "`g`" in str(error)
+    assert describe(namespace) == before
+
+
+LOST_COLUMNS = {
+    "an_element": "for c in ['x', 'y', 'x_2']:\n    df[c + '_2'] = df[c] * 2",
+    "a_row_more": "for i in range(2, 5):\n    df.loc[i, 'w'] = df['x'].isna().sum()",
+    "a_mask": "for t in [1.0, 2.0]:\n    mask = df['x'] == t\n    df[mask] = 0",
+}
+
+
+@pytest.mark.parametrize("name", LOST_COLUMNS)
+def test_columns_that_turn_out_to_be_read_by_others_are_told_as_lost(name):
+    pytest.importorskip("pandas")
+    namespace = new_namespace(TABLE)
+
+    _, error, _ = parallel(namespace, LOST_COLUMNS[name])
+
+    assert isinstance(error, ChangeLost)
+    assert "lost" in str(error)
+
+
+def test_an_object_that_counts_what_it_hands_out_is_refused_before_it_does():
+    namespace = new_namespace(
+        "class S:\n    n = 0\n    def __iter__(self):\n        for i in range(3):\n            self.n += 1\n"
+        "            yield i\ns, out = S(), []"
+    )
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, "for x in s:\n    out.append((x, s.n))")
+
+    assert isinstance(error, LoopRefused)
+    assert describe(namespace) == before

@@ -43,6 +43,7 @@ def test_a_loop_leaves_what_the_serial_loop_leaves_or_is_held_back(name, monkeyp
         if library in setup:
             pytest.importorskip(library)
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the test
+    monkeypatch.setattr("ipyparcache.digest.generators.seeded", set())  # by no loop before this one
     sides = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
