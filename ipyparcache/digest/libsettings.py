@@ -188,9 +188,29 @@ def _rc() -> dict[str, object]:
     return {name: value for name, value in parameters.items() if name not in _OWN_RC}
 
 
+_plain_rc: tuple[list[str], list[object], list[tuple[list[object], list[object]]]] | None = None
+"""Names and values of the rcParams when all was as loaded; those that are lists again, with copies."""
+
+_FIXED = (str, int, float, bool, tuple, type(None))
+
+
 def _rc_special() -> dict[str, object]:
-    loaded = sys.modules["matplotlib"].rcParamsOrig
-    return {name: value for name, value in _rc().items() if not _equal(value, dict.get(loaded, name))}
+    global _plain_rc
+    matplotlib = sys.modules["matplotlib"]
+    names, values = list(dict.keys(matplotlib.rcParams)), list(dict.values(matplotlib.rcParams))
+    if _plain_rc is not None:
+        known, held, lists = _plain_rc
+        is_same = names == known and all(map(operator.is_, values, held))
+        if is_same and all(now == then for now, then in lists):
+            return {}  # each call of a function that reaches matplotlib asks
+    loaded = matplotlib.rcParamsOrig
+    special = {name: value for name, value in _rc().items() if not _equal(value, dict.get(loaded, name))}
+    if not special and all(
+        isinstance(value, _FIXED) or type(value) is list or value is dict.get(loaded, name)
+        for name, value in zip(names, values, strict=True)
+    ):
+        _plain_rc = names, values, [(value, list(value)) for value in values if isinstance(value, list)]
+    return special
 
 
 def _restore_rc(parameters: Mapping[str, object]) -> None:

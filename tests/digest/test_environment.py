@@ -340,6 +340,21 @@ def test_options_of_pandas_are_seen_whenever_they_change() -> None:
     assert options() == set()
 
 
+def test_parameters_of_matplotlib_are_seen_whenever_they_change() -> None:
+    def parameters() -> set[str]:
+        return {row.name for row in static_rows({"matplotlib": "library"})} & {"matplotlib rcParams"}
+
+    family = list(mpl.rcParams["font.family"])
+    with mpl.rc_context({"font.family": family}):  # as it was, and yet another list
+        assert [parameters(), parameters()] == [set(), set()]
+        dict.__getitem__(mpl.rcParams, "font.family").append("x")
+        assert parameters() == {"matplotlib rcParams"}
+    assert parameters() == set()
+    with mpl.rc_context({"lines.linewidth": 9}):
+        assert [parameters(), parameters()] == [{"matplotlib rcParams"}] * 2
+    assert parameters() == set()
+
+
 @pytest.mark.parametrize("what", SETTINGS)
 def test_a_setting_that_a_run_changes_is_restored(what: str) -> None:
     change, library = SETTINGS[what]
