@@ -106,16 +106,47 @@ def content_digest(array: Array) -> bytes:
     place = (array.__array_interface__["data"][0], array.dtype, array.shape, array.strides)
     if place in _remembered and _remembered[place][1]() is not None:
         return _remembered[place][0]
-    digest = _find_content(array, blake3.AUTO)
+    digest = _find_again(array, place)
     if contiguous:
         pages.note_content(array, digest)
     if _remembering:
-        owner = array
-        while isinstance(owner.base, np.ndarray):
-            owner = owner.base
+        owner = _owner_of(array)
         if owner.base is None:  # while it lives, nothing else can lie there
             _remembered[place] = digest, ref(owner)
     return digest
+
+
+_SEEN_COUNT = 256
+_seen: dict[tuple[object, ...], tuple[ref[Array], bytes | None, bytes]] = {}
+"""Of large arrays by where they lie: the owner of the memory, a quick digest (empty before the second look,
+None if the array was seen to change), and the digest of that content."""
+
+
+def _find_again(array: Array, place: tuple[object, ...]) -> bytes:
+    """Digest of a large array; where the same content was found before, that is seen by reading it once."""
+    owner = _owner_of(array)
+    known = _seen.pop(place, None)
+    if known is None or known[0]() is not owner:
+        quick: bytes | None = b""
+        digest = _find_content(array, blake3.AUTO)
+    else:
+        _, before, digest = known
+        quick = None if before is None else quick_digest(array)
+        if not before or before != quick:
+            found = _find_content(array, blake3.AUTO)
+            if before != b"" or found != digest:
+                quick = None  # another look would cost more than it saves
+            digest = found
+    _seen[place] = ref(owner), quick, digest
+    if len(_seen) > _SEEN_COUNT:
+        _seen.pop(next(iter(_seen)), None)
+    return digest
+
+
+def _owner_of(array: Array) -> Array:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _find_content(array: Array, threads: int) -> bytes:

@@ -126,3 +126,28 @@ def test_other_memory_maps_are_always_read(tmp_path: Path, pieces_read: list[int
 
     assert pieces_read == [8 * MANY] * 2 or pieces_read == [8 * MANY]
     shared._mmap.close()  # type: ignore[attr-defined]
+
+
+def test_a_large_array_that_is_as_before_is_not_digested_in_full_again(monkeypatch):
+    array = np.random.default_rng(0).random(1 << 18)
+    digest = arrays.content_digest(array)
+    assert arrays.content_digest(array) == digest
+    full = arrays._find_content
+    monkeypatch.setattr(arrays, "_find_content", None)
+    assert arrays.content_digest(array) == digest
+    monkeypatch.setattr(arrays, "_find_content", full)
+
+    for place in (5, 6, 7):
+        array[place] = 0
+        assert arrays.content_digest(array) == arrays.content_digest(array.copy()) != digest
+
+
+def test_an_array_that_changes_before_it_is_seen_again_is_digested_in_full():
+    array = np.random.default_rng(0).random(1 << 18)
+    found = []
+    for n in range(4):
+        array[0] = n
+        found.append(arrays.content_digest(array))
+
+    assert len(set(found)) == 4
+    assert found[3] == arrays.content_digest(array.copy())
