@@ -161,7 +161,8 @@ class PackedLogs:
     def put(self, name: str, payload: bytes) -> None:
         """Append a blob; an error of the system if it cannot be written whole."""
         with self._lock:
-            self._open_for_writing()  # which reads what is there, so that the new record is later than it
+            if self._writing is None:
+                self._open_for_writing()  # which reads what is there, so that the new record is later than it
             when = self._now()
             self._append(_record(_PUT, name, payload, when), (name, len(payload), when))
 
