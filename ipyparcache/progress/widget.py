@@ -36,7 +36,7 @@ SHOW_AFTER = 0.3
 LOOK_EVERY = 0.2
 
 # A run that is over so soon gets no bar any more: to open one takes a processor from the workers for 10 ms.
-SOON_OVER = 1.0
+SOON_OVER = 0.3
 
 # Seconds without a bar after which the timer's thread ends.
 END_AFTER = 1.0

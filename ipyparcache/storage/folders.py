@@ -1,10 +1,11 @@
-"""A folder that is asked again and again whether its names are still the same."""
+"""Folders that several processes use: made, and asked again and again whether names in them have changed."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from pathlib import Path
 
 BY_PATH_SECONDS = 1.0
 """How often it is looked at by its path, too: another folder may have taken its place."""
@@ -68,3 +69,19 @@ def is_settled(modified: int) -> bool:
     """
     grain = 100_000_000 if modified % 1_000_000_000 else 2_000_000_000
     return time.time_ns() - modified > grain
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in.
+
+    Raises
+    ------
+    FileNotFoundError
+        If another process removes it, or the one that it lies in, at this moment.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError as error:
+        if folder.exists() and not folder.is_dir():
+            raise
+        raise FileNotFoundError(error.errno, "removed while it was made", str(folder)) from error

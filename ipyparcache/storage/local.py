@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ipyparcache.errors import StoreUnavailable
 from ipyparcache.storage import locks
-from ipyparcache.storage.folders import WatchedFolder, is_settled
+from ipyparcache.storage.folders import WatchedFolder, is_settled, make_folder
 from ipyparcache.storage.packed import PackedLogs, Place
 from ipyparcache.storage.store import Blob, Buffer, Item, Signature, Store, checked_name
 
@@ -44,7 +44,7 @@ ASIDE_SECONDS = 7 * 86400.0
 STALE_SECONDS = 86400.0
 """Age at which a temporary file of another machine counts as left behind."""
 
-_ATTEMPTS = 10
+_ATTEMPTS = 100
 """How often a blob is written while others clear the store at the same time."""
 
 NETWORK_FILE_SYSTEMS = (
@@ -404,9 +404,8 @@ class LocalStore(Store):
         """Make the folders; the first time also sweep."""
         if self._swept and os.path.isdir(self._temporary):
             return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._blobs.mkdir(exist_ok=True, mode=0o700)
-        self._temporary.mkdir(exist_ok=True, mode=0o700)
+        for folder in (self.folder, self._blobs, self._temporary):
+            make_folder(folder)
         if not self._swept:
             self._swept = True
             self.sweep()

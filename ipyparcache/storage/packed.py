@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from ipyparcache.storage.folders import WatchedFolder
+from ipyparcache.storage.folders import WatchedFolder, make_folder
 from ipyparcache.storage.store import Item
 
 ROTATE_BYTES = 64 << 20
@@ -316,7 +316,7 @@ class PackedLogs:
         if own:
             self._writing = own[0]
             return own[0]
-        self.folder.mkdir(exist_ok=True, mode=0o700, parents=True)
+        make_folder(self.folder)
         path = self._next_path()
         handle = os.open(path, _FLAGS | os.O_CREAT, 0o600)
         log = self._logs[path.name] = self._writing = Log(path, handle)

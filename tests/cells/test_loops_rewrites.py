@@ -58,12 +58,12 @@ CASES = {
         ("a",),
     ),
     "columns of a table": Case(
-        "import numpy as np\nimport pandas as pd\ndf = pd.DataFrame({'a': [1.0, 2.0], 'b': [3.0, 5.0]})",
-        "for c in ['a', 'b']:\n    df[c + '_log'] = np.log(df[c])\ntable = df.to_dict()",
+        "import pandas as pd\ndf = pd.DataFrame({'a': [1.0, 2.0], 'b': [3.0, 5.0], 'k': [0, 0]})",
+        "for c in ['a', 'b']:\n    df[c + '_rank'] = df.groupby('k')[c].rank()\ntable = df.to_dict()",
         "new_df = df.copy()",
         (
             "new_df = df.copy()",
-            "*for c in ['a', 'b']:\n    new_df[c + '_log'] = np.log(df[c])",
+            "*for c in ['a', 'b']:\n    new_df[c + '_rank'] = df.groupby('k')[c].rank()",
             "df = new_df\ntable = df.to_dict()",
         ),
         ("table",),

@@ -52,7 +52,7 @@ def test_a_bar_follows_its_tracker(at_once):
     assert face.last.ended == 2
 
 
-@pytest.mark.parametrize(("left", "times"), [(0.5, 0), (60.0, 1), (None, 1)])
+@pytest.mark.parametrize(("left", "times"), [(0.2, 0), (0.5, 1), (60.0, 1), (None, 1)])
 def test_a_bar_does_not_open_any_more_for_a_run_that_is_nearly_over(monkeypatch, left, times):
     monkeypatch.setattr(widget, "SHOW_AFTER", 0.0)
     monkeypatch.setattr(widget._TIMER, "add", lambda _bar: None)

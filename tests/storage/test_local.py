@@ -277,3 +277,21 @@ def test_a_local_folder_is_no_network(tmp_path):
 
 def test_what_cannot_be_listed_counts_as_a_network(tmp_path):
     assert local.is_on_network(tmp_path / "missing")
+
+
+def test_a_folder_that_another_process_removes_while_it_is_made_is_made_again(store, monkeypatch):
+    plain, removed = local.Path.mkdir, []
+
+    def mkdir(folder, **options):
+        plain(folder, **options)
+        if folder.name == "blobs" and not removed:  # it was there, and is gone as one looks what it is
+            folder.rmdir()
+            removed.append(folder)
+            raise FileExistsError(errno.EEXIST, "File exists", str(folder))
+
+    monkeypatch.setattr(local.Path, "mkdir", mkdir)
+    store.put(NAME, [BIG])
+
+    assert removed
+    with store.open(NAME) as blob:
+        assert blob.size == len(BIG)
