@@ -7,6 +7,7 @@ would be lost; `serially`, where statements above the loop had run already and i
 
 from __future__ import annotations
 
+import decimal
 import re
 import warnings
 import zipfile
@@ -45,7 +46,7 @@ def test_a_loop_leaves_what_the_serial_loop_leaves_or_is_held_back(name, monkeyp
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the test
     monkeypatch.setattr("ipyparcache.digest.generators.seeded", set())  # by no loop before this one
     sides = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), decimal.localcontext():
         warnings.simplefilter("ignore")
         for side, run in (("plain", serial), ("tested", parallel)):
             folder = tmp_path / side
