@@ -106,4 +106,5 @@ def test_a_pool_stands_any_number_of_interrupts():
     done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100  # a few workers more, as some are lent that a call has dropped
+    # Half a descriptor an interrupt at most; a call that always left one would leave 400.
+    assert int(done.stdout) < 200
