@@ -21,6 +21,7 @@ from ipyparcache.errors import (
     WorkerDied,
 )
 from tests.cells.sessions import describe, new_namespace, parallel, serial
+from tests.conftest import ended
 
 
 def test_an_error_names_its_iteration_and_its_element():
@@ -66,9 +67,23 @@ def test_of_several_failing_iterations_the_first_in_order_counts():
     assert describe(tested) == describe(plain)
 
 
-def test_results_behind_an_error_are_kept_as_partial():
-    namespace = new_namespace("import time\nout = []")
-    cell = "for i in range(4):\n    time.sleep(0.2 * (i == 0))\n    out.append(i)\n    1 / i"
+# In the namespace of a test: the worker that comes to iteration 2 has sent what iteration 1 left.
+UNTIL_2_IS_BEGUN = """
+import os, time
+def wait_in_0(i):
+    open(os.path.join(begun, str(i)), "w").close()
+    until = time.monotonic() + 20
+    while i == 0 and not os.path.exists(os.path.join(begun, "2")) and time.monotonic() < until:
+        time.sleep(0.001)
+    return i
+out = []
+"""
+
+
+def test_results_behind_an_error_are_kept_as_partial(tmp_path):
+    namespace = new_namespace(UNTIL_2_IS_BEGUN)
+    namespace["begun"] = str(tmp_path)
+    cell = "for i in range(4):\n    out.append(wait_in_0(i))\n    1 / i"
 
     _, error, report = parallel(namespace, cell)
 
@@ -94,13 +109,14 @@ def test_what_was_merged_before_a_worker_died_is_not_partial():
     assert not report.loops[0].partial.keys() & set(range(5))
 
 
-def test_elements_of_a_comprehension_behind_an_error_are_partial():
-    namespace = new_namespace("import time\ndef f(i):\n    time.sleep(0.2 * (i == 0))\n    return 1 / i")
+def test_elements_of_a_comprehension_behind_an_error_are_partial(tmp_path):
+    namespace = new_namespace(UNTIL_2_IS_BEGUN)
+    namespace["begun"] = str(tmp_path)
 
-    _, error, report = parallel(namespace, "out = [f(i) for i in range(3)]")
+    _, error, report = parallel(namespace, "out = [1 / wait_in_0(i) for i in range(3)]")
 
     assert isinstance(error, ZeroDivisionError)
-    assert "out" not in namespace
+    assert namespace["out"] == []
     assert str(report.loops[0].partial[1]).endswith("iteration 1: 1.0")
 
 
@@ -375,14 +391,16 @@ def test_a_background_loop_reports_a_variable_that_was_rebound():
 
 def test_a_cancelled_background_loop_keeps_its_first_iterations():
     namespace = new_namespace("import time\nout = []")
+    cell = "for i in range(100):\n    time.sleep(60 * (i > 3))\n    out.append(i)"
 
-    parallel(namespace, "for i in range(100):\n    time.sleep(0.05)\n    out.append(i)", background="run")
+    parallel(namespace, cell, background="run")
     handle = namespace.pop("run")
+    assert ended(lambda: handle.progress.done == 4)
     handle.cancel()
 
     with pytest.raises(BackgroundCancelled):
         handle.result(30)
-    assert namespace["out"] == list(range(len(namespace["out"])))
+    assert namespace["out"] == [0, 1, 2, 3]
 
 
 def test_kept_iterations_are_not_run_again(tmp_path, monkeypatch):

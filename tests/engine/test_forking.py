@@ -144,7 +144,7 @@ def test_a_worker_cannot_tell_whether_its_server_was_forked():
 def test_what_the_caller_has_open_ends_with_the_caller_and_is_written_once(tmp_path):
     script = """
         import atexit, gc, json, os, random, select
-        PATH = {path!r}
+        PATH, DRAWING = {path!r}, {drawing!r}
         def note(text):
             with open(PATH, "a") as file:
                 file.write(text)
@@ -162,9 +162,12 @@ def test_what_the_caller_has_open_ends_with_the_caller_and_is_written_once(tmp_p
         print("shown ", end="")
         random.seed(0)
         def drawn():
-            import gc, random, time
+            import gc, os, random, time
             gc.collect()
-            time.sleep(0.05)  # both workers draw
+            open(f"{{DRAWING}}/{{os.getpid()}}", "w").close()
+            until = time.monotonic() + 20
+            while len(os.listdir(DRAWING)) < 2 and time.monotonic() < until:  # both workers draw
+                time.sleep(0.001)
             return random.random()
         numbers = call(drawn)
         os.close(write)
@@ -177,9 +180,10 @@ def test_what_the_caller_has_open_ends_with_the_caller_and_is_written_once(tmp_p
         print()
         print(json.dumps([forked, ended, len({{*numbers, random.random()}})]))
     """
-    path = tmp_path / "notes"
+    path, drawing = tmp_path / "notes", tmp_path / "drawing"
+    drawing.mkdir()
 
-    assert said_by(CALL, script.format(path=str(path))) == ["forked", True, 3]
+    assert said_by(CALL, script.format(path=str(path), drawing=str(drawing))) == ["forked", True, 3]
     assert sorted(path.read_text().split()) == ["buffered", "destroyed", "exit"]
 
 

@@ -49,18 +49,22 @@ def test_the_time_of_a_task_counts_from_its_own_start():
     assert values(time.sleep, [(0.15,)] * 8, "processes", timeout=0.4) == [None] * 8
 
 
-def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend):
+def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend, tmp_path):
     cancelled = threading.Event()
     values(abs, [(1,)] * 2, backend)
 
     def wait(number):
+        if number == 0:  # ends in the time that a cancelled call leaves to what is running
+            (tmp_path / "zero").touch()
+            return number if ended((tmp_path / "cancelled").exists) else None
+        assert ended((tmp_path / "zero").exists)
         emit(b"begun")
-        time.sleep(60 if number else 0.3)
+        time.sleep(60)
         return number
 
     def on_event(index, event):
-        if index == 1:
-            cancelled.set()
+        cancelled.set()
+        (tmp_path / "cancelled").touch()
 
     begun = time.monotonic()
     found = dict(
@@ -80,13 +84,19 @@ def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend)
     assert values(abs, [(-1,)] * 4, backend) == [1] * 4
 
 
-def test_stragglers_of_a_closed_call_are_killed(backend):
-    run = run_tasks(time.sleep, [(0,), (60,), (60,)], Options(n_jobs=2, backend=backend, batch=1))
-    next(run)
-    pids = the_pool().pids()
+def test_stragglers_of_a_closed_call_are_killed(backend, tmp_path):
+    def straggle(number):
+        if number == 0:
+            return ended(lambda: any(tmp_path.iterdir()))
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(60)
+
+    run = run_tasks(straggle, [(0,), (1,), (2,)], Options(n_jobs=2, backend=backend, batch=1))
+    assert next(run)[1].unwrap()
+    stragglers = [int(path.name) for path in tmp_path.iterdir()]
     run.close()
 
-    psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=3)
+    assert ended(lambda: not any(map(psutil.pid_exists, stragglers)), 3)
     assert values(abs, [(-1,)] * 4, backend) == [1] * 4
 
 

@@ -1,5 +1,4 @@
 import math
-import os
 import time
 
 import pytest
@@ -17,6 +16,7 @@ from ipyparcache.parallel.dispatch import (
     run_tasks,
     usual_seconds,
 )
+from tests.conftest import ended
 
 
 def test_the_first_batch_of_unknown_tasks_is_one_task():
@@ -150,20 +150,19 @@ def test_the_first_batch_of_a_known_function_goes_by_its_last_call():
     assert Pace(lanes=2, fixed=None, function=lambda: None).size(left=None) == 1
 
 
-def wait(seconds):
-    time.sleep(seconds)
-    return os.getpid()
-
-
 @pytest.mark.parametrize("backend", ["processes", "threads"])
-def test_what_waits_behind_a_long_task_is_taken_over_by_idle_workers(backend):
-    options = Options(n_jobs=2, backend=backend)
-    list(run_tasks(wait, [(0.0,)] * 100, options))  # from now on these tasks are held to be short
-    begun = time.monotonic()
-    found = dict(run_tasks(wait, [(0.3,)] + [(0.03,)] * 10, options))
+def test_what_waits_behind_a_long_task_is_taken_over_by_idle_workers(backend, tmp_path):
+    def note(number, all_others):
+        """Leave a file; the long task ends when those of all others are there."""
+        (tmp_path / str(number)).touch()
+        return ended(lambda: len(list(tmp_path.iterdir())) > all_others)
 
+    options = Options(n_jobs=2, backend=backend)
+    list(run_tasks(note, [(0, 0)] * 100, options))  # from now on these tasks are held to be short
+    found = dict(run_tasks(note, [(0, 10)] + [(number, 0) for number in range(1, 11)], options))
+
+    assert found[0].unwrap()
     assert len(found) == 11
-    assert time.monotonic() - begun < 0.55
 
 
 def test_a_batch_larger_than_a_slot_is_cut():

@@ -112,9 +112,9 @@ def test_a_generator_works_on_while_no_one_asks():
     assert list(found) == [n * n for n in range(20)]
 
 
-def test_a_closed_generator_does_not_show_in_the_next_call():
+def test_a_closed_generator_does_not_show_in_the_next_call(tmp_path):
     parallel = Parallel(n_jobs=2, return_as="generator")
-    found = parallel(delayed(time.sleep)(0.05) for _ in range(20))
+    found = parallel(delayed(wait_for)(tmp_path / "never" if n else None) for n in range(20))
     next(found)
     with pytest.warns(UserWarning, match="dropped before its end"):
         found.close()
