@@ -48,7 +48,7 @@ from ipyparcache.parallel.config import (
     parallel_backend,
     parallel_config,
 )
-from ipyparcache.parallel.tasks import delayed, forget_delayed
+from ipyparcache.parallel.tasks import Triple, delayed, forget_delayed
 from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
     from ipyparcache.engine.filebacked import FileArrays
     from ipyparcache.parallel.dispatch import Done, Run
-    from ipyparcache.parallel.protocol import Triple
     from ipyparcache.parallel.running import Cancel
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar

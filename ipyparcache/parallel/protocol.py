@@ -19,6 +19,7 @@ from itertools import islice
 from ipyparcache.engine.backends.base import ParallelBackendBase
 from ipyparcache.engine.filebacked import active
 from ipyparcache.parallel.expressions import parse_ahead
+from ipyparcache.parallel.tasks import Triple
 from ipyparcache.parallel.verbosity import warn_of_waste
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ipyparcache.parallel.front import Parallel
-
-Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
 
 
 class BatchedCalls:

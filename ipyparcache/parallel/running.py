@@ -17,7 +17,7 @@ from ipyparcache.errors import TaskTimeout
 from ipyparcache.lean import pickle
 from ipyparcache.parallel.config import nested, nesting_level
 from ipyparcache.parallel.dispatch import Done, Options, Run, Source, try_at_once
-from ipyparcache.parallel.tasks import is_transparent
+from ipyparcache.parallel.tasks import Triple, is_transparent
 from ipyparcache.parallel.verbosity import warn_of_waste
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from ipyparcache.engine.backends.atonce import Begun
     from ipyparcache.parallel.front import Parallel
-    from ipyparcache.parallel.protocol import Triple
 
 USUAL_AHEAD = ("2 * n_jobs", "2*n_jobs")  # taken as: as many as keep the workers busy
 NOTHING = contextlib.nullcontext()

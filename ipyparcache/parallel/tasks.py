@@ -12,7 +12,8 @@ TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a p
 if TYPE_CHECKING:
     from typing import Any
 
-    from ipyparcache.parallel.protocol import Triple
+Triple = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
+"""A task: function, arguments, keywords."""
 
 _last_delayed: tuple[object, Any] = (None, None)
 
