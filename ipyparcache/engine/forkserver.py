@@ -15,8 +15,9 @@ import importlib
 import os
 import select
 import sys
+from collections.abc import Iterable
 
-from ipyparcache.engine.transport import Block, Channel, Message, PacketChannel, StreamChannel
+from ipyparcache.engine.transport import Block, Message, PacketChannel, StreamChannel
 from ipyparcache.engine.worker import leave, line_buffer_c_output, run_worker
 from ipyparcache.lean import signal, socket
 
@@ -35,34 +36,35 @@ def die_with_pipe(fd: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def connect_named(address: tuple[str, int], token: bytes) -> StreamChannel:
-    """Open a worker's own connection to the caller."""
+def run_with_fds(fds: Iterable[int], idle_seconds: float) -> None:
+    """Be a worker that has been given its sockets, its block, and the files that it prints into."""
+    tasks, bell, block, out, err = fds
+    channels = PacketChannel(socket.socket(fileno=tasks)), PacketChannel(socket.socket(fileno=bell))
+    run_worker(*channels, Block.open(block), out, err, idle_seconds)
+
+
+def run_named(named: tuple[tuple[str, int], bytes, str], idle_seconds: float) -> None:
+    """Be a worker of the portable transport: connect to the caller, open the files of the folder, and run."""
     from socket import create_connection  # it loads `enum`, which few workers need
+
+    address, token, folder = named
 
     end = create_connection(address, timeout=10)
     end.settimeout(None)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.sendall(token)
-    return StreamChannel(end)
+    channel = StreamChannel(end)
+    out, err = (os.open(f"{folder}/{name}", os.O_RDWR | os.O_APPEND) for name in ("stdout", "stderr"))
+    run_worker(channel, channel, Block.open(folder), out, err, idle_seconds)
 
 
 def be_worker(message: Message, fds: list[int]) -> None:
     """Become the worker that a "fork" message describes; does not return."""
     _, _, idle_seconds, named, _ = message
-    tasks: Channel
-    bell: Channel
     if named is None:
-        task_fd, bell_fd, block_fd, out, err = fds
-        tasks = PacketChannel(socket.socket(fileno=task_fd))
-        bell = PacketChannel(socket.socket(fileno=bell_fd))
-        block = Block.open(block_fd)
+        run_with_fds(fds, idle_seconds)
     else:
-        address, token, folder = named
-        tasks = bell = connect_named(address, token)
-        block = Block.open(folder)
-        out = os.open(f"{folder}/stdout", os.O_RDWR | os.O_APPEND)
-        err = os.open(f"{folder}/stderr", os.O_RDWR | os.O_APPEND)
-    run_worker(tasks, bell, block, out, err, idle_seconds)
+        run_named(named, idle_seconds)
     leave()
 
 

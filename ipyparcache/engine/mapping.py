@@ -78,37 +78,6 @@ def _address_of(raw: memoryview) -> int | None:
     return int(numpy.frombuffer(raw, numpy.uint8).__array_interface__["data"][0])
 
 
-def map_file(fd: int, size: int) -> memoryview:
-    """A private, writable map of a memory file that nobody else has; a copy where it cannot be mapped."""
-    try:
-        return side_by_side([fd], [size])
-    except OSError:  # too many maps
-        from ipyparcache.engine.transport import new_memory, read_into
-
-        memory = memoryview(new_memory(size))
-        read_into(fd, 0, memory)
-        return memory
-
-
-def _see_nothing(part: memoryview) -> None:
-    pass
-
-
-def file_of(raw: memoryview) -> int:
-    """Descriptor of a memory file that holds a copy of a buffer."""
-    from ipyparcache.engine.transport import anonymous_file, write_at
-
-    fd = anonymous_file("result", raw.nbytes)
-    try:
-        done = fill(fd, raw, _see_nothing)
-        if done < raw.nbytes:
-            write_at(fd, done, [raw[done:]])
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 def fill(fd: int, raw: memoryview, see: Callable[[memoryview], object]) -> int:
     """Copy the beginning of a buffer to an empty memory file of its size, in large pages.
 

@@ -6,14 +6,12 @@ import ast
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 
-from ipyparcache.engine.forkserver import connect_named, die_with_pipe
+from ipyparcache.engine.forkserver import die_with_pipe, run_named, run_with_fds
 from ipyparcache.engine.launching import LIFELINE
-from ipyparcache.engine.transport import Block, Channel, PacketChannel
-from ipyparcache.engine.worker import leave, line_buffer_c_output, run_worker
+from ipyparcache.engine.worker import leave, line_buffer_c_output
 
 
 def _watch(parent: int) -> None:
@@ -42,19 +40,11 @@ def main(description: str) -> None:
     die_with_pipe(LIFELINE)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     line_buffer_c_output()
-    tasks: Channel
-    bell: Channel
     if kind == "fds":
-        tasks = PacketChannel(socket.socket(fileno=3))
-        bell = PacketChannel(socket.socket(fileno=4))
-        block, out, err = Block.open(5), 6, 7
-        for fd in range(3, 8):
+        fds = range(3, 8)
+        for fd in fds:
             os.set_inheritable(fd, False)
+        run_with_fds(fds, idle_seconds)
     else:
-        address, token, folder = rest[0]
-        tasks = bell = connect_named(address, token)
-        block = Block.open(folder)
-        out = os.open(f"{folder}/stdout", os.O_RDWR | os.O_APPEND)
-        err = os.open(f"{folder}/stderr", os.O_RDWR | os.O_APPEND)
-    run_worker(tasks, bell, block, out, err, idle_seconds)
+        run_named(rest[0], idle_seconds)
     leave()

@@ -504,6 +504,33 @@ def map_shared(description: tuple[tuple[int, ...], str | None], fds: Iterable[in
             os.close(fd)
 
 
+def file_of(raw: memoryview) -> int:
+    """Descriptor of a memory file that holds a copy of a buffer."""
+    from ipyparcache.engine.mapping import fill
+
+    fd = anonymous_file("result", raw.nbytes)
+    try:
+        done = fill(fd, raw, lambda part: None)
+        if done < raw.nbytes:
+            write_at(fd, done, [raw[done:]])
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def map_file(fd: int, size: int) -> memoryview:
+    """A private, writable map of a memory file that nobody else has; a copy where it cannot be mapped."""
+    from ipyparcache.engine.mapping import side_by_side
+
+    try:
+        return side_by_side([fd], [size])
+    except OSError:  # too many maps
+        memory = memoryview(new_memory(size))
+        read_into(fd, 0, memory)
+        return memory
+
+
 def layout(payload: Buffer, buffers: Sequence[Buffer]) -> tuple[list[Buffer], list[tuple[int, int]]]:
     """Pack a payload and its buffers one behind another, aligned; the parts to write and (offset,
     size) of each.

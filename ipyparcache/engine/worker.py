@@ -42,6 +42,7 @@ from ipyparcache.engine.transport import (
     Buffer,
     Channel,
     Message,
+    file_of,
     layout,
     map_shared,
     new_memory,
@@ -360,8 +361,6 @@ class Worker:
         """
         if not self.block.is_anonymous:
             return None
-        from ipyparcache.engine.mapping import file_of
-
         try:
             fd = file_of(raw)
         except OSError:

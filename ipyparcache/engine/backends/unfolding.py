@@ -7,7 +7,7 @@ import marshal
 import os
 
 from ipyparcache.engine.outcome import Error, load_exception, with_source_lines
-from ipyparcache.engine.transport import MAPPED_FROM, UP, new_memory
+from ipyparcache.engine.transport import MAPPED_FROM, UP, map_file, new_memory
 from ipyparcache.engine.worker import ERROR, FAR_ERROR, FAR_RECORD, FAR_VALUE, VALUE
 from ipyparcache.lean import pickle
 
@@ -62,8 +62,6 @@ def unfold(worker: WorkerHandle, batch: Batch, record: tuple[Any, ...]) -> Any:
 
 def _passed(worker: WorkerHandle, number: int, size: int) -> memoryview:
     """The memory of a buffer that came in a file of its own."""
-    from ipyparcache.engine.mapping import map_file
-
     if number not in worker.files:
         raise OSError(errno.EMFILE, "no descriptor was free to receive it")
     fd = worker.files.pop(number)
