@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import io
 import pickle
 import sys
 import warnings
@@ -216,6 +217,30 @@ def logger_facts(logger: Any) -> list[object]:
     return facts
 
 
+class BufferKind(Kind):
+    """What `io.StringIO` and `io.BytesIO` hold: all that was written, and the place in it."""
+
+    def __init__(self, cls: Any):
+        self.cls = cls
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        state = self.state(obj)
+        walk.token(b"closed buffer" if state is None else b"buffer", self.cls.__name__)
+        if state is not None:
+            walk.push(list(state))
+
+    def state(self, obj: Any) -> tuple[object, ...] | None:
+        return None if obj.closed else self.cls.__getstate__(obj)[:-1]  # the last is its `__dict__`
+
+    def put(self, obj: Any, state: Any) -> None:
+        if state is None:
+            self.cls.close(obj)
+        else:
+            self.cls.__setstate__(obj, (*state, None))
+
+
+NAMED["_io.StringIO"] = lambda cls: InstanceKind(cls, BufferKind(io.StringIO))
+NAMED["_io.BytesIO"] = lambda cls: InstanceKind(cls, BufferKind(io.BytesIO))
 NAMED["logging.Logger"] = lambda cls: LoggerKind()
 NAMED["ipywidgets.widgets.widget.Widget"] = lambda cls: RefusedKind(
     "it is a live widget, connected to the page"

@@ -285,7 +285,7 @@ def _was_loaded_from(path: str, module: ModuleType) -> bool:
         modified = os.stat(path).st_mtime
     except OSError:
         return False
-    if modified < _process_start():
+    if modified < _process_start() or os.path.isdir(path):  # a namespace package holds no code
         return True
     compiled = module.__dict__.get("__cached__")
     try:

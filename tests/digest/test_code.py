@@ -311,6 +311,14 @@ def test_a_package_counts_with_relative_imports(local_modules: Path, new_noteboo
     assert {"module pack.part", "module pack.other", "module pack"} <= set(traversal.digests)
 
 
+def test_a_namespace_package_is_known_however_new_its_folder_is(local_modules: Path, notebook: Any) -> None:
+    write(local_modules / "portions" / "steps.py", "K = 1\n")
+
+    notebook("import portions.steps")
+
+    assert modules.source_of("portions") is not None
+
+
 def test_an_edited_module_that_was_not_loaded_again_counts_as_loaded(
     local_modules: Path, notebook: Any
 ) -> None:

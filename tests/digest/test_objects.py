@@ -9,6 +9,7 @@ import enum
 import fractions
 import functools
 import gc
+import io
 import itertools
 import math
 import operator
@@ -1062,6 +1063,9 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "subclass of a C type": (tagged("x"), lambda v: setattr(v, "note", "y")),
     "subclass of a frame": (table("x", 1), lambda v: v.__setitem__("b", 2)),
     "attribute of a subclass of a frame": (table("x", 1), lambda v: v.__dict__.update(note="y")),
+    "text in memory": (io.StringIO("a"), lambda v: v.write("bc")),
+    "place in bytes in memory": (io.BytesIO(b"abc"), lambda v: v.seek(2)),
+    "bytes in memory closed": (io.BytesIO(b"abc"), lambda v: v.close()),
     "simple namespace": (types.SimpleNamespace(a=1), lambda v: setattr(v, "a", 2)),
 }
 
