@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
 from benchmarks.headline import contests
-from benchmarks.rounds import hold, machine
+from benchmarks.rounds import asked, hold
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(machine(), flush=True)
+    options = asked("benchmarks", rounds=5)
     with contests() as all_of_them:
-        wanted = [
-            c for c in all_of_them if not options.words or any(word in c.name for word in options.words)
-        ]
+        wanted = [c for c in all_of_them if options.wants(c.name)]
         hold(wanted, options.rounds)
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 
-from benchmarks.rounds import OURS, Contest, hold, machine
+from benchmarks.rounds import OURS, Contest, asked, hold
 
 SETUP = '''
 import os, pickle, joblib, numpy as np, pandas as pd
@@ -178,15 +177,9 @@ def _table(marked: Cells, automatic: Cells) -> list[Contest]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cells")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(machine(), flush=True)
+    options = asked("benchmarks.cells", rounds=5)
     with contests() as table:
-        hold(
-            [c for c in table if not options.words or any(w in c.name for w in options.words)], options.rounds
-        )
+        hold([c for c in table if options.wants(c.name)], options.rounds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ against reading the same memory once.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import pandas as pd
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 
-from benchmarks.rounds import OURS, Contest, hold, machine, timed
+from benchmarks.rounds import OURS, Contest, asked, hold, timed
 from ipyparcache.digest.objects import Traversal, digest_of
 
 
@@ -74,12 +73,8 @@ def contests() -> list[Contest]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.digest")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    print(machine(), flush=True)
-    wanted = [c for c in contests() if not options.words or any(word in c.name for word in options.words)]
+    options = asked("benchmarks.digest", rounds=3)
+    wanted = [c for c in contests() if options.wants(c.name)]
     hold(wanted, options.rounds)
 
 

@@ -6,7 +6,6 @@ Every workload of the engine's table, two workers, everybody in turn. The functi
 
 from __future__ import annotations
 
-import argparse
 import compileall
 import io
 import random
@@ -26,7 +25,7 @@ import psutil
 from joblib.externals import loky
 
 import ipyparcache
-from benchmarks.rounds import OURS, Contest, Standing, machine, measure, repeated, report, timed
+from benchmarks.rounds import OURS, Contest, Standing, asked, measure, repeated, report, timed
 from ipyparcache.parallel.dispatch import Options, Run, Source
 
 try:
@@ -379,14 +378,10 @@ def verdict(contest: Contest, floors: Floors, standings: dict[str, Standing]) ->
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    print(machine(), flush=True)
+    options = asked("benchmarks.engine", rounds=3)
     with contests() as table:
         for contest, floors in table:
-            if options.words and not any(word in contest.name for word in options.words):
+            if not options.wants(contest.name):
                 continue
             standings = measure(contest, options.rounds)
             print(report(contest, standings), verdict(contest, floors, standings), sep="", flush=True)

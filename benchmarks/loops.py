@@ -7,14 +7,13 @@ same calls of `Parallel`; the first `%%parallel` cell of a kernel whose workers 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.cells import Cells
-from benchmarks.rounds import OURS, Contest, machine, measure, report
+from benchmarks.rounds import OURS, Contest, asked, measure, report
 
 WORKERS = 2
 LONG, LENGTH = 400, 0.005  # iterations, and seconds of each
@@ -118,14 +117,10 @@ def said(text: str, reached: bool) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loops")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(machine(), flush=True)
+    options = asked("benchmarks.loops", rounds=5)
     with kernel() as cells:
         for contest, verdict in contests(cells):
-            if options.words and not any(word in contest.name for word in options.words):
+            if not options.wants(contest.name):
                 continue
             standings = measure(contest, options.rounds)
             seconds = {name: standing.median for name, standing in standings.items()}

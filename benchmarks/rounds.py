@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -106,3 +107,25 @@ def machine() -> str:
     """On what the figures were taken, for the head of the table."""
     load = ", ".join(f"{load:.1f}" for load in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     return f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load before: {load}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: how many rounds, and parts of the names of contests; all without them."""
+
+    rounds: int
+    words: list[str]
+
+    def wants(self, name: str) -> bool:
+        """Whether the contest of this name is to be held."""
+        return not self.words or any(word in name for word in self.words)
+
+
+def asked(module: str, rounds: int) -> Asked:
+    """Read the command line of `python -m module`, where so many rounds are usual, and name the machine."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
+    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    options = parser.parse_args()
+    print(machine(), flush=True)
+    return Asked(options.rounds, options.words)

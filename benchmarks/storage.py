@@ -6,7 +6,6 @@ Who is not installed is left out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 import ipyparcache
-from benchmarks.rounds import OURS, Contest, hold, machine, timed
+from benchmarks.rounds import OURS, Contest, asked, hold, timed
 from ipyparcache.storage.entry import close_entries
 
 BOTH = {OURS: ipyparcache, "joblib": joblib}
@@ -270,15 +269,11 @@ WORKLOADS: list[tuple[str, float | None, Maker]] = [
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.storage")
-    parser.add_argument("words", nargs="*", help="parts of the names of the contests; all without them")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    print(machine(), flush=True)
+    options = asked("benchmarks.storage", rounds=3)
     with tempfile.TemporaryDirectory() as place:
         os.environ.setdefault("XDG_STATE_HOME", place)
         for number, (name, floor, make) in enumerate(WORKLOADS):
-            if not options.words or any(word in name for word in options.words):
+            if options.wants(name):
                 folder = Path(place) / str(number)
                 folder.mkdir()
                 hold([Contest(name, make(folder), floor)], options.rounds)

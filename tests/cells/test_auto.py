@@ -3,7 +3,7 @@ import ast
 import numpy as np
 import pytest
 
-from ipyparcache import last_run, magics
+from ipyparcache import last_run
 from ipyparcache.cells import auto
 
 
@@ -80,8 +80,7 @@ def test_with_a_minimum_of_nothing_every_cell_is_looked_up(minimum):
     assert not auto.is_too_short("x = 1", ast.parse("x = 1"), {})
 
 
-def test_a_short_cell_just_runs_and_says_so(shell, cell):
-    magics.load_ipython_extension(shell)
+def test_a_short_cell_just_runs_and_says_so(extension, shell, cell):
     try:
         cell("%parcache auto on")
         cell("x = 1 + 1")
@@ -96,16 +95,13 @@ def test_a_short_cell_just_runs_and_says_so(shell, cell):
             cell("1 / 0")
     finally:
         cell("%parcache auto off")
-        magics.unload_ipython_extension(shell)
 
 
 @pytest.fixture
-def automatic(shell, cell):
-    magics.load_ipython_extension(shell)
+def automatic(extension, cell):
     cell("%parcache auto on --min 0")
     yield
     cell("%parcache auto off")
-    magics.unload_ipython_extension(shell)
 
 
 @pytest.mark.parametrize("magic", ["%timeit -n 2 -r 1", "%time", "%%time\n", "%%timeit -n 2 -r 1\n"])

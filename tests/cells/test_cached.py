@@ -7,18 +7,12 @@ import textwrap
 
 import pytest
 
-from ipyparcache import last_run, magics
+from ipyparcache import last_run
 from ipyparcache.cells import runs
 from ipyparcache.cells.runs import NoRun
 from ipyparcache.storage.entry import open_entries
 
-
-@pytest.fixture(autouse=True)
-def extension(shell, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    magics.load_ipython_extension(shell)
-    yield
-    magics.unload_ipython_extension(shell)
+pytestmark = pytest.mark.usefixtures("extension")
 
 
 @pytest.fixture
@@ -381,6 +375,21 @@ def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
 
     assert "open in pyplot" in last_run().reason
     names["plt"].close("all")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("figure_formats", {"svg"}), ("print_figure_kwargs", {}), ("close_figures", False)]
+)
+def test_how_the_inline_backend_draws_figures_is_part_of_a_cell(cell, cached, monkeypatch, setting, value):
+    from matplotlib_inline.config import InlineBackend
+
+    backend = InlineBackend.instance()
+    cached("x = 1")
+    assert cached("x = 1") == "hit"
+
+    monkeypatch.setattr(backend, setting, value)
+
+    assert cached("x = 1") == "miss"
 
 
 def test_imports_classes_and_functions_are_executed_again(cell, cached, names, restart):

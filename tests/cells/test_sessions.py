@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from ipyparcache import last_run, magics
+from ipyparcache import last_run
 from ipyparcache.cells import runs
 from ipyparcache.digest.objects import digest_of
 from ipyparcache.errors import Undigestible
@@ -60,11 +60,9 @@ SESSIONS = {
 
 
 @pytest.fixture
-def play(shell, tmp_path, monkeypatch, capsys):
+def play(extension, shell, monkeypatch, capsys):
     """Play a session from a fresh namespace; what each cell shows, and digests of what is left."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "_runs", [])
-    magics.load_ipython_extension(shell)
 
     def played(cells, mode):
         shell.reset(new_session=True)
@@ -83,7 +81,6 @@ def play(shell, tmp_path, monkeypatch, capsys):
 
     yield played
     shell.run_cell("%parcache auto off")
-    magics.unload_ipython_extension(shell)
 
 
 def left(shell):

@@ -11,6 +11,8 @@ from ipyparcache.cells import unchanged
 from ipyparcache.digest import objects
 from ipyparcache.digest.objects import Traversal
 
+pytestmark = pytest.mark.usefixtures("extension")
+
 SETUP = "%%cached --quiet\ndata = [[n] for n in range(40)]\nother = {'a': [1]}"
 READ = "%%cached --quiet\nn = len(data)"
 READ_AGAIN = "%%cached --quiet\nm = len(data) + len(other)"
@@ -29,16 +31,6 @@ def walked(monkeypatch):
     monkeypatch.setattr(Traversal, "_add_remembering", noted)
     monkeypatch.setattr(objects, "REMEMBERED_FROM", 0.0)
     return names
-
-
-@pytest.fixture(autouse=True)
-def extension(shell, tmp_path, monkeypatch):
-    from ipyparcache import magics
-
-    monkeypatch.chdir(tmp_path)
-    magics.load_ipython_extension(shell)
-    yield
-    magics.unload_ipython_extension(shell)
 
 
 @pytest.fixture

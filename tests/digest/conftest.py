@@ -1,4 +1,4 @@
-"""A notebook without a kernel: a namespace in which cells are executed."""
+"""A notebook without a kernel: a namespace in which cells are executed, a folder with files, and modules."""
 
 from __future__ import annotations
 
@@ -62,3 +62,13 @@ def local_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     for name in set(sys.modules) - before:
         if modules.origin_of(name) == "local":
             del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a file `data.txt` and a folder `in` that holds `a.csv`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.txt").write_text("1\n2\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("k,v\na,1\n")
+    return tmp_path

@@ -36,15 +36,7 @@ from ipyparcache.digest.openfiles import FileWatch
 from ipyparcache.digest.process import process_changes, process_state, restore_process
 from ipyparcache.errors import Unrepeatable
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own with a file `data.txt` and a folder `in` that holds `a.csv`."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.txt").write_text("1\n")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.csv").write_text("x")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +140,7 @@ def test_only_the_bit_that_was_asked_counts() -> None:
 def test_a_file_that_was_touched_still_holds() -> None:
     rows = rows_of(lambda: Path("data.txt").read_text())
 
-    edit("data.txt", "1\n")()
+    edit("data.txt", Path("data.txt").read_text())()
 
     assert all_hold(rows)
 
@@ -156,7 +148,7 @@ def test_a_file_that_was_touched_still_holds() -> None:
 def test_paths_are_looked_up_in_the_present_folder(folder: Path) -> None:
     rows = rows_of(lambda: Path("data.txt").read_text())
     (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "data.txt").write_text("1\n")
+    (folder / "elsewhere" / "data.txt").write_text(Path("data.txt").read_text())
 
     os.chdir("elsewhere")
     assert all_hold(rows)

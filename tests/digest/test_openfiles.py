@@ -21,15 +21,7 @@ import pytest
 from ipyparcache.digest import openfiles
 from ipyparcache.digest.openfiles import FileWatch, Seen, unwatched
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own with a file `data.txt` and a folder `in` that holds `a.csv`."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.txt").write_text("1\n2\n")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.csv").write_text("k,v\na,1\n")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def seen_in(action: Callable[[], object]) -> Seen:
