@@ -351,7 +351,21 @@ def display_facts(shell: Any, is_user_code: Callable[[str | None], bool]) -> str
             if code is not None and is_user_code(getattr(printer, "__module__", None)):
                 consts = [const for const in code.co_consts if not hasattr(const, "co_code")]
                 facts.append((mime, kind.__qualname__, code.co_code.hex(), repr(consts), code.co_names))
-    return repr(facts)
+    return repr(facts + _figure_facts())
+
+
+def _figure_facts() -> list[object]:
+    """How the inline backend draws and closes figures, where that is not its default."""
+    config: Any = sys.modules.get("matplotlib_inline.config")
+    if config is None or not config.InlineBackend.initialized():
+        return []
+    backend = config.InlineBackend.instance()
+    facts: list[object] = []
+    for name in ("figure_formats", "print_figure_kwargs", "close_figures"):
+        value, default = getattr(backend, name), getattr(type(backend), name).default()
+        if value != default:
+            facts.append((name, sorted(value) if isinstance(value, set) else repr(value)))
+    return facts
 
 
 def open_figures() -> set[int]:

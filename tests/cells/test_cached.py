@@ -377,6 +377,7 @@ def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
     names["plt"].close("all")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of how the backend observes its own traits
 @pytest.mark.parametrize(
     ("setting", "value"), [("figure_formats", {"svg"}), ("print_figure_kwargs", {}), ("close_figures", False)]
 )
