@@ -52,8 +52,8 @@ AROUND = ("time", "capture", "prun", "timeit", "mprun", "lprun", "memray_flamegr
 SHOWING = ("time", "capture")
 
 PARALLEL_OPTIONS = (
-    Option("--jobs", "workers; -1 is one per core", whole, "N", None, "-j"),
-    Option("--backend", "processes, threads, or a cluster's name", str, "NAME", "processes"),
+    Option("--jobs", "workers; one per core if not given, or for -1", whole, "N", None, "-j"),
+    Option("--backend", "processes, threads or sequential", str, "NAME", "processes"),
     Option("--cached", "each iteration is an entry of its own", None, "", False),
     Option("--seed", "own random stream for each iteration", whole, "N"),
     Option("--background", "return at once; NAME is a handle", str, "NAME"),
@@ -63,7 +63,10 @@ PARALLEL_OPTIONS = (
     Option("--timeout", "seconds an iteration may take", seconds, "S"),
     Option("--retries", "more attempts for an iteration that fails", whole, "N", 0),
     Option(
-        "--chunk", "iterations sent at once", lambda text: None if text == "auto" else whole(text), "auto|N"
+        "--chunk",
+        "iterations sent at once; by their time if not given",
+        lambda text: None if text == "auto" else whole(text),
+        "auto|N",
     ),
     Option("--order", "print in order (kept) or as it comes (free)", one_of("kept", "free"), "HOW", "kept"),
     Option("--inner-threads", "threads of BLAS and OpenMP in each worker", whole, "N"),
@@ -288,7 +291,8 @@ def _help(magic: str) -> str:
     if magic == "cached":
         return help_text(
             "%%cached [NAME ...] [options]",
-            "The cell's effects come back from disk if nothing it depends on has changed.",
+            "The cell's effects come back from disk if nothing it depends on has changed; of its variables,\n"
+            "where NAMEs are given, only these.",
             CACHED_OPTIONS,
         )
     return help_text(
@@ -296,6 +300,11 @@ def _help(magic: str) -> str:
         "The cell's top-level loops run on all cores and leave what the serial cell would leave.",
         PARALLEL_OPTIONS,
     )
+
+
+# What `%%cached?` and `%%parallel?` show.
+ParcacheMagics.cached.__doc__ = _help("cached")
+ParcacheMagics.parallel.__doc__ = _help("parallel")
 
 
 # -- loading ---------------------------------------------------------------------------------------

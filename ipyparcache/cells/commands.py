@@ -237,7 +237,7 @@ COMMANDS: dict[str, Command] = {
         Command("status", "status", "store, size, hits, time saved", _status),
         Command(
             "list",
-            "list [--sort size|age|saved]",
+            "list [--sort size|age|saved] [--limit N]",
             "the entries of the store",
             _list,
             (
@@ -337,7 +337,7 @@ def run(line: str, *, in_kernel: bool = True, caller: str = "%parcache") -> Said
     """
     name, _, rest = line.strip().partition(" ")
     if name in ("", "--help", "-h"):
-        return Said(overview(caller))
+        return Said(overview(caller, in_kernel=in_kernel))
     command = COMMANDS.get(name)
     if command is None:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
@@ -351,7 +351,8 @@ def run(line: str, *, in_kernel: bool = True, caller: str = "%parcache") -> Said
     return command.run(parsed)
 
 
-def overview(caller: str = "%parcache") -> str:
-    """All subcommands, a line each."""
-    rows = [f"  {command.usage:<38} {command.summary}" for command in COMMANDS.values()]
+def overview(caller: str = "%parcache", *, in_kernel: bool = True) -> str:
+    """All subcommands, or those that need no kernel, a line each."""
+    shown = [command for command in COMMANDS.values() if in_kernel or not command.in_kernel]
+    rows = [f"  {command.usage:<40} {command.summary}" for command in shown]
     return "\n".join([f"{caller} SUBCOMMAND [options]", "", *rows])

@@ -230,7 +230,9 @@ def help_text(usage: str, summary: str, options: Sequence[Option], notes: str = 
         shown = ", ".join(filter(None, [option.short, option.name])) + (
             f" {option.metavar}" if option.metavar else ""
         )
-        rows.append(f"  {shown:<28} {option.help}")
+        default = option.default if option.read is not None and option.default else None
+        told = option.help if default is None else f"{option.help} ({_as_typed(default)} if not given)"
+        rows.append(f"  {shown:<28} {told}")
     return "\n".join(
         [
             usage,
@@ -242,6 +244,10 @@ def help_text(usage: str, summary: str, options: Sequence[Option], notes: str = 
             *([notes] if notes else []),
         ]
     )
+
+
+def _as_typed(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_fields(parsed: Parsed, *names: str) -> Mapping[str, Any]:

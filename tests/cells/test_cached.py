@@ -1120,6 +1120,16 @@ def test_the_magic_can_be_asked_for_help(cell, capsys):
     assert "--expires 7d" in capsys.readouterr().out
 
 
+def test_a_question_mark_behind_a_magic_shows_its_options(shell, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.core.page.page", lambda text, *rest, **options: shown.append(str(text)))
+    shell.run_cell("%%cached?")
+    shell.run_cell("%parallel?")
+
+    assert "--expires 7d" in shown[0]
+    assert "--on-error HOW" in shown[1]
+
+
 @pytest.mark.parametrize(
     ("setup", "body", "reason"),
     [

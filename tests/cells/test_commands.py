@@ -194,6 +194,10 @@ def test_every_subcommand_has_help():
 def test_the_command_line_has_the_same_subcommands_but_for_those_of_a_kernel(stored, capsys):
     assert cli.main(["status"]) == 0
     assert "in 2 entries" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "prune" in told
+    assert "timeline" not in told
     assert cli.main(["why"]) == 2
     assert "in a notebook" in capsys.readouterr().err
     assert cli.main(["stauts"]) == 2

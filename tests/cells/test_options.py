@@ -87,7 +87,8 @@ def test_help_is_asked_for_wherever_it_stands():
     assert parsed("-j 4 --help").help_wanted
     text = help_text("%%magic [options]", "Does things.", OPTIONS)
     assert "-j, --jobs N" in text
-    assert "how many" in text
+    assert "how many\n" in text
+    assert "what then (raise if not given)" in text
 
 
 def test_a_line_magics_statement_is_left_as_it_is():
