@@ -53,7 +53,13 @@ SHOWING = ("time", "capture")
 
 PARALLEL_OPTIONS = (
     Option("--jobs", "workers; one per core if not given, or for -1", whole, "N", None, "-j"),
-    Option("--backend", "processes, threads or sequential", str, "NAME", "processes"),
+    Option(
+        "--backend",
+        "processes, threads or sequential",
+        one_of("processes", "threads", "sequential", "loky", "threading"),
+        "NAME",
+        "processes",
+    ),
     Option("--cached", "each iteration is an entry of its own", None, "", False),
     Option("--seed", "own random stream for each iteration", whole, "N"),
     Option("--background", "return at once; NAME is a handle", str, "NAME"),

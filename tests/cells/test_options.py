@@ -12,6 +12,7 @@ from ipyparcache.cells.options import (
     share,
     whole,
 )
+from ipyparcache.magics import PARALLEL_OPTIONS
 
 OPTIONS = (
     Option("--jobs", "how many", whole, "N", None, "-j"),
@@ -81,6 +82,11 @@ def test_a_wrong_line_says_what_is_wrong_and_what_was_meant(line, said):
 
     assert said in str(caught.value)
     assert "%%magic --help" in str(caught.value)
+
+
+def test_an_unknown_backend_of_a_loop_is_told_with_those_there_are():
+    with pytest.raises(WrongOption, match="processes, threads, sequential"):
+        parse_line("%%parallel", "--backend gpu", PARALLEL_OPTIONS)
 
 
 def test_help_is_asked_for_wherever_it_stands():

@@ -99,8 +99,6 @@ class Crew(ABC):
 
 CrewFactory: TypeAlias = "Callable[[object, int, CallOptions], Crew]"
 
-_factories: dict[str, Callable[[], CrewFactory]] = {}
-
 
 def _processes() -> CrewFactory:
     from ipyparcache.engine.backends.processes import ProcessCrew
@@ -120,12 +118,12 @@ def _sequential() -> CrewFactory:
     return SequentialCrew
 
 
-_factories |= {"processes": _processes, "threads": _threads, "sequential": _sequential}
-
-
-def register_crew(name: str, load: Callable[[], CrewFactory]) -> None:
-    """Make a backend known; `load` is called when it is used first, and imports its library then."""
-    _factories[name] = load
+# By name, what imports the file of a backend when it is first used.
+_factories: dict[str, Callable[[], CrewFactory]] = {
+    "processes": _processes,
+    "threads": _threads,
+    "sequential": _sequential,
+}
 
 
 def crew_factory(name: str) -> CrewFactory:
