@@ -247,7 +247,10 @@ class parallel_config:
 
 
 class parallel_backend(parallel_config):
-    """The older form of `parallel_config`: the backend must be named, and all processors are the default."""
+    """The older form of `parallel_config`: the backend must be named, and all processors are the default.
+
+    Its parameters are those of `parallel_config`.
+    """
 
     def __init__(
         self, backend: Any, n_jobs: Any = -1, inner_max_num_threads: int | None = None, **backend_params: Any

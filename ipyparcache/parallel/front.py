@@ -118,6 +118,8 @@ class Parallel(Logger):
         With 'collect' the `Error` of a failed task takes the place of its result.
     retries : int
         Further attempts at a task that failed.
+    inner_max_num_threads : int, optional
+        Threads of BLAS, OpenMP and the like in each worker.
     **backend_kwargs
         For the backend, such as `initializer` and `initargs`.
     """
