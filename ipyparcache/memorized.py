@@ -10,19 +10,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import logging
 import os
 import sys
 import time
-import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import blake3
 
-from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.calls import (
     FunctionDigest,
     Parameters,
@@ -35,7 +32,6 @@ from ipyparcache.digest.calls import (
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.walk import KINDS, PRIMITIVES
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Undigestible, Unrepeatable
-from ipyparcache.func_inspect import call_lines, call_text, get_func_code
 from ipyparcache.logger import Logger, format_time
 from ipyparcache.results import (
     MISSING,
@@ -45,8 +41,12 @@ from ipyparcache.results import (
     name_of,
     open_results,
 )
-from ipyparcache.storage.compression import parse_codec
 from ipyparcache.storage.entry import Entry
+
+if TYPE_CHECKING:
+    from ipyparcache.digest.openfiles import Seen
+
+# What a hit does not need is imported where it is used: half of the time to the first one is imports.
 
 _T = TypeVar("_T")
 
@@ -154,8 +154,7 @@ class MemorizedFunc(Logger):
         self.ignore = [] if ignore is None else ignore
         self.cache_validation_callback = cache_validation_callback
         self._verbose = verbose
-        codec = parse_codec(compress) if compress else None
-        results = open_results(location, backend, mmap_mode, codec)
+        results = open_results(location, backend, mmap_mode, compress)
         if results is None:
             raise TypeError(f"{location!r} is no place for results")
         self.store_backend = results
@@ -188,6 +187,8 @@ class MemorizedFunc(Logger):
     @property
     def func_code_info(self) -> tuple[str, str | None, int]:
         """Source, file and first line of the function."""
+        from ipyparcache.func_inspect import get_func_code
+
         return get_func_code(inspect.unwrap(self._target))
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -326,6 +327,8 @@ class MemorizedFunc(Logger):
         except (
             Exception
         ):  # unpickling runs code of the user's, which may fail with anything: then it is a miss
+            import traceback
+
             self.warn(f"Exception while loading results for {self.func_id}\n {traceback.format_exc()}")
         return MISSING
 
@@ -366,6 +369,8 @@ class MemorizedFunc(Logger):
         run = self._begin(args, kwargs)
         needs_watch = self._frozen is not None or not (self._digest.is_quiet and are_plain(bound))
         if needs_watch:
+            from ipyparcache.digest import openfiles
+
             with openfiles.watch() as seen:
                 value = self.func(*args, **kwargs)
                 seconds = time.perf_counter() - run
@@ -377,12 +382,16 @@ class MemorizedFunc(Logger):
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         if self._verbose >= 20:
+            import logging
+
             logging.basicConfig(level=logging.INFO)
             self.info(
                 f"Querying {self.func_id} with signature\n    {self._call_text(args, kwargs)}.\n\n"
                 f"The store location is {self.store_backend.location}."
             )
         if self._verbose > 0:
+            from ipyparcache.func_inspect import call_lines
+
             print(call_lines("Memory", self.func_id, self._call_text(args, kwargs)))
         return time.perf_counter()
 
@@ -391,7 +400,7 @@ class MemorizedFunc(Logger):
         key: str,
         bound: list[tuple[str, Any]],
         value: Any,
-        seen: openfiles.Seen | None,
+        seen: Seen | None,
         seconds: float,
     ) -> tuple[Any, dict[str, Any], str | None]:
         self._seconds = seconds
@@ -403,6 +412,8 @@ class MemorizedFunc(Logger):
         rows: list[list[Any]] = []
         try:
             if seen is not None:
+                from ipyparcache.digest import environment
+
                 observed = environment.observed_rows(seen, trust_shell=True, logs=False)
                 rows = [list(row) for row in observed if row[0] != "random"]
             own_file = self.mmap_mode is not None
@@ -448,6 +459,8 @@ class MemorizedFunc(Logger):
             warnings.warn(text, CacheWarning, stacklevel=4)
 
     def _call_text(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        from ipyparcache.func_inspect import call_text
+
         return call_text(self.func_id.rpartition(".")[2], args, kwargs)
 
     # ---- pickling
@@ -505,6 +518,8 @@ class AsyncMemorizedFunc(MemorizedFunc):
     async def _compute_async(
         self, key: str, bound: list[tuple[str, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any], str | None]:
+        from ipyparcache.digest import openfiles
+
         run = self._begin(args, kwargs)
         with openfiles.watch() as seen:
             value = await self.func(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import inspect
 import os
@@ -10,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.walk import KINDS
@@ -28,8 +27,10 @@ from ipyparcache.results import (
     open_results,
 )
 from ipyparcache.settings import parse_size
-from ipyparcache.storage.compression import parse_codec
 from ipyparcache.storage.store import StoreBackendBase, register_store_backend
+
+if TYPE_CHECKING:
+    import datetime
 
 __all__ = [
     "AsyncMemorizedFunc",
@@ -61,6 +62,8 @@ def expires_after(
     weeks: float = 0,
 ) -> Callable[[Mapping[str, Any]], bool]:
     """A `cache_validation_callback` by which a result counts for this long after it was stored."""
+    import datetime
+
     delta = datetime.timedelta(days, seconds, microseconds, milliseconds, minutes, hours, weeks)
 
     def is_young(metadata: Mapping[str, Any]) -> bool:
@@ -112,11 +115,10 @@ class Memory(Logger):
         self.backend_options = dict(backend_options or {})
         self.backend = backend
         self.compress = compress
-        codec = parse_codec(compress) if compress else None
         if compress and mmap_mode is not None:
             warnings.warn("Compressed results cannot be memmapped", stacklevel=2)
         self.location = os.fspath(location) if isinstance(location, str | Path) else location
-        self.store_backend = open_results(location, backend, mmap_mode, codec, self.backend_options)
+        self.store_backend = open_results(location, backend, mmap_mode, compress, self.backend_options)
         if self.store_backend is not None:
             self.store_backend.prepare()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import json
 import os
@@ -12,20 +11,20 @@ import time
 import types
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import blake3
 
-from ipyparcache.digest import environment
 from ipyparcache.digest.walk import PRIMITIVES
 from ipyparcache.errors import DamagedEntry, StoreUnavailable
 from ipyparcache.logger import Logger
-from ipyparcache.storage import fileformat
 from ipyparcache.storage.entry import Entries, Entry, entries_over, open_entries
 from ipyparcache.storage.eviction import names_beyond
 from ipyparcache.storage.store import STORE_BACKENDS, StoreBackendBase
+
+if TYPE_CHECKING:
+    import datetime
 
 MISSING: Any = object()
 """Stands for no result, as None may be one."""
@@ -40,8 +39,7 @@ _QUICK_OVERHEAD = 500
 """Bytes that one of them takes besides its pickle."""
 
 
-@dataclass(frozen=True, order=True)
-class CacheItem:
+class CacheItem(NamedTuple):
     """One stored result as `store_backend.get_items` lists it."""
 
     path: str
@@ -105,7 +103,8 @@ class ResultStore:
     def find(self, key: str) -> Entry | None:
         """The newest entry whose every observed answer is the same now."""
         for entry in self.entries.under(key):
-            if all(map(environment.still_holds, entry.manifest.get("rows", ()))):
+            rows = entry.manifest.get("rows")
+            if not rows or _still_hold(rows):
                 return entry
         return None
 
@@ -153,6 +152,8 @@ class ResultStore:
                 made.flags.writeable = False
             return made
 
+        from ipyparcache.storage import fileformat
+
         return fileformat.put_together(pickled, array)
 
     def _forget_quick(self) -> None:
@@ -189,6 +190,8 @@ class ResultStore:
         StoreUnavailable
             If it cannot be stored.
         """
+        from ipyparcache.storage import fileformat
+
         pickled, arrays = fileformat.take_apart(value)
         trace = blake3.blake3(repr(rows).encode()).hexdigest(8) if rows else "0"
         raws = [fileformat.raw_bytes(array) for array in arrays]
@@ -236,6 +239,8 @@ class ResultStore:
 
     def get_items(self) -> list[CacheItem]:
         """All results with their sizes and last uses."""
+        import datetime
+
         return [
             CacheItem(
                 os.path.join(self.location, name),
@@ -274,7 +279,7 @@ def open_results(
     location: object,
     backend: str,
     mmap_mode: str | None,
-    codec: tuple[str, int | None] | None,
+    compress: object,
     options: Mapping[str, Any] | None = None,
 ) -> ResultStore | None:
     """The results at a location that a user gave; None for no caching.
@@ -283,7 +288,14 @@ def open_results(
     ------
     TypeError
         If the backend is not known.
+    ValueError
+        If `compress` is none of the ways that `dump` knows.
     """
+    codec = None
+    if compress:
+        from ipyparcache.storage.compression import parse_codec
+
+        codec = parse_codec(compress)
     if location is None:
         return None
     if isinstance(location, ResultStore):
@@ -438,6 +450,12 @@ def name_of(func: object) -> str:
     module = getattr(plain, "__module__", None) or type(func).__module__
     name = getattr(plain, "__qualname__", None) or type(func).__qualname__
     return f"{module}.{name.replace('<locals>.', '')}"
+
+
+def _still_hold(rows: Sequence[Sequence[Any]]) -> bool:
+    from ipyparcache.digest import environment
+
+    return all(map(environment.still_holds, rows))
 
 
 def _manifest(func: str, arguments: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> bytes:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-
-import platformdirs
 
 from ipyparcache.errors import BadSetting, ParcacheError, UnknownSetting
 
@@ -123,12 +121,33 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+_XDG = {
+    "cache": ("XDG_CACHE_HOME", "~/.cache"),
+    "config": ("XDG_CONFIG_HOME", "~/.config"),
+    "data": ("XDG_DATA_HOME", "~/.local/share"),
+    "state": ("XDG_STATE_HOME", "~/.local/state"),
+}
+
+
+def user_folder(kind: str) -> str:
+    """Our folder for the user's files of a kind: `cache`, `config`, `data` or `state`."""
+    if sys.platform == "linux" and "ANDROID_ROOT" not in os.environ:
+        variable, default = _XDG[kind]
+        folder = os.environ.get(variable) or os.path.expanduser(default)
+        if os.path.isabs(folder) and folder == folder.strip():
+            return os.path.join(folder, "ipyparcache")
+    import platformdirs  # which says the same there, but takes a tenth of the time to a first result to load
+
+    found: str = getattr(platformdirs, f"user_{kind}_dir")("ipyparcache", appauthor=False)
+    return found
+
+
 def _default_dir() -> str:
-    return platformdirs.user_cache_dir("ipyparcache", appauthor=False)
+    return user_folder("cache")
 
 
 def _default_key_file() -> str:
-    return os.path.join(platformdirs.user_data_dir("ipyparcache", appauthor=False), "signing.key")
+    return os.path.join(user_folder("data"), "signing.key")
 
 
 ROWS: Mapping[str, Row] = {
@@ -166,7 +185,7 @@ _PLACES = ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]  # what
 
 def settings_file() -> Path:
     """The file in which `save` keeps settings for later sessions."""
-    return Path(platformdirs.user_config_dir("ipyparcache", appauthor=False)) / "settings.json"
+    return Path(user_folder("config")) / "settings.json"
 
 
 def current() -> Settings:
@@ -229,6 +248,8 @@ def save(names: Iterable[str]) -> Path:
         for name in map(_known, names):
             saved[name] = _as_text(getattr(now, name))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        import tempfile  # only who saves needs it, and it takes long to load
+
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 import json
 import pickle
 
+import platformdirs
 import pytest
 
 from ipyparcache import settings
@@ -91,3 +92,16 @@ def test_the_errors_survive_pickling():
 
 def test_every_setting_is_described():
     assert [name for name, _, _ in settings.described()] == [name.replace("_", "-") for name in settings.ROWS]
+
+
+@pytest.mark.parametrize("kind", ["cache", "config", "data", "state"])
+@pytest.mark.parametrize("given", [None, "", "/elsewhere", "relative", "~/there", " /blank "])
+def test_the_folders_are_those_that_platformdirs_names(monkeypatch, kind, given):
+    variable = f"XDG_{kind.upper()}_HOME"
+    monkeypatch.delenv(variable, raising=False)
+    if given is not None:
+        monkeypatch.setenv(variable, given)
+
+    expected = getattr(platformdirs, f"user_{kind}_dir")("ipyparcache", appauthor=False)
+
+    assert settings.user_folder(kind) == expected

@@ -20,15 +20,16 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from marshal import dumps
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from blake3 import blake3
 
-from ipyparcache.digest import openfiles, unaudited
 from ipyparcache.digest.code import facts_of, owner_of
-from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.digest.objects import Traversal, is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
+
+if TYPE_CHECKING:
+    from ipyparcache.digest.libsettings import Setting
 
 _MISSING = object()
 
@@ -251,9 +252,16 @@ def _module_of(value: object) -> str:
     return ""
 
 
+_WITHOUT_SETTINGS = frozenset({"", "__main__", "builtins"})
+
+
 def _settings_of(modules: Iterable[str]) -> tuple[Setting, ...]:
     """The process settings on which code may depend that reaches these modules."""
-    tops = {name.partition(".")[0] for name in modules}
+    tops = {name.partition(".")[0] for name in modules} - _WITHOUT_SETTINGS
+    if not tops:
+        return ()  # the common case, in which what follows need not be loaded
+    from ipyparcache.digest.libsettings import SETTINGS
+
     return tuple(
         setting
         for setting in SETTINGS
@@ -263,6 +271,10 @@ def _settings_of(modules: Iterable[str]) -> tuple[Setting, ...]:
 
 def settings_now(settings: Sequence[Setting]) -> bytes:
     """What differs from the defaults, in a few bytes; none if nothing does."""
+    if not settings:
+        return b""
+    from ipyparcache.digest.libsettings import settings_digest
+
     found = []
     for setting in settings:
         special = setting.special() if setting.library in sys.modules else None
@@ -271,10 +283,14 @@ def settings_now(settings: Sequence[Setting]) -> bytes:
     return "\n".join(found).encode()
 
 
-_FOR_ANY = tuple(
-    setting for setting in SETTINGS if setting.name in ("decimal context", "NumPy print options")
-)
-"""Settings that the methods of arguments may read, whatever the code names."""
+@functools.cache
+def _settings_for_any() -> tuple[Setting, ...]:
+    """Settings that the methods of arguments may read, whatever the code names."""
+    from ipyparcache.digest.libsettings import SETTINGS
+
+    return tuple(
+        setting for setting in SETTINGS if setting.name in ("decimal context", "NumPy print options")
+    )
 
 
 def _names_in(traversal: Traversal) -> list[tuple[Mapping[str, Any], str, frozenset[str] | None]]:
@@ -475,7 +491,7 @@ def digest_of_arguments(bound: list[tuple[str, Any]]) -> bytes:
     sinks = _sinks_of(traversal)
     if sinks:
         traversal = _traversal_of(bound, sinks)
-    return traversal.combined()[:16] + settings_now(_FOR_ANY)
+    return traversal.combined()[:16] + settings_now(_settings_for_any())
 
 
 def _traversal_of(roots: Sequence[tuple[str, Any]], sinks: Sequence[object]) -> Traversal:
@@ -509,6 +525,8 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 def note_again(rows: Sequence[Sequence[Any]]) -> None:
     """Tell the watches that are active what a run once asked, as a hit answers for it without asking."""
+    from ipyparcache.digest import openfiles, unaudited
+
     with openfiles.unwatched():
         concerned = openfiles.concerned()
     for seen in concerned:

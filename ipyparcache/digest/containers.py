@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import re
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -429,21 +428,6 @@ class LazyKind(Kind):
             raise Unrestorable(type_name(obj), "it draws from something else")
 
 
-class RandomKind(Kind):
-    """`random.Random`: its state, kept in C."""
-
-    def write(self, walk: Walk, obj: Any) -> None:
-        walk.token(b"Random")
-        walk.stack.append(self.state(obj))
-        walk.keep(walk.stack[-1])
-
-    def state(self, obj: Any) -> object:
-        return random.Random.getstate(obj)
-
-    def put(self, obj: Any, state: Any) -> None:
-        random.Random.setstate(obj, state)
-
-
 KINDS.update(
     {
         int: PrimitiveKind(int.__int__),
@@ -476,7 +460,6 @@ KINDS.update(
         WeakKeyDictionary: WeakMappingKind(b"WeakKeyDictionary"),
         WeakSet: WeakSetKind(),
         BaseException: ExceptionKind(),
-        random.Random: RandomKind(),
     }
 )
 _ITERATORS: tuple[object, ...] = (

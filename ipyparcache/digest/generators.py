@@ -7,6 +7,7 @@ functions that set them.
 from __future__ import annotations
 
 import functools
+import random
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,25 @@ from blake3 import blake3
 
 from ipyparcache.digest import libsettings, modules, openfiles, unaudited
 from ipyparcache.digest.openfiles import Seen
-from ipyparcache.digest.walk import dumps
+from ipyparcache.digest.walk import KINDS, Kind, Walk, dumps
+
+
+class RandomKind(Kind):
+    """`random.Random`: its state, kept in C."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        walk.token(b"Random")
+        walk.stack.append(self.state(obj))
+        walk.keep(walk.stack[-1])
+
+    def state(self, obj: Any) -> object:
+        return random.Random.getstate(obj)
+
+    def put(self, obj: Any, state: Any) -> None:
+        random.Random.setstate(obj, state)
+
+
+KINDS[random.Random] = RandomKind()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import ast
 import os
 import re
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -27,9 +26,6 @@ Origin = Literal["notebook", "local", "library", "standard"]
 
 NOTEBOOK_MODULES = frozenset({"__main__", "__mp_main__"})
 _SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
-_STANDARD_FOLDERS = tuple(
-    {os.path.realpath(path) + os.sep for key in ("stdlib", "platstdlib") if (path := sysconfig.get_path(key))}
-)
 
 
 @dataclass(frozen=True)
@@ -106,13 +102,21 @@ def _find_origin(name: str, module: ModuleType | None) -> Origin:
     return origin_of_file(place)
 
 
+@lru_cache(maxsize=1)
+def _standard_folders() -> tuple[str, ...]:
+    import sysconfig  # only who asks for a file needs it
+
+    found = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib")]
+    return tuple({os.path.realpath(path) + os.sep for path in found if path})
+
+
 def origin_of_file(path: str) -> Origin:
     """Whose code a file is, from the folder that it lies in."""
     if path in ("built-in", "frozen"):
         return "standard"
     if not _SITE_FOLDERS.isdisjoint(path.split(os.sep)):
         return "library"
-    if os.path.realpath(path).startswith(_STANDARD_FOLDERS):
+    if os.path.realpath(path).startswith(_standard_folders()):
         return "standard"
     return "local"
 

@@ -85,6 +85,7 @@ NAMED: dict[str, Callable[[type], Kind]] = {}
 """By full name of a base class that may not be imported yet: what makes the kind of a derived class."""
 
 PROVIDERS = {
+    "random": "ipyparcache.digest.generators",
     "numpy": "ipyparcache.digest.arrays",
     "pandas": "ipyparcache.digest.frames",
     "scipy": "ipyparcache.digest.arrays",

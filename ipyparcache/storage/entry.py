@@ -28,13 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import blake3
-import platformdirs
 import xxhash
 
 from ipyparcache import settings
 from ipyparcache.errors import DamagedEntry, StoreUnavailable
 from ipyparcache.storage.adapter import BackendStore
-from ipyparcache.storage.compression import compress_block, decompress_into
 from ipyparcache.storage.eviction import EntryInfo, names_beyond, names_to_evict
 from ipyparcache.storage.ledger import Ledger
 from ipyparcache.storage.local import MAPPED, LocalStore
@@ -458,6 +456,8 @@ def _encoded(data: Buffer, codec: tuple[str, int | None]) -> tuple[Buffer, bytes
     """What to store of a part, and the name of its codec; as it is where compressing does not make it
     smaller."""
     if len(data) > 100:
+        from ipyparcache.storage.compression import compress_block
+
         smaller = compress_block(*codec, data)
         if len(smaller) < len(data):
             return smaller, codec[0].encode("ascii")
@@ -467,6 +467,8 @@ def _encoded(data: Buffer, codec: tuple[str, int | None]) -> tuple[Buffer, bytes
 def _decoded(data: Buffer, row: Row) -> Buffer:
     if not row.codec:
         return data
+    from ipyparcache.storage.compression import decompress_into
+
     memory = bytearray(row.length)
     decompress_into(row.codec, data, memoryview(memory))
     return memory
@@ -490,7 +492,7 @@ def open_entries(location: str | os.PathLike[str] | None = None) -> Entries:
     now = settings.current()
     folder = os.path.abspath(os.path.expanduser(os.fspath(location))) if location is not None else now.dir
     key = signing_key(Path(now.key_file), folder)
-    state = platformdirs.user_state_dir("ipyparcache", appauthor=False)
+    state = settings.user_folder("state")
     with _opened_lock:
         entries = _opened.get((folder, key, state, now.max_size))
         if entries is None:
@@ -513,7 +515,7 @@ def entries_over(backend: StoreBackendBase, location: str) -> Entries:
     """
     now = settings.current()
     key = signing_key(Path(now.key_file), location)
-    state = Path(platformdirs.user_state_dir("ipyparcache", appauthor=False))
+    state = Path(settings.user_folder("state"))
     which = blake3.blake3(f"{type(backend).__qualname__} {location}".encode()).hexdigest(8)
     locks = Locks(state / "locks" / which)
     return Entries(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import tempfile
 import threading
 import time
 import weakref
@@ -155,6 +154,8 @@ class Ledger:
         ]
         lines += [f"c\t{name}\t{self._boot}\t{' '.join(map(str, s))}\n" for name, s in self._checked.items()]
         with contextlib.suppress(OSError):
+            import tempfile  # only who writes needs it, and it takes long to load
+
             handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".ledger-")
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import mmap
 import os
-import shutil
 import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+import blake3
 
 from ipyparcache.errors import StoreUnavailable
 from ipyparcache.storage import locks
@@ -224,6 +224,8 @@ class LocalStore(Store):
 
     def wipe(self) -> None:
         """Remove the folder with all that is in it."""
+        import shutil  # which brings the compressors
+
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -477,7 +479,7 @@ def _host() -> str:
             own = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
         except OSError:
             boot = own = ""
-        _host_id = hashlib.blake2b(f"{_host_name()}{boot}{own}".encode(), digest_size=8).hexdigest()
+        _host_id = blake3.blake3(f"{_host_name()}{boot}{own}".encode()).hexdigest(8)
     return _host_id
 
 

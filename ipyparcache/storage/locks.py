@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import struct
 import sys
@@ -17,6 +16,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import blake3
 
 if sys.platform == "win32":
     import msvcrt
@@ -160,4 +161,4 @@ class Locks:
 
 def _place(name: str) -> int:
     """A number below 2**62 that stands for the name; two names that share one only wait for each other."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
+    return int.from_bytes(blake3.blake3(name.encode()).digest(8), "big") >> 2

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 import blake3
@@ -53,6 +52,8 @@ def key_id(key: bytes) -> str:
 def _made(path: Path, store: str) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        import tempfile  # needed once for ever, and it takes long to load
+
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".signing-")  # mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
