@@ -173,6 +173,7 @@ def watch_imports() -> None:
     """Note from now on the source of each local module at the moment when it is executed."""
     if getattr(machinery.SourceFileLoader.exec_module, "ipyparcache_watches", False):
         return
+    _standard_folders()  # what that imports is not to ask for them
     plain = machinery.SourceFileLoader.exec_module
 
     def exec_module(self: machinery.SourceFileLoader, module: ModuleType) -> None:
