@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 
 from ipyparcache.cells.loops import LoopOptions, RunReport, last_report, plan_cell, run_cell
+from ipyparcache.errors import LoopRefused
+
+# What the first cell of a session may hold: a function that fails in one iteration.
+FAILS_AT_3 = "out = []\ndef risky(x):\n    if x == 3:\n        raise KeyError(x)\n    return x"
 
 
 class PlainHost:
@@ -89,6 +93,18 @@ def parallel(
     except Exception as raised:
         return host, raised, last_report()
     return host, None, report
+
+
+def refusal_of(cell: str, setup: str) -> str:
+    """What is said of a cell that is refused; nothing of what was there before has changed."""
+    namespace = new_namespace(setup)
+    before = describe(namespace)
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert isinstance(error, LoopRefused)
+    assert describe(namespace) == before
+    return str(error)
 
 
 def describe(namespace: dict[str, Any]) -> dict[str, str]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -13,10 +12,7 @@ import pytest
 from ipyparcache.errors import (
     BackgroundCancelled,
     BackgroundConflict,
-    ChangedSideBySide,
-    ChangeLost,
     IterationError,
-    LoopRefused,
     TaskTimeout,
     WorkerDied,
 )
@@ -278,66 +274,6 @@ def test_display_shows_the_objects_here_in_order():
     assert all(isinstance(objects[0], namespace["Shown"]) for objects in host.shown)
 
 
-LOST = {
-    "a list changed by an unknown function": (
-        "import random\nxs, out = [1, 2, 3], []",
-        "for i in range(4):\n    random.Random(i).shuffle(xs)\n    out.append(i)",
-        "xs",
-    ),
-    "an array written through a function": (
-        "import numpy as np\na, out = np.zeros(1000), []\nfill = np.ndarray.fill",
-        "for i in range(4):\n    fill(a, i + 1)\n    out.append(i)",
-        "a",
-    ),
-    "an object changed by its method": (
-        "class M:\n    n = 0\n    def step(self):\n        self.n += 1\nm, out = M(), []",
-        "for i in range(4):\n    getattr(m, 'st' + 'ep')()\n    out.append(i)",
-        "m",
-    ),
-    "a generator drawn from": (
-        "import numpy as np\nout, box = [], [np.random.default_rng(0)]",
-        "for i in range(4):\n    out.append(box[0].random())",
-        "box",
-    ),
-    "a closure's counter": (
-        (
-            "def make():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n"
-            "        return n\n    return step\nstep, out = make(), []"
-        ),
-        "for i in range(4):\n    out.append(step())",
-        "step",
-    ),
-    "a class attribute": (
-        "class J:\n    made = 0\n    def __init__(self):\n        J.made += 1\nout, kinds = [], {'j': J}",
-        "for i in range(4):\n    out.append(kinds['j']())",
-        "J",
-    ),
-    "a default argument": (
-        (
-            "class K:\n    def call(self, x, seen=[]):\n        seen.append(x)\n"
-            "        return len(seen)\nk, out = K(), []"
-        ),
-        "for i in range(4):\n    out.append(k.call(i))",
-        "k|K|seen|call",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOST)
-def test_a_change_that_would_be_lost_is_an_error(name):
-    setup, cell, word = LOST[name]
-    namespace = new_namespace(setup)
-    before = describe(namespace)
-
-    _, error, _ = parallel(namespace, cell)
-
-    assert isinstance(error, ChangeLost)
-    assert "lost" in str(error)
-    assert any(f"`{w}" in str(error) or f"{w}`" in str(error) for w in word.split("|")), str(error)
-    after = {n: t for n, t in describe(namespace).items() if n in before and n != "i"}
-    assert after == before
-
-
 def test_an_interrupt_keeps_what_is_finished_and_ends_within_a_second():
     namespace = new_namespace("import time\nout = []")
     cell = "for i in range(50):\n    time.sleep(0.02 if i < 4 else 20)\n    out.append(i)"
@@ -489,52 +425,6 @@ def test_threads_leave_what_the_serial_loop_leaves():
     assert error is None
     assert describe(tested) == describe(plain)
     assert host.stdout == text
-
-
-@pytest.mark.parametrize("name", LOST)
-def test_what_threads_change_side_by_side_is_an_error(name):
-    setup, cell, _ = LOST[name]
-
-    _, error, _ = parallel(new_namespace(setup), cell, backend="threads")
-
-    assert isinstance(error, ChangedSideBySide | LoopRefused)
-    assert isinstance(error, LoopRefused) or ("no fixed order" in str(error) and "lost" in str(error))
-
-
-def test_a_refusal_comes_before_any_line_has_run():
-    namespace = new_namespace("log = []")
-
-    _, error, _ = parallel(namespace, "log.append('ran')\nfor i in range(3):\n    x = prev\n    prev = i")
-
-    assert isinstance(error, LoopRefused)
-    assert str(error).startswith("line 3")
-    assert namespace["log"] == []
-
-
-def test_draws_from_a_seeded_generator_are_lost_from_the_first_on(monkeypatch):
-    namespace = new_namespace("import numpy as np\nout = []")
-    monkeypatch.setattr("ipyparcache.cells.looprun.seeded_libraries", lambda: ("numpy.random",))
-
-    _, error, _ = parallel(namespace, "for i in range(6):\n    out.append(np.random.rand())")
-
-    assert isinstance(error, ChangeLost)
-    assert "--seed" in str(error)
-    assert namespace["out"] == []
-
-
-def test_a_global_that_a_local_module_rebinds_is_lost(tmp_path, monkeypatch):
-    (tmp_path / "loops_counter.py").write_text(
-        "n = 0\ndef count(x):\n    global n\n    n += x\n    return x\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    namespace = new_namespace("from loops_counter import count\nout = []")
-
-    _, error, _ = parallel(namespace, "for i in range(1, 4):\n    out.append(count(i))")
-    sys.modules.pop("loops_counter")
-
-    assert isinstance(error, ChangeLost)
-    assert "`loops_counter.n`" in str(error)
-    assert namespace["out"] == []
 
 
 def test_a_worker_of_a_loop_loads_no_library_of_the_kernel():
