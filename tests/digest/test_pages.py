@@ -142,6 +142,20 @@ def test_a_large_array_that_is_as_before_is_not_digested_in_full_again(monkeypat
         assert arrays.content_digest(array) == arrays.content_digest(array.copy()) != digest
 
 
+def test_another_nan_in_a_large_array_is_no_other_content():
+    array = np.random.default_rng(0).random((1 << 9, 1 << 9)).T
+    array[3, 4] = np.nan
+    digest = arrays.content_digest(array)
+    assert arrays.content_digest(array) == digest
+
+    array.T.view(np.uint64)[4, 3] ^= 1
+    assert np.isnan(array[3, 4])
+
+    assert arrays.content_digest(array) == digest
+    array[3, 4] = 0
+    assert arrays.content_digest(array) != digest
+
+
 def test_an_array_that_changes_before_it_is_seen_again_is_digested_in_full():
     array = np.random.default_rng(0).random(1 << 18)
     found = []
