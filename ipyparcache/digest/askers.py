@@ -9,7 +9,8 @@ from ipyparcache.digest import modules
 
 # Our wrappers stand between who asks and the system.
 _WRAPPING = frozenset(
-    f"{__package__}.{name}" for name in ("openfiles", "unaudited", "environment", "generators", "libsettings")
+    f"{__package__}.{name}"
+    for name in ("openfiles", "audited", "unaudited", "environment", "generators", "libsettings")
 )
 
 

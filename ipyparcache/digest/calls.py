@@ -8,9 +8,7 @@ objects that it reaches are looked at again in each call.
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
-import inspect
 import itertools
 import os
 import re
@@ -29,6 +27,9 @@ from ipyparcache.digest.objects import Traversal, is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
 
 if TYPE_CHECKING:
+    import dis
+    import inspect
+
     from ipyparcache.digest.libsettings import Setting
 
 _MISSING = object()
@@ -112,9 +113,10 @@ def _sinks_of(traversal: Traversal) -> list[object]:
     """
     put_into: dict[int, object] = {}
     read: set[int] = set()
-    for _, _, thing in traversal.numbered():
-        if type(thing) is not types.FunctionType:
-            continue
+    functions = [thing for _, _, thing in traversal.numbered() if type(thing) is types.FunctionType]
+    if not any(_may_put(function.__code__) for function in functions):
+        return []
+    for thing in functions:
         for name, is_closure, is_put in _uses(thing.__code__):
             value = _value_named(thing, name, is_closure)
             if is_put and type(value) in _SINK_TYPES:
@@ -122,6 +124,13 @@ def _sinks_of(traversal: Traversal) -> list[object]:
             else:
                 read.add(id(value))
     return [value for number, value in put_into.items() if number not in read]
+
+
+def _may_put(code: types.CodeType) -> bool:
+    """Whether code names a method that puts something into a container."""
+    return not _SINK_METHODS.isdisjoint(code.co_names) or any(
+        _may_put(constant) for constant in code.co_consts if type(constant) is types.CodeType
+    )
 
 
 def _value_named(function: types.FunctionType, name: str, is_closure: bool) -> object:
@@ -138,6 +147,8 @@ def _value_named(function: types.FunctionType, name: str, is_closure: bool) -> o
 def _uses(code: types.CodeType) -> tuple[tuple[str, bool, bool], ...]:
     """How code names globals and closure variables: name, whether of a closure, whether only to put into
     it."""
+    import dis
+
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG")]
     found = []
     for at, step in enumerate(steps):
@@ -153,6 +164,8 @@ def _uses(code: types.CodeType) -> tuple[tuple[str, bool, bool], ...]:
 
 def _is_put(steps: list[dis.Instruction], at: int) -> bool:
     """Whether what is loaded here serves for `it.append(...)` as a statement."""
+    import dis
+
     if at + 1 >= len(steps) or steps[at + 1].opname not in ("LOAD_METHOD", "LOAD_ATTR"):
         return False
     if steps[at + 1].argval not in _SINK_METHODS:
@@ -341,7 +354,7 @@ def _is_array(value: object) -> bool:
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
-_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_STARS = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
 
 
 class Parameters:
@@ -362,6 +375,8 @@ class Parameters:
                 self.names = None
         self._signature: inspect.Signature | None = None
         if self.names is None:
+            import inspect  # slow to load, and seldom needed
+
             try:
                 self._signature = inspect.signature(function)
             except (ValueError, TypeError):
@@ -377,7 +392,7 @@ class Parameters:
             )
             return
         known = set(self._signature.parameters)
-        kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+        kinds = {parameter.kind.name for parameter in self._signature.parameters.values()}
         known |= {star for kind, star in _STARS.items() if kind in kinds}
         unknown = sorted(self.ignore - known)
         if unknown:
@@ -414,6 +429,8 @@ class Parameters:
         if self._signature is None:
             if self.names is None:
                 return [("*", args), ("**", sorted(kwargs.items()))]
+            import inspect
+
             self._signature = inspect.signature(self._function)
         # The defaults of a function may have been replaced since the signature was taken.
         signature = self._signature
@@ -424,10 +441,10 @@ class Parameters:
         bound.apply_defaults()
         found = []
         for name, value in bound.arguments.items():
-            kind = signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
+            kind = signature.parameters[name].kind.name
+            if kind == "VAR_POSITIONAL":
                 found.append(("*", value))
-            elif kind is inspect.Parameter.VAR_KEYWORD:
+            elif kind == "VAR_KEYWORD":
                 found.append(("**", sorted(value.items())))
             else:
                 found.append((name, value))
@@ -448,7 +465,7 @@ class Parameters:
     def _star(self) -> str:
         assert self._signature is not None
         for parameter in self._signature.parameters.values():
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            if parameter.kind.name == "VAR_POSITIONAL":
                 return parameter.name
         return ""
 
@@ -532,7 +549,7 @@ def note_again(rows: Sequence[Sequence[Any]]) -> None:
     for seen in concerned:
         for kind, name, _ in rows:
             if kind in ("file", "output"):
-                use = openfiles._use(seen, name)
+                use = openfiles.use_of(seen, name)
                 if not use.is_made and not use.is_written:
                     use.is_read = True
             elif kind == "listing":

@@ -24,6 +24,7 @@ from typing import Any
 
 from ipyparcache.digest import modules, openfiles
 from ipyparcache.digest.askers import asker_of, is_ignored
+from ipyparcache.digest.audited import note_open
 from ipyparcache.digest.openfiles import (
     Seen,
     absolute,
@@ -32,7 +33,6 @@ from ipyparcache.digest.openfiles import (
     is_quiet,
     is_watching,
     note_loading,
-    note_open,
     path_of,
     plain_lstat,
     plain_stat,

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ipyparcache.digest import environment, filedigests, generators, libsettings, openfiles, unaudited
+from ipyparcache.digest import audited, environment, filedigests, generators, libsettings, unaudited
 from ipyparcache.digest.environment import (
     described,
     files_named_in,
@@ -197,7 +197,7 @@ def test_a_failure_of_ours_stays_out_of_the_users_call_and_prevents_storing(
     def broken(*arguments: object) -> bool:
         raise RuntimeError("ours")
 
-    for asked in (openfiles, unaudited):
+    for asked in (audited, unaudited):
         monkeypatch.setattr(asked, "is_ignored", broken)
     for ask in (lambda: os.path.exists("x"), lambda: os.listdir("in"), lambda: Path("data.txt").read_text()):
         with FileWatch() as seen:
