@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import os
 import sys
 import time
@@ -164,7 +163,7 @@ class MemorizedFunc(Logger):
         results.prepare()
         with contextlib.suppress(AttributeError):
             functools.update_wrapper(self, func)
-        self.__doc__ = f"Memoized version of {self.func_id}\n\n{inspect.getdoc(func) or ''}"
+        self.__doc__ = f"Memoized version of {self.func_id}\n\n{_doc_of(func)}"
 
     def _set_up(self) -> None:
         """What is worked out from the function, and not pickled."""
@@ -187,6 +186,8 @@ class MemorizedFunc(Logger):
     @property
     def func_code_info(self) -> tuple[str, str | None, int]:
         """Source, file and first line of the function."""
+        import inspect
+
         from ipyparcache.func_inspect import get_func_code
 
         return get_func_code(inspect.unwrap(self._target))
@@ -527,6 +528,26 @@ class AsyncMemorizedFunc(MemorizedFunc):
 
 
 _warned: set[str] = set()
+
+
+def _doc_of(func: Any) -> str:
+    if type(func) is types.FunctionType and func.__doc__ is None and "." not in func.__qualname__:
+        return ""
+    import inspect
+
+    return inspect.getdoc(func) or ""
+
+
+def is_coroutine_function(func: Any) -> bool:
+    """Whether calls of it are to be awaited."""
+    if type(func) is types.FunctionType and not func.__dict__:
+        return bool(func.__code__.co_flags & _COROUTINE)
+    import inspect
+
+    return inspect.iscoroutinefunction(func)
+
+
+_COROUTINE = 0x80  # `inspect.CO_COROUTINE`
 
 
 def _mapping(mmap_mode: str | None) -> str | None:

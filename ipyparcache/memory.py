@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import time
 import warnings
@@ -20,6 +19,7 @@ from ipyparcache.memorized import (
     CacheWarning,
     MemorizedFunc,
     NotMemorizedFunc,
+    is_coroutine_function,
 )
 from ipyparcache.results import (
     MemorizedResult,
@@ -159,7 +159,7 @@ class Memory(Logger):
             )
         if isinstance(func, MemorizedFunc):
             func = func.func
-        is_async = inspect.iscoroutinefunction(func)
+        is_async = is_coroutine_function(func)
         if self.store_backend is None:
             return AsyncNotMemorizedFunc(func) if is_async else NotMemorizedFunc(func)
         kind = AsyncMemorizedFunc if is_async else MemorizedFunc

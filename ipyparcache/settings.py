@@ -13,8 +13,8 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from ipyparcache.errors import BadSetting, ParcacheError, UnknownSetting
 
@@ -32,8 +32,7 @@ BYTES = {
 1000."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the whole process agrees on; see `ROWS` for what each value means."""
 
     dir: str
@@ -44,8 +43,7 @@ class Settings:
     warm: str
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """How one setting is read from text and what it means."""
 
     parse: Callable[[str], object]
@@ -309,4 +307,4 @@ def _as_text(value: object) -> str:
     return "auto" if value is None else str(value)
 
 
-assert [field.name for field in fields(Settings)] == list(ROWS), "every setting has a row, in order"
+assert Settings._fields == tuple(ROWS), "every setting has a row, in order"

@@ -9,17 +9,16 @@ its live attributes.
 from __future__ import annotations
 
 import abc
-import dis
 import functools
 import gc
 import marshal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import EnumMeta
+from opcode import opmap
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blake3 import blake3
 
@@ -40,7 +39,7 @@ from ipyparcache.errors import Unrestorable
 if TYPE_CHECKING:
     from ipyparcache.digest.objects import Traversal
 
-_OPCODES = dis.opmap
+_OPCODES = opmap
 _NAMED_GLOBAL = _OPCODES["LOAD_GLOBAL"]
 _NAMED_PLAIN = {
     _OPCODES[name]
@@ -57,8 +56,7 @@ _IMPORT_FROM = _OPCODES["IMPORT_FROM"]
 _SHIFTED_ATTRIBUTE = sys.version_info >= (3, 12)  # the low bit of LOAD_ATTR tells a method call
 
 
-@dataclass(frozen=True)
-class CodeFacts:
+class CodeFacts(NamedTuple):
     """What a code object, with those nested in it, does and looks up."""
 
     digest: bytes

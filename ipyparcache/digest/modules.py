@@ -7,18 +7,16 @@ name to old code.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import machinery
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from blake3 import blake3
 
@@ -28,8 +26,7 @@ NOTEBOOK_MODULES = frozenset({"__main__", "__mp_main__"})
 _SITE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """What a local module was made from: `text` is None for a compiled one, `digest` covers its bytes."""
 
     digest: bytes
@@ -37,8 +34,7 @@ class Source:
     package: str  # what its relative imports start from
 
 
-@dataclass
-class _Loaded:
+class _Loaded(NamedTuple):
     module: ModuleType
     source: Source | None  # None: the file changed under the import, so nobody knows what was loaded
     attributes: dict[str, object]  # as the import left them
@@ -48,12 +44,12 @@ class _Loaded:
 _loaded: dict[str, _Loaded] = {}
 
 
-@dataclass
 class Observers:
     """What else looks on when a local module is executed; filled in by files that know more than this one."""
 
-    digests_of: Callable[[ModuleType], dict[str, bytes | None]] = lambda module: {}
-    while_loading: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
+    def __init__(self) -> None:
+        self.digests_of: Callable[[ModuleType], dict[str, bytes | None]] = lambda module: {}
+        self.while_loading: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
 
 
 observers = Observers()
@@ -323,6 +319,8 @@ def imports_of(source: Source) -> list[str]:
 
 @lru_cache(maxsize=512)
 def _imports_in(text: str, package: str) -> tuple[str, ...]:
+    import ast  # only modules that imports are looked for in need it
+
     try:
         tree = ast.parse(text.encode("utf-8", "surrogateescape"))
     except (SyntaxError, ValueError):

@@ -13,10 +13,9 @@ import copy
 import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -62,8 +61,7 @@ ABSENT = b"absent"
 REMEMBERED_FROM = 0.0005  # seconds; what is walked faster is walked again
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """A global name that reached code looks up, in the notebook (`owner` "__main__") or a local module."""
 
     owner: str
@@ -77,8 +75,7 @@ class Read:
         return self.name if self.owner == "__main__" else f"{self.owner}:{self.name}"
 
 
-@dataclass(frozen=True)
-class RememberedWalk:
+class RememberedWalk(NamedTuple):
     """What the walk of one root showed, to be taken for a walk as long as its objects are as they were.
 
     It led to no code and no names of the notebook or of local modules, and shared nothing with other roots.

@@ -20,7 +20,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -94,15 +93,17 @@ PROVIDERS = {
 """Which of our modules registers the kinds of a library's types, imported when such a type is first met."""
 
 
-@dataclass
 class Numbered:
     """The mutable objects of one root, by number, with what tells whether they changed."""
 
-    objects: list[object] = field(default_factory=list)
-    marks: list[tuple[int, Kind, object]] = field(default_factory=list)  # of those met here first
-    many: list[tuple[int, list[Any]]] = field(default_factory=list)
-    """Number of the first, and copies, of plain containers met here first and together."""
-    together: list[tuple[int, int]] = field(default_factory=list)  # number of the first, and how many
+    __slots__ = ("many", "marks", "objects", "together")
+
+    def __init__(self, objects: list[object] | None = None):
+        self.objects = [] if objects is None else objects
+        self.marks: list[tuple[int, Kind, object]] = []  # of those met here first
+        self.many: list[tuple[int, list[Any]]] = []
+        """Number of the first, and copies, of plain containers met here first and together."""
+        self.together: list[tuple[int, int]] = []  # number of the first, and how many
 
 
 class Walk:

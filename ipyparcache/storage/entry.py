@@ -23,7 +23,6 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -71,21 +70,48 @@ class Row(NamedTuple):
     codec: str
 
 
-@dataclass(eq=False, slots=True)
 class Entry:
-    """One entry whose manifest is authentic; its payload is read by `payload`."""
+    """One entry whose manifest is authentic; its payload is read by `payload`.
 
-    key: str
-    trace: str
-    manifest: Manifest
-    size: int
-    created: float
-    seconds: float
-    _entries: Entries
-    _digest: bytes
-    _rows: tuple[Row, ...]
-    _blob: Blob | None
-    """The blob, if it is at hand as a whole."""
+    `blob` is the blob, if it is at hand as a whole.
+    """
+
+    __slots__ = (
+        "_blob",
+        "_digest",
+        "_entries",
+        "_rows",
+        "created",
+        "key",
+        "manifest",
+        "seconds",
+        "size",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        trace: str,
+        manifest: Manifest,
+        size: int,
+        created: float,
+        seconds: float,
+        entries: Entries,
+        digest: bytes,
+        rows: tuple[Row, ...],
+        blob: Blob | None,
+    ):
+        self.key = key
+        self.trace = trace
+        self.manifest = manifest
+        self.size = size
+        self.created = created
+        self.seconds = seconds
+        self._entries = entries
+        self._digest = digest
+        self._rows = rows
+        self._blob = blob
 
     @property
     def name(self) -> str:

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 
 from ipyparcache.storage.store import Signature
@@ -22,14 +21,18 @@ FLUSH_SECONDS = 5.0
 """How long a use may wait in memory, so that a hit costs no system call."""
 
 
-@dataclass
 class Use:
-    """How an entry was used by this user on this machine; times in seconds since the epoch."""
+    """How an entry was used by this user on this machine; times in seconds since the epoch.
 
-    last: float = 0.0
-    hits: int = 0
-    saved: float = 0.0
-    """Seconds of run time that its hits have saved so far."""
+    `saved` are the seconds of run time that its hits have saved so far.
+    """
+
+    __slots__ = ("hits", "last", "saved")
+
+    def __init__(self, last: float = 0.0, hits: int = 0, saved: float = 0.0):
+        self.last = last
+        self.hits = hits
+        self.saved = saved
 
 
 class Ledger:

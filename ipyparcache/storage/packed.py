@@ -21,7 +21,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,24 +69,21 @@ class Record(NamedTuple):
     time: float
 
 
-@dataclass(eq=False)
 class Log:
     """One log as far as it was read."""
 
-    path: Path
-    handle: int
-    read: int = 0
-    """Bytes that were looked at; what is whole before them is in the index."""
-
-    bad: int = 0
-    """Bytes before `read` that belong to no whole record."""
-
-    writable: bool = True
-    size: int = 0
-    """Bytes of the file when it was written to last."""
-
-    live: int = 0
-    """Bytes before `read` that belong to records in the index."""
+    def __init__(self, path: Path, handle: int, writable: bool = True):
+        self.path = path
+        self.handle = handle
+        self.writable = writable
+        self.read = 0
+        """Bytes that were looked at; what is whole before them is in the index."""
+        self.bad = 0
+        """Bytes before `read` that belong to no whole record."""
+        self.size = 0
+        """Bytes of the file when it was written to last."""
+        self.live = 0
+        """Bytes before `read` that belong to records in the index."""
 
     def close(self) -> None:
         """Close the file."""
@@ -99,24 +95,22 @@ class Log:
         self.close()
 
 
-@dataclass
 class PackedLogs:
     """The logs of one folder; `writer` names this machine. Safe to use from several threads and processes."""
 
-    folder: Path
-    writer: str
-    complaints: list[str] = field(default_factory=list)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _logs: dict[str, Log] = field(default_factory=dict)
-    _places: dict[str, Place] = field(default_factory=dict)
-    _groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group -> names, of which one is usual
-    _dead: dict[str, float] = field(default_factory=dict)  # name -> time of its deletion
-    _latest: float = 0.0  # time of the latest record that was read or written
-    _writing: Log | None = None
-    _owner: int = field(default_factory=os.getpid)
-
-    def __post_init__(self) -> None:
-        self._watched = WatchedFolder(str(self.folder))
+    def __init__(self, folder: Path, writer: str):
+        self.folder = folder
+        self.writer = writer
+        self.complaints: list[str] = []
+        self._lock = threading.RLock()
+        self._logs: dict[str, Log] = {}
+        self._places: dict[str, Place] = {}
+        self._groups: dict[str, tuple[str, ...]] = {}  # group -> names, of which one is usual
+        self._dead: dict[str, float] = {}  # name -> time of its deletion
+        self._latest = 0.0  # time of the latest record that was read or written
+        self._writing: Log | None = None
+        self._owner = os.getpid()
+        self._watched = WatchedFolder(str(folder))
 
     def place(self, name: str) -> Place | None:
         """Where the blob of this name lies now."""
