@@ -16,6 +16,7 @@ TARGET = 0.05  # seconds that a chunk should take at first: long against sending
 PART = 0.5  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
 PARTS = 1.5  # of what is left, divided by the workers: no chunk is longer, so that all end together
+SHORTEST = 0.002  # seconds of a chunk towards the end: one takes a tenth of that to send and to merge
 LARGEST = 4096  # iterations of a chunk
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
@@ -109,5 +110,6 @@ class Sizes:
         if self._bytes:
             size = max(1, min(size, int(MOST_BYTES / self._bytes)))
         if expected is not None:
-            size = max(1, min(size, math.ceil((expected - sent) / (PARTS * self._jobs))))
+            even = math.ceil((expected - sent) / (PARTS * self._jobs))
+            size = max(1, min(size, max(even, int(SHORTEST / max(self._mean, 1e-7)))))
         return size

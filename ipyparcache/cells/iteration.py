@@ -209,7 +209,8 @@ class _Run:
                     if self.body.marks:
                         self._mark(number)
                     ended = time.monotonic()
-                    result.seconds.append(ended - begun)
+                    result.ran += 1
+                    result.seconds += ended - begun
                     if ended - self._flushed > FLUSH_AFTER:
                         if emit_records:
                             self._flush(result, emit=True)
@@ -236,7 +237,8 @@ class _Run:
                     self._mark(number)
                 ended = time.monotonic()
                 took, begun = ended - begun, ended
-                result.seconds.append(took)
+                result.ran += 1
+                result.seconds += took
                 if failed:
                     break
                 if self.losses.cost and self.losses.cost < CHECK_SHARE * took:
@@ -244,8 +246,8 @@ class _Run:
                     if result.lost:
                         break
                     checked = number + 1
-            if not result.lost and checked < first + len(result.seconds):
-                self.losses.look(checked, first + len(result.seconds) - 1, result.lost)
+            if not result.lost and checked < first + result.ran:
+                self.losses.look(checked, first + result.ran - 1, result.lost)
         finally:
             if seen is not None:
                 seen.__exit__(None, None, None)

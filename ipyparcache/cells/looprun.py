@@ -641,12 +641,12 @@ class LoopRun:
             result.lost = [e for e in result.lost if e[2] is None or e[2] in self.parcel.objects]
             for first, data, buffers in result.records:
                 chunk.records[first] = (data, buffers)
-            ran = len(result.seconds)
+            ran = result.ran
             if ran:
                 size = 0 if self._is_threaded else size_of(chunk.records.values())
-                self._sizes.measured(ran, sum(result.seconds), size)
-            ended = result.started + sum(result.seconds)
-            self._tracker.done_batch(ran, sum(result.seconds), result.pid)
+                self._sizes.measured(ran, result.seconds, size)
+            ended = result.started + result.seconds
+            self._tracker.done_batch(ran, result.seconds, result.pid)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
             if self.host.secret is not None:
                 self.report.asked = _joined_rows(self.report.asked, result.observed)
@@ -677,7 +677,7 @@ class LoopRun:
             self._not_kept["it changes its element in place, or leaves objects of the notebook itself"] += 1
         else:
             record = chunk.records[chunk.first]
-            cache.store(chunk.key, result.observed, record, chunk.events, sum(result.seconds))
+            cache.store(chunk.key, result.observed, record, chunk.events, result.seconds)
 
     def _changes_something(self, chunk: Chunk) -> bool:
         return any(left[3] for _, left in self._reader.iterations_of(chunk))

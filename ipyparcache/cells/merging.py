@@ -133,6 +133,9 @@ class Merger:
             number = first
             plain = data.startswith(PLAIN)
             lefts = load_plain(data) if plain else self.reader.load(data, buffers, {}) if data else buffers
+            if plain and not self.parfor.yields and self.replayer.apply_together(lefts):
+                self.report.iterations += len(lefts)
+                continue
             try:
                 if plain and self.parfor.yields:
                     for number, (entries, values, elements) in enumerate(lefts, first):  # noqa: B007

@@ -106,6 +106,8 @@ class ChunkResult:
         With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if
         they did
         what cannot be stored.
+    ran, seconds
+        How many iterations ran, the last one in part if it failed, and how long together.
     refers
         Whether what is handed back refers to live objects of the kernel.
     generators
@@ -115,7 +117,8 @@ class ChunkResult:
     records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
     failure: Failure | None = None
     lost: list[tuple[int, int, int | None, str]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    ran: int = 0
+    seconds: float = 0.0
     started: float = 0.0
     pid: int = 0
     observed: list[Any] | None = None
@@ -181,7 +184,7 @@ class Packed:
 
 def is_plain_sequence(items: Iterable[object]) -> bool:
     """Whether all elements are atoms, or tuples of atoms, so that they travel without numbers."""
-    for item in items:
+    for item in () if ATOMS.issuperset(map(type, items)) else items:
         kind = type(item)
         if kind in ATOMS:
             continue

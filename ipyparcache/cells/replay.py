@@ -31,6 +31,7 @@ class Replayer:
         self.parfor = parfor
         self.namespace = namespace
         self.sites = _compiled(parfor, namespace, file_name)
+        self._takers = _takers(parfor)
         self.dropped: dict[str, str | Held] = {}
         self.failed_at = 0  # the entry of the iteration's log that raised last
 
@@ -91,6 +92,32 @@ class Replayer:
         elif bindings:
             self._bind(self.by_name(bindings), ())
 
+    def apply_together(self, lefts: Sequence[Plain]) -> bool:
+        """The same for many plain iterations at once; False, and nothing is done, where that cannot be.
+
+        It can where all that the loop changes are lists, dicts and sets, into which values are put that
+        cannot run any code.
+        """
+        if self._takers is None or not all(type(left[1]) is tuple for left in lefts):
+            return False
+        owners = [self.namespace.get(root) for root, _ in self._takers]
+        if not all(type(owner) is kind for owner, (_, kind) in zip(owners, self._takers, strict=True)):
+            return False
+        if len(owners) == 1:
+            _put_into(owners[0], [entry for left in lefts for entry in left[0]])
+        else:
+            entries: dict[int, list[Plain]] = {id(owner): [] for owner in owners}
+            of_site = [entries[id(owner)] for owner in owners]
+            for left in lefts:
+                for entry in left[0]:
+                    of_site[entry[0]].append(entry)
+            for owner in {id(owner): owner for owner in owners}.values():
+                _put_into(owner, entries[id(owner)])
+        bindings = lefts[-1][1]
+        if bindings:
+            self.namespace.update(zip(self.parfor.temporaries, bindings, strict=True))
+        return True
+
     def by_name(self, bindings: Plain | dict[str, object]) -> dict[str, object]:
         """Bindings of a plain iteration as a dict."""
         if isinstance(bindings, dict):
@@ -104,6 +131,37 @@ class Replayer:
         if self.dropped:
             for name in bindings:
                 self.dropped.pop(name, None)
+
+
+def _takers(parfor: Parfor) -> list[tuple[str, type]] | None:
+    """By site, name and kind of the container that takes its operands as they are; None if one does more."""
+    found: list[tuple[str, type]] = []
+    for site in parfor.sites:
+        match site.statement:
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name(root), method), [ast.Name(hole)], [])):
+                if hole != HOLE % 0 or method not in _TAKING:
+                    return None
+                found.append((root, _TAKING[method]))
+            case ast.Assign([ast.Subscript(ast.Name(root), ast.Name(key))], ast.Name(hole)):
+                if (key, hole) != (HOLE % 0, HOLE % 1):
+                    return None
+                found.append((root, dict))
+            case _:
+                return None
+    return found if found and not any(site.unstable for site in parfor.sites) else None
+
+
+_TAKING: dict[str, type] = {"append": list, "add": set}
+
+
+def _put_into(owner: object, entries: Sequence[Plain]) -> None:
+    """Put the operands of log entries into a list, set or dict, in their order."""
+    if isinstance(owner, dict):
+        owner.update([entry[1:] for entry in entries])
+    elif isinstance(owner, list):
+        owner.extend([value for _, value in entries])
+    elif isinstance(owner, set):
+        owner.update([value for _, value in entries])
 
 
 def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list[Callable[..., None]]:

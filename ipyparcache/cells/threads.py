@@ -90,7 +90,8 @@ class ThreadTask:
             bindings = {name: self._live(namespace[name]) for name in self.assigned if name in namespace}
             entries = [tuple(map(self._live, entry)) for entry in log]
             done.append((entries, bindings, [n for n in unbound if n not in bindings], [], value, {}))
-            result.seconds.append(time.monotonic() - begun)
+            result.ran += 1
+            result.seconds += time.monotonic() - begun
             if error is None and self.marks:
                 emit_event(ENDED, (number, AT_END))
             if error is not None:

@@ -25,6 +25,17 @@ SAME = {
             "    prod *= i\n    if i % 2:\n        bits |= 1 << i"
         ),
     ),
+    "containers_filled_side_by_side": (
+        "out, seen, table = [], {5}, {'k': 0}\nsame = out",
+        "for i in range(300):\n    if i % 3:\n        out.append(i)\n    same.append(-i)\n"
+        "    table[i % 7] = last = i\n    table[str(i % 5)] = i\n    seen.add(i % 11)\n    if i % 50 == 0:\n"
+        "        out.append('x')",
+    ),
+    "containers_of_other_kinds": (
+        "from collections import deque, defaultdict\nclass L(list):\n    def append(self, x):\n"
+        "        super().append((x, len(self)))\nout, d, q = L(), defaultdict(int, a=1), deque(maxlen=3)",
+        "for i in range(9):\n    out.append(i)\n    d[i % 4] = i\n    q.append(i)",
+    ),
     "array_rows": (
         "import numpy as np\nimg, over = np.zeros((6, 4)), np.zeros(9)\nref = img",
         "for i in range(6):\n    img[i, :] = i\n    img[i, 1:3] += 0.5\n    over[i:i + 3] = i",
