@@ -1,0 +1,311 @@
+"""What is typed, and what is shown: outputs, status lines, errors, and the shell's corners."""
+
+import asyncio
+
+import pytest
+
+from ipyparcache import last_run
+from ipyparcache.cells import runs
+from ipyparcache.cells.runs import NoRun
+
+pytestmark = pytest.mark.usefixtures("extension")
+
+
+def test_a_result_that_shows_itself_is_the_last_value_after_a_hit(cell, cached, names):
+    cell("class Shown:\n  def _ipython_display_(self): print('shown')")
+    cached("Shown()")
+    cell("0;")
+
+    assert cached("Shown()") == "hit"
+    assert type(names["_"]) is names["Shown"]
+
+
+def test_output_is_replayed_and_the_result_is_set(cell, cached, names, capsys, restart):
+    body = "import sys\nprint('out')\nprint('err', file=sys.stderr)\n[1, 2]"
+    cached(body)
+    first = capsys.readouterr()
+    restart()
+    assert cached(body) == "hit"
+
+    again = capsys.readouterr()
+    assert (again.out.replace("Out[2]", "Out[1]"), again.err) == (first.out, first.err)
+    assert names["_"] == [1, 2]
+
+
+def test_an_input_that_the_run_changed_is_not_told_as_the_run_left_it(cell, cached):
+    body = "d['b'] = 2\nd['c'] = 3"
+    cell("d = {'a': 1}")
+    cached(body)
+    cell("d = {'a': 1, 'x': 1}")
+    cached(body)
+
+    assert "d changed" in last_run().reason
+    assert "dict 3" not in last_run().reason
+    assert "dict 2" in last_run().reason
+
+
+def test_what_is_no_value_is_told_without_a_type(cell, cached, tmp_path):
+    tmp_path.joinpath("told_m.py").write_text("def f():\n    return 1\n")
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport told_m")
+    cached("y = told_m.f()")
+    tmp_path.joinpath("told_m.py").write_text("def f():\n    return 2222\n")
+    cell("import importlib\nimportlib.reload(told_m)")
+    cached("y = told_m.f()")
+
+    told = [str(change) for change in last_run().changes]
+    assert any("module told_m changed" in text for text in told)
+    assert not any("None" in text for text in told)
+
+
+def test_an_import_that_prints_is_heard_once(cell, cached, capfd, restart, tmp_path):
+    text = "import os, sys, warnings\nprint('hello')\nprint('oh', file=sys.stderr)\nos.write(1, b'raw')\n"
+    tmp_path.joinpath("prints_a.py").write_text(text + "sys.stdout.flush()\n")
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})")
+    assert cached("import prints_a\nprint('then')") == "miss"
+    first = capfd.readouterr()
+    restart()
+    cell("import sys")
+    assert cached("import prints_a\nprint('then')") == "hit"
+    again = capfd.readouterr()
+
+    assert first.out.count("hello") == again.out.count("hello") == 1
+    assert (first.err.count("oh"), again.err.count("oh")) == (1, 1)
+    assert again.out.count("raw") <= 1
+
+
+def test_what_an_import_of_a_hit_prints_for_the_first_time_is_heard(
+    cell, cached, names, capfd, restart, tmp_path
+):
+    tmp_path.joinpath("prints_b.py").write_text("print('loaded')\n")
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport prints_b")
+    assert cached("import prints_b\nx = 1") == "miss"
+    restart()
+    capfd.readouterr()
+    assert cached("import prints_b\nx = 1") == "hit"
+
+    assert capfd.readouterr().out == "loaded\n"
+
+
+def test_a_warning_of_an_imported_module_points_at_the_one_who_imports(cell, capsys, tmp_path):
+    tmp_path.joinpath("old_c.py").write_text(
+        "import warnings\nwarnings.warn('old', DeprecationWarning, stacklevel=2)\n"
+    )
+    cell(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})")
+    cell(
+        "import warnings\nwith warnings.catch_warnings(record=True) as heard:\n"
+        "  warnings.simplefilter('always')\n  import old_c"
+    )
+    cell("print([warning.lineno for warning in heard])")
+    cell("print(any('modules.py' in warning.filename for warning in heard))")
+
+    assert capsys.readouterr().out == "[4]\nFalse\n"
+
+
+def test_an_error_shows_the_cell_and_no_watcher(cell, cached, capsys, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cached(f"import os\nos.path.getsize({str(tmp_path / 'missing')!r})")
+    shown = capsys.readouterr().out
+
+    assert "getsize" in shown
+    assert "ipyparcache" not in shown
+
+
+def test_a_silenced_result_is_not_shown_nor_kept_as_out(cell, cached, names, capsys):
+    cached("[1, 2];")
+    assert capsys.readouterr().out == ""
+    assert cached("[1, 2];") == "hit"
+
+    assert capsys.readouterr().out == ""
+    assert names["_"] == ""
+
+
+def test_the_status_line_says_what_happened(cell, capsys):
+    cell("x = 1")
+    cell("%%cached\ny = x")
+    assert "stored" in capsys.readouterr().out
+    cell("%%cached\ny = x")
+    assert "cached · restored y" in capsys.readouterr().out
+    cell("x = 2")
+    cell("%%cached\ny = x")
+
+    assert "because x changed (1 → 2)" in capsys.readouterr().out
+
+
+def test_plain_says_it_on_stderr_and_quiet_not_at_all(cell, capsys):
+    cell("%%cached --plain\ny = 1")
+    shown = capsys.readouterr()
+    assert "stored" in shown.err
+    assert shown.out == ""
+    cell("%%cached --quiet\ny = 1")
+    shown = capsys.readouterr()
+
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_the_last_run_tells_status_reason_and_inputs(cell, cached):
+    cell("x = [1]")
+    cached("y = len(x)")
+    run = last_run()
+
+    assert run.status == "miss"
+    assert {"x", "len"} <= set(run.inputs)
+    assert run.bytes > 0
+    assert run.seconds >= run.body_seconds >= 0
+    cached("y = len(x)")
+    assert last_run().hit
+
+
+def test_asking_for_a_run_before_there_was_one_is_an_error_of_ours(monkeypatch):
+    monkeypatch.setattr(runs, "_runs", type(runs._runs)())
+
+    with pytest.raises(NoRun):
+        last_run()
+
+
+def test_a_changed_helper_is_shown_as_a_diff(shell, cell, cached):
+    cell("def f(x):\n    return x + 1")
+    cached("y = f(1)")
+    cell("def f(x):\n    return x + 2")
+    cached("y = f(1)")
+
+    changes = last_run().changes
+    assert [change.name for change in changes] == ["f"]
+    assert any("x + 2" in line for line in changes[0].detail)
+
+
+def test_a_cell_may_await_at_top_level(shell, cached, names, restart):
+    source = "%%cached --quiet\nimport asyncio\nawait asyncio.sleep(0)\ny = 5"
+
+    async def run():
+        return await shell.run_cell_async(
+            source, transformed_cell=shell.transform_cell(source), store_history=True
+        )
+
+    asyncio.run(run()).raise_error()
+    assert names["y"] == 5
+    assert last_run().status == "miss"
+    restart()
+    asyncio.run(run()).raise_error()
+
+    assert names["y"] == 5
+    assert last_run().status == "hit"
+
+
+def test_a_line_magic_caches_a_statement(shell, cell, names):
+    cell("def f(x): return x + 1")
+    cell("%cached --quiet y = f(1)")
+    assert last_run().status == "miss"
+    cell("%cached --quiet y = f(1)")
+
+    assert last_run().status == "hit"
+    assert names["y"] == 2
+
+
+def test_time_below_runs_live_around_the_cell(cell, capsys):
+    cell("%%cached --quiet\n%%time\ny = 1")
+    assert "Wall time" in capsys.readouterr().out
+    cell("%%cached --quiet\n%%time\ny = 1")
+
+    assert last_run().hit
+    assert "Wall time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--forse", "did you mean `--force`?"),
+        ("--compress zlib:x", "a level is a whole number"),
+        ("--expires soon", "no duration"),
+        ("3x", "neither an option nor"),
+    ],
+)
+def test_a_wrong_line_is_a_usage_error_and_the_cell_does_not_run(shell, names, capsys, line, said):
+    result = shell.run_cell(f"%%cached {line}\nran = 1")
+
+    assert not result.success
+    assert "ran" not in names
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_is_shown_once_with_the_cells_own_line(shell, capsys):
+    result = shell.run_cell("%%cached\nx = 1\n1 / 0", store_history=True)
+    shown = capsys.readouterr().out + capsys.readouterr().err
+
+    assert isinstance(result.error_in_exec, ZeroDivisionError)
+    assert shown.count("Traceback") <= 1
+    assert shown.count("ZeroDivisionError") <= 2
+    result = shell.run_cell("undefined_name")
+    assert "undefined_name" in capsys.readouterr().out
+
+
+def test_nothing_hidden_is_left_in_the_namespace(cell, cached, names):
+    before = set(names)
+    cached("y = 1")
+    cached("y = 1")
+
+    assert {name for name in set(names) - before if not name.startswith("_")} == {"y"}
+
+
+def test_automatic_mode_caches_every_cell_that_pays(shell, cell, names, restart):
+    cell("%parcache auto on --min 0")
+    cell("x = 2")
+    cell("y = x + 1")
+    restart()
+    cell("x = 2")
+    assert last_run().hit
+    cell("y = x + 1")
+    assert last_run().hit
+    assert names["y"] == 3
+    cell("%parcache auto on --min 1h")
+    cell("z = 1")
+    assert last_run().status == "not stored"
+    cell("%parcache auto off")
+    count = len(runs.runs())
+    cell("w = 1")
+
+    assert len(runs.runs()) == count
+
+
+def test_the_magic_can_be_asked_for_help(cell, capsys):
+    cell("%%cached --help\nx = 1")
+
+    assert "--expires 7d" in capsys.readouterr().out
+
+
+def test_a_question_mark_behind_a_magic_shows_its_options(shell, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.core.page.page", lambda text, *rest, **options: shown.append(str(text)))
+    shell.run_cell("%%cached?")
+    shell.run_cell("%parallel?")
+
+    assert "--expires 7d" in shown[0]
+    assert "--on-error HOW" in shown[1]
+
+
+@pytest.mark.parametrize("other", ["%%timeit -n 2 -r 1 -q", "%%prun -q", "%%capture got"])
+def test_a_magic_below_that_shows_no_result_shows_none_of_a_cached_cell(cell, capsys, other):
+    cell(f"%%cached --quiet\n{other}\ny = 6\ny * 7  # the answer")
+
+    assert "42" not in capsys.readouterr().out
+
+
+def test_shell_commands_are_cached_when_trusted(cell, cached, names, restart):
+    setup, body = "word = 'hey'\n!true", "out = !echo $word {len(word)}\n!false"
+    cell(setup)
+    assert cached(body) == "not stored"
+    assert "runs a magic or the shell" in last_run().reason
+    cell(setup)
+    assert cached(body, "--trust-shell") == "miss"
+    restart()
+    cell(setup)
+
+    assert cached(body, "--trust-shell") == "hit"
+    assert (list(names["out"]), names["_exit_code"]) == (["hey 3"], 1)
+    cell("word = 'ho'")
+    assert cached(body, "--trust-shell") == "miss"
+    assert list(names["out"]) == ["ho 2"]
+
+
+def test_other_magics_are_not_trusted_with_the_shell(cached):
+    assert cached("%cd .\nx = 1", "--trust-shell") == "not stored"
+    assert "runs a magic or the shell" in last_run().reason
