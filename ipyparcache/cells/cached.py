@@ -36,7 +36,8 @@ from ipyparcache.cells.runs import Run
 from ipyparcache.cells.values import NotStorable
 from ipyparcache.digest import environment, generators, openfiles, process
 from ipyparcache.digest.modules import is_user_code
-from ipyparcache.digest.objects import Traversal, put_state
+from ipyparcache.digest.objects import Traversal
+from ipyparcache.digest.states import put_state
 from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
 from ipyparcache.kernel import outputs
 from ipyparcache.kernel.namespace import (

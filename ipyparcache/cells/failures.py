@@ -10,7 +10,7 @@ from ipyparcache.cells.chunks import Chunk, Reader
 from ipyparcache.cells.launch import is_generator, reaches
 from ipyparcache.cells.messages import ChunkResult, Failure, brief
 from ipyparcache.cells.tracebacks import with_traceback, without_our_frames
-from ipyparcache.digest.objects import find_path
+from ipyparcache.digest.walk import find_path
 from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost
 
 SHOWN_LOST = 3  # names in the error of a change that was lost

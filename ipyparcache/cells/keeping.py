@@ -28,7 +28,8 @@ from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
 from ipyparcache.digest.instances import INSTANCES
 from ipyparcache.digest.modules import is_user_code
-from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
+from ipyparcache.digest.objects import Traversal, digest_of
+from ipyparcache.digest.states import put_state, state_of
 from ipyparcache.errors import Undigestible, Unrestorable
 from ipyparcache.kernel.namespace import collector_paused, difference
 

@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ipyparcache.digest.objects import PRIMITIVES, RememberedWalk
+from ipyparcache.digest.objects import RememberedWalk
+from ipyparcache.digest.walk import PRIMITIVES
 
 _KERNEL = frozenset(
     {

@@ -218,7 +218,8 @@ def _slots_of(kind: Hashable) -> tuple[str, ...]:
 
 def _digest_state(obj: Any) -> State:
     """Objects of libraries count by what they are pickled as, so that caches that fill lazily do not."""
-    from ipyparcache.digest.objects import digest_of, is_atomic
+    from ipyparcache.digest.objects import digest_of
+    from ipyparcache.digest.states import is_atomic
 
     if is_atomic(obj):
         return ("constant",)
@@ -274,10 +275,10 @@ def content_of(obj: Any) -> tuple[str, Any] | None:
         return "array", obj.copy()
     if isinstance(obj, type) or kind in (types.FunctionType, types.ModuleType):
         return None
-    from ipyparcache.digest import objects
+    from ipyparcache.digest import states
 
     try:
-        return "state", objects.state_of(obj)
+        return "state", states.state_of(obj)
     except Exception:
         return None
 
@@ -305,6 +306,6 @@ def put_content(obj: Any, how: str, content: Any) -> None:
     elif how == "array":
         obj[...] = content
     else:
-        from ipyparcache.digest.objects import put_state
+        from ipyparcache.digest.states import put_state
 
         put_state(obj, content)

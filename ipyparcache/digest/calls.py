@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from blake3 import blake3
 
-from ipyparcache.digest.code import facts_of, owner_of
-from ipyparcache.digest.objects import Traversal, is_atomic
+from ipyparcache.digest.code import CLASS, facts_of, owner_of
+from ipyparcache.digest.objects import Traversal
+from ipyparcache.digest.states import is_atomic
 from ipyparcache.digest.walk import PRIMITIVES, Walk, is_pure, without_nan
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class _CallTraversal(Traversal):
         walk = _CallWalk(self, root)
         self._values[root] = value
         self._roots[root] = walk.numbered
-        digest = self.digests[root] = walk.run(value, definition)
+        digest = self.digests[root] = walk.run(value, CLASS if definition else None)
         return digest
 
 

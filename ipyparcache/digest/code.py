@@ -495,16 +495,15 @@ class ClassKind(Kind):
     def write(self, walk: Walk, obj: Any) -> None:
         walk.definition(obj)
 
-    def write_content(self, walk: Walk, cls: type) -> None:
-        """Write a class by what it is made of."""
-        own = self._own(cls)
-        walk.token(b"class", cls.__module__, cls.__qualname__, len(cls.__bases__), len(own))
-        if modules.origin_of(cls.__module__) == "local" and not walk.isolated:
-            walk.traversal.note_module(cls.__module__)
-        registered = _registered(cls)
+    def write_content(self, walk: Walk, obj: Any) -> None:
+        own = self._own(obj)
+        walk.token(b"class", obj.__module__, obj.__qualname__, len(obj.__bases__), len(own))
+        if modules.origin_of(obj.__module__) == "local" and not walk.isolated:
+            walk.traversal.note_module(obj.__module__)
+        registered = _registered(obj)
         if registered:
             walk.unordered(b"registered", registered)
-        walk.push([type(cls), *cls.__bases__, *own, *own.values()])
+        walk.push([type(obj), *obj.__bases__, *own, *own.values()])
 
     def _own(self, cls: type) -> dict[str, object]:
         return {
@@ -528,6 +527,9 @@ class ClassKind(Kind):
         for virtual in state["registered"]:
             if virtual not in _registered(obj):
                 abc.ABCMeta.register(obj, virtual)
+
+
+CLASS = ClassKind()
 
 
 def _registered(cls: type) -> list[type]:
@@ -575,7 +577,7 @@ KINDS.update(
             b"singledispatchmethod", lambda obj: (obj.dispatcher, obj.func)
         ),
         types.ModuleType: ModuleKind(),
-        type: ClassKind(),
-        EnumMeta: ClassKind(),
+        type: CLASS,
+        EnumMeta: CLASS,
     }
 )

@@ -19,11 +19,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from ipyparcache.digest import (
-    code,  # noqa: F401 (registers the kinds of code, and containers those of Python's own)
-    modules,
-    patches,
-)
+from ipyparcache.digest import code, modules, patches
 from ipyparcache.digest.instances import find_kind, is_user_definition
 from ipyparcache.digest.walk import (
     KINDS,
@@ -32,30 +28,11 @@ from ipyparcache.digest.walk import (
     Numbered,
     Walk,
     dumps,
-    find_path,
     is_pure,
-    large_digest,
     module_of,
     same,
-    without_nan,
 )
 from ipyparcache.errors import Undigestible
-
-__all__ = [
-    "ABSENT",
-    "PRIMITIVES",
-    "Read",
-    "Traversal",
-    "Undigestible",
-    "digest_of",
-    "find_path",
-    "is_atomic",
-    "is_pure",
-    "large_digest",
-    "put_state",
-    "state_of",
-    "without_nan",
-]
 
 ABSENT = b"absent"
 REMEMBERED_FROM = 0.0005  # seconds; what is walked faster is walked again
@@ -203,7 +180,7 @@ class Traversal:
             return self._add_remembered(root, remembered)
         walk = Walk(self, root)
         self._roots[root] = walk.numbered
-        digest = walk.run(value, definition)
+        digest = walk.run(value, code.CLASS if definition else None)
         self.digests[root] = digest
         return digest
 
@@ -653,50 +630,3 @@ def digest_of(value: object, main: Mapping[str, object] | None = None) -> bytes:
     traversal.add("value", value)
     traversal.follow()
     return traversal.combined()
-
-
-def state_of(obj: object) -> object:
-    """Own state of a mutable object, its children by reference: what `put_state` takes.
-
-    Raises
-    ------
-    Unrestorable
-        If the state cannot be told apart.
-    """
-    if _is_library_code(obj):
-        return {"patches": dict(patches.patches_of(obj))}  # type: ignore[arg-type]
-    return _kind_for(obj).state(obj)
-
-
-def put_state(obj: object, state: object) -> None:
-    """Give a live object, in place, the own state that `state_of` took from another.
-
-    Raises
-    ------
-    Unrestorable
-        If objects of this type cannot be changed so.
-    """
-    if _is_library_code(obj):
-        patches.put_patches(obj, state["patches"])  # type: ignore[arg-type,index]
-        return
-    _kind_for(obj).put(obj, state)
-
-
-def _is_library_code(obj: object) -> bool:
-    if isinstance(obj, ModuleType):
-        return not modules.is_user_code(obj.__name__)
-    return isinstance(obj, type) and not modules.is_user_code(module_of(obj))
-
-
-def _kind_for(obj: object) -> Kind:
-    return KINDS.get(type(obj)) or find_kind(type(obj))
-
-
-def is_atomic(value: object) -> bool:
-    """Whether a value is an immutable leaf, which a pickle may copy freely."""
-    if type(value) in PRIMITIVES:
-        return True
-    kind = _kind_for(value)
-    if type(value) in (tuple, frozenset):
-        return all(map(is_atomic, value))  # type: ignore[call-overload]
-    return kind.atomic

@@ -57,6 +57,10 @@ class Kind(ABC):
     def write(self, walk: Walk, obj: Any) -> None:
         """Write a token that tells the type and this object's own part; push its children onto the walk."""
 
+    def write_content(self, walk: Walk, obj: Any) -> None:
+        """Write what `write` tells by a name only, as far as there is more to tell."""
+        self.write(walk, obj)
+
     def state(self, obj: Any) -> object:
         """Own state, as a value that `put` takes."""
         raise Unrestorable(type_name(obj), "its state cannot be told apart")
@@ -124,11 +128,12 @@ class Walk:
             int, int
         ] = {}  # immutable containers with mutable content, met before in this root
 
-    def run(self, value: object, definition: bool = False) -> bytes:
-        """Digest of what `value` reaches; with `definition`, a class counts by content, not by name."""
+    def run(self, value: object, definition: Kind | None = None) -> bytes:
+        """Digest of what `value` reaches; a class counts by content, not by name, where its kind is given."""
         stack = self.stack
-        if definition:
-            self.visit_definition(value)
+        if definition is not None:
+            self._number(value, definition)  # 0, of a root of its own
+            definition.write_content(self, value)
         else:
             stack.append(value)
         obj = value
@@ -158,16 +163,6 @@ class Walk:
         if len(self.out) > _LARGE and not self._opened:
             self._hasher.update(self.out)
             self.out.clear()
-
-    def visit_definition(self, cls: Any) -> None:
-        """Write a class by its content, as number 0 of a root of its own."""
-        from ipyparcache.digest.code import (
-            ClassKind,  # registers itself when first needed, as all kinds of code
-        )
-
-        kind = ClassKind()
-        self._number(cls, kind)
-        kind.write_content(self, cls)
 
     def _number(self, obj: object, kind: Kind) -> bool:
         """Number a mutable object; False, with its number written, if it was met before."""

@@ -13,7 +13,8 @@ import pytest
 
 from ipyparcache.digest import modules
 from ipyparcache.digest.code import facts_of
-from ipyparcache.digest.objects import Traversal, digest_of, put_state, state_of
+from ipyparcache.digest.objects import Traversal, digest_of
+from ipyparcache.digest.states import put_state, state_of
 from ipyparcache.errors import Undigestible
 
 NewNotebook = Callable[[], Any]

@@ -36,7 +36,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from ipyparcache.digest.objects import Traversal, digest_of, is_atomic, put_state, state_of
+from ipyparcache.digest.objects import Traversal, digest_of
+from ipyparcache.digest.states import is_atomic, put_state, state_of
 from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import Undigestible, Unrestorable
 

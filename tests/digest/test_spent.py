@@ -9,7 +9,8 @@ import zipfile
 import pytest
 
 from ipyparcache.digest import spent
-from ipyparcache.digest.objects import Undigestible, digest_of
+from ipyparcache.digest.objects import digest_of
+from ipyparcache.errors import Undigestible
 
 
 def _text(path):
