@@ -31,8 +31,10 @@ DYNAMIC_ATTRIBUTES = frozenset(
         "__subclasses__",
         "getsource",
         "getsourcelines",
+        "get_type_hints",
     }
 )
+DYNAMIC_IMPORTS = frozenset({"getsource", "getsourcelines", "get_type_hints"})  # often imported by name
 DYNAMIC_DOTTED = frozenset({"inspect.stack", "inspect.trace", "runpy.run_path", "runpy.run_module"})
 
 
@@ -77,6 +79,8 @@ def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in own:
             if node.func.id in DYNAMIC_CALLS or (node.func.id in DYNAMIC_BARE_CALLS and not node.args):
                 found.append(DynamicUse(node.lineno, f"{node.func.id}()"))
+        elif isinstance(node, ast.Name) and node.id in DYNAMIC_IMPORTS and node.id not in own:
+            found.append(DynamicUse(node.lineno, node.id))
         elif isinstance(node, ast.Name) and node.id in DYNAMIC_VALUES and node.id not in own:
             if id(node) not in called:
                 found.append(DynamicUse(node.lineno, node.id))

@@ -80,7 +80,10 @@ def _on_write(seen: Seen, path: str, keeps: bool) -> None:
 
 def _on_listing(seen: Seen, frame: FrameType, path: Any) -> None:
     spelled = "." if path is None else path_of(path, -2 if isinstance(path, int) else None)
-    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)) or seen.made(absolute(spelled)):
+    if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
+        return
+    if seen.made(absolute(spelled)):
+        seen.own_listings.add(seen.spelled(spelled))
         return
     seen.listings.setdefault(seen.spelled(spelled), listing_of(absolute(spelled)))
 

@@ -75,6 +75,10 @@ def observed_rows(seen: Seen, *, trust_shell: bool = False, logs: bool = True) -
             rows.append(Row(question, path, _hexed(answer)))
         for path, listing in sorted(seen.listings.items()):
             rows.append(Row("listing", path, _hexed(listing)))
+        for path in sorted(seen.own_listings):
+            listing = listing_of(path)  # as a hit finds it, if nobody else puts something there
+            if listing is not None:
+                rows.append(Row("listing", path, _hexed(listing)))
         for name, value in sorted(seen.environment.items()):
             rows.append(Row("env", name, _variable(value)))
         rows += [Row("module", name, _module_digest(name)) for name in sorted(seen.modules)]

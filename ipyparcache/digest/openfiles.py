@@ -68,6 +68,7 @@ class Seen:
     )  # name, is a folder
     environment: dict[str, str | None] = field(default_factory=dict)  # as first read by the run
     folders_made: set[str] = field(default_factory=set)
+    own_listings: set[str] = field(default_factory=set)  # those of folders that the run made
     removed: list[str] = field(default_factory=list)  # files and folders that the run did not make
     commands: list[Command] = field(default_factory=list)
     askers: dict[Asker, None] = field(default_factory=dict)
@@ -88,11 +89,12 @@ class Seen:
         return {**self.__dict__, "bindings": {}}
 
     def made(self, path: str) -> bool:
-        """Whether the run itself made what lies at a path."""
+        """Whether the run itself made what lies at a path; where nothing lies, it did not."""
         use = self.files.get(path)
         if use is not None and use.is_made:
             return True
-        return any(path == folder or path.startswith(folder + os.sep) for folder in self.folders_made)
+        is_inside = any(path == folder or path.startswith(folder + os.sep) for folder in self.folders_made)
+        return is_inside and os.path.lexists(path)
 
     def spelled(self, path: str) -> str:
         """A path as the user wrote it, unless that means another place since the run changed the folder."""
@@ -284,8 +286,7 @@ def use_of(seen: Seen, path: str) -> FileUse:
         use = seen.files[full] = FileUse(seen.spelled(path))
         use.before = signature_of(full)
         use.existed = use.before is not None
-        if any(full.startswith(folder + os.sep) for folder in seen.folders_made):
-            use.is_made = True
+        use.is_made = use.existed and any(full.startswith(folder + os.sep) for folder in seen.folders_made)
     return use
 
 

@@ -39,6 +39,8 @@ def test_what_a_cell_does_is_its_identity(one, other):
         ("exec(text)", "exec()"),
         ("x = eval('y')", "eval()"),
         ("globals()['a'] = 1", "globals()"),
+        ("typing.get_type_hints(A)", ".get_type_hints"),
+        ("from typing import get_type_hints\nget_type_hints(A)", "get_type_hints"),
         ("names = dir()", "dir()"),
         ("v = vars()", "vars()"),
         ("f = eval", "eval"),

@@ -103,6 +103,18 @@ OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "the time of a file": (lambda: os.path.getmtime("data.txt"), lambda: os.utime("data.txt", ns=(1, 1))),
     "a folder's files": (lambda: os.listdir("in"), edit("in/b.csv")),
     "a folder's files, one less": (lambda: os.listdir("in"), lambda: os.remove("in/a.csv")),
+    "the files of a folder that the run made": (
+        lambda: (os.mkdir("new"), edit("new/b.csv")(), os.listdir("new")),
+        edit("new/c.csv"),
+    ),
+    "whether a file exists in a folder that the run made": (
+        lambda: (os.mkdir("new"), os.path.exists("new/b.csv")),
+        edit("new/b.csv"),
+    ),
+    "a file that was missing in a folder that the run made": (
+        lambda: (os.mkdir("new"), try_to_read("new/b.csv")),
+        edit("new/b.csv"),
+    ),
     "a variable": (lambda: os.environ.get("STAGE"), lambda: os.environ.update(STAGE="prod")),
     "the folder": (lambda: os.getcwd(), lambda: os.chdir("in")),
     "an output that went": (lambda: Path("out.txt").write_text("x"), lambda: os.remove("out.txt")),
