@@ -1,31 +1,27 @@
+"""Digests tell apart what differs, name what has none, and are the same in every process."""
+
 from __future__ import annotations
 
 import array
 import collections
-import dataclasses
 import datetime
 import decimal
-import enum
 import fractions
 import functools
-import gc
-import io
 import itertools
 import math
 import operator
 import pathlib
 import random
 import re
-import struct
 import subprocess
 import sys
 import threading
 import types
 import uuid
-import warnings
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,170 +29,40 @@ import pytest
 import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from ipyparcache.digest.objects import Traversal, digest_of
-from ipyparcache.digest.states import is_atomic, put_state, state_of
-from ipyparcache.digest.summaries import summary_of
-from ipyparcache.errors import Undigestible, Unrestorable
-
-DAY = datetime.datetime(2024, 1, 1, 12)
-
-
-class Text(str):
-    pass
-
-
-class Pair(NamedTuple):
-    one: int
-    two: int
-
-
-class Other(NamedTuple):
-    one: int
-    two: int
-
-
-class Colour(enum.Enum):
-    RED = 1
-    BLUE = 2
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-@dataclasses.dataclass
-class Point:
-    x: float
-    y: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-    x: float
-
-
-class Slotted:
-    __slots__ = ("a", "b")
-
-    def __init__(self, a: object, b: object):
-        self.a = a
-        self.b = b
-
-
-class Hiding:
-    """Its pickle leaves a field out."""
-
-    def __init__(self, cache: object):
-        self.rows = [1]
-        self.cache = cache
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"rows": self.rows}
-
-
-class Rows(list[int]):
-    pass
-
-
-class Tagged(datetime.datetime):
-    """Its pickle leaves out what is in `__dict__`."""
-
-
-class Table(pd.DataFrame):
-    @property
-    def _constructor(self) -> Any:
-        return Table
-
-
-def tagged(note: str, day: int = 1) -> Tagged:
-    moment = Tagged(2024, 1, day)
-    moment.note = note  # type: ignore[attr-defined]
-    return moment
-
-
-def table(note: str, *numbers: int) -> Table:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas suspects a column in every attribute
-        made = Table({"a": numbers})
-        made.note = note
-    return made
-
-
-class Adder:
-    def __init__(self, n: int):
-        self.n = n
-
-    def __call__(self, x: int) -> int:
-        return x + self.n
-
-
-def text_with(note: str) -> Text:
-    text = Text("a")
-    text.note = note  # type: ignore[attr-defined]
-    return text
-
-
-def rows_with(note: str, *items: int) -> Rows:
-    rows = Rows(items)
-    rows.note = note  # type: ignore[attr-defined]
-    return rows
-
-
-def add(x: int, n: int = 1) -> int:
-    return x + n
-
-
-def subtract(x: int, n: int = 1) -> int:
-    return x - n
-
-
-def adder(n: int) -> Any:
-    def inner(x: int) -> int:
-        return x + n
-
-    return inner
-
-
-def shared_rows(kind: type = list) -> Any:
-    row = [0]
-    return kind([row, row])
-
-
-def own_rows(kind: type = list) -> Any:
-    return kind([[0], [0]])
-
-
-def cyclic(n: int) -> list[Any]:
-    """A ring of `n` lists."""
-    first: list[Any] = []
-    last = first
-    for _ in range(n - 1):
-        last = [last]
-    first.append(last)
-    return first
-
-
-def nan_of(bits: int) -> float:
-    value: float = struct.unpack("<d", struct.pack("<Q", bits))[0]
-    return value
-
-
-def frame(**options: Any) -> pd.DataFrame:
-    return pd.DataFrame({"a": [1, 2, 3], "b": [1.0, 2.0, 3.0]}, **options)
-
-
-def changed(value: Any, change: Any) -> Any:
-    change(value)
-    return value
-
-
-def fitted(**options: Any) -> LogisticRegression:
-    samples, targets = load_iris(return_X_y=True)
-    return LogisticRegression(max_iter=1000, **options).fit(samples, targets)
-
+from ipyparcache.digest.objects import digest_of
+from ipyparcache.errors import Undigestible
+from tests.digest.values import (
+    DAY,
+    Adder,
+    Colour,
+    Fixed,
+    Hiding,
+    Level,
+    Other,
+    Pair,
+    Point,
+    Rows,
+    Slotted,
+    Table,
+    Tagged,
+    Text,
+    add,
+    adder,
+    changed,
+    cyclic,
+    fitted,
+    frame,
+    nan_of,
+    own_rows,
+    rows_with,
+    shared_rows,
+    subtract,
+    table,
+    tagged,
+    text_with,
+)
 
 STEP = np.arange(6)
 
@@ -932,14 +798,14 @@ def test_every_value_of_the_table_has_the_same_digest_under_another_hash_seed(se
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from test_objects import COLLISIONS\n"
+        "from tests.digest.test_objects import COLLISIONS\n"
         "from ipyparcache.digest.objects import digest_of\n"
         "for group in COLLISIONS.values():\n"
         "    for value in group: print(digest_of(value).hex())\n"
     )
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", code, str(pathlib.Path(__file__).parent)],
+            [sys.executable, "-c", code, str(pathlib.Path(__file__).parents[2])],
             capture_output=True,
             check=True,
             env={**os.environ, "PYTHONHASHSEED": str(own)},
@@ -948,343 +814,3 @@ def test_every_value_of_the_table_has_the_same_digest_under_another_hash_seed(se
     ]
 
     assert outputs[0] == outputs[1]
-
-
-# ---- numbers, sharing, changes
-
-
-def test_mutable_objects_are_numbered_in_the_order_of_the_walk() -> None:
-    inner: list[Any] = []
-    value = {"a": inner, "b": (1, [inner])}
-    traversal = Traversal({})
-
-    traversal.add("x", value)
-
-    assert traversal.number_of(value) == ("x", 0)
-    assert traversal.number_of(inner) == ("x", 1)
-    assert traversal.number_of(value["b"][1]) == ("x", 2)
-    assert traversal.object_at("x", 1) is inner
-    assert traversal.count_of("x") == 3
-
-
-def test_the_numbers_in_a_set_do_not_depend_on_its_order() -> None:
-    class Node:
-        def __init__(self, tag: int, hashed: int):
-            self.tag = tag
-            self.hashed = hashed
-
-        def __hash__(self) -> int:
-            return self.hashed
-
-    for hashes in ((1, 2, 3), (3, 2, 1)):
-        nodes = [Node(tag, 0) for tag in range(3)]
-        for node, hashed in zip(nodes, hashes, strict=True):
-            node.__dict__["hashed"] = hashed
-        members = set(nodes)
-        for node in nodes:
-            node.__dict__["hashed"] = 0
-        traversal = Traversal({})
-        traversal.add("x", members)
-
-        tags = [traversal.object_at("x", n).tag for n in (1, 2, 3)]  # type: ignore[attr-defined]
-
-        if hashes == (1, 2, 3):
-            first = tags
-    assert tags == first
-
-
-def test_an_object_under_two_names_is_shared() -> None:
-    row = [1]
-    traversal = Traversal({})
-
-    traversal.add("a", [row])
-    traversal.add("b", {"row": row})
-
-    assert traversal.shared == [(("a", 1), ("b", 1))]
-    apart = Traversal({})
-    apart.add("a", [[1]])
-    apart.add("b", {"row": [1]})
-    assert apart.digests == traversal.digests
-    assert apart.combined() != traversal.combined()
-
-
-def test_arrays_over_the_same_memory_are_seen() -> None:
-    base = np.arange(10.0)
-    views = Traversal({})
-    views.add("a", base)
-    views.add("b", base[2:5])
-    copies = Traversal({})
-    copies.add("a", base)
-    copies.add("b", base[2:5].copy())
-
-    assert views.memory_sharing == [(("a", 0), ("b", 0), 16)]
-    assert copies.memory_sharing == []
-    assert views.digests == copies.digests
-    assert views.combined() != copies.combined()
-
-
-CHANGES: dict[str, tuple[Any, Any]] = {
-    "list": ([1, 2], lambda v: v.append(3)),
-    "list item of another type": ([1, 2], lambda v: v.__setitem__(0, True)),
-    "dict": ({"a": 1}, lambda v: v.update(a=2)),
-    "dict order": ({"a": 1, "b": 2}, lambda v: v.update(a=v.pop("a"))),
-    "set": ({1, 2}, lambda v: v.discard(1)),
-    "bytearray": (bytearray(b"ab"), lambda v: v.extend(b"c")),
-    "deque": (collections.deque([1]), lambda v: v.append(2)),
-    "defaultdict": (collections.defaultdict(list), lambda v: v["missing"]),
-    "factory": (collections.defaultdict(list), lambda v: setattr(v, "default_factory", int)),
-    "OrderedDict": (collections.OrderedDict(a=1, b=2), lambda v: v.move_to_end("a")),
-    "Counter": (collections.Counter("ab"), lambda v: v.update("a")),
-    "array": (np.zeros(3), lambda v: v.__setitem__(1, 5)),
-    "large array": (np.zeros(30_000), lambda v: v.__setitem__(20_000, 5)),
-    "array shape": (np.zeros(4), lambda v: v.resize((2, 3), refcheck=False)),
-    "array flag": (np.zeros(4), lambda v: v.setflags(write=False)),
-    "object array": (np.array([None, 1], object), lambda v: v.__setitem__(0, "x")),
-    "masked array": (np.ma.array([1, 2], mask=[0, 1]), lambda v: v.__setitem__(0, np.ma.masked)),
-    "instance": (Point(1, 2), lambda v: setattr(v, "x", 5)),
-    "instance grows": (Point(1, 2), lambda v: setattr(v, "z", 5)),
-    "slots": (Slotted(1, 2), lambda v: setattr(v, "b", 5)),
-    "slots emptied": (Slotted(1, 2), lambda v: delattr(v, "b")),
-    "list subclass": (Rows([1]), lambda v: v.append(2)),
-    "frame value": (frame(), lambda v: v.loc.__setitem__((0, "a"), 50)),
-    "frame column": (frame(), lambda v: v.__setitem__("c", 1)),
-    "frame rows": (frame(), lambda v: v.loc.__setitem__(7, [7, 7.0])),
-    "frame index": (frame(), lambda v: setattr(v, "index", [5, 6, 7])),
-    "frame attrs": (frame(), lambda v: v.attrs.update(unit="m")),
-    "series": (pd.Series([1, 2]), lambda v: v.__setitem__(0, 5)),
-    "series name": (pd.Series([1, 2]), lambda v: setattr(v, "name", "x")),
-    "index name": (pd.Index([1, 2]), lambda v: setattr(v, "name", "x")),
-    "Generator": (np.random.default_rng(1), lambda v: v.random()),
-    "RandomState": (np.random.RandomState(1), lambda v: v.rand()),
-    "Random": (random.Random(1), lambda v: v.random()),
-    "estimator": (LogisticRegression(), lambda v: setattr(v, "C", 2.0)),
-    "function attribute": (adder(1), lambda v: setattr(v, "note", 1)),
-    "function default": (lambda x, n=1: x, lambda v: setattr(v, "__defaults__", (2,))),
-    "exception": (ValueError("a"), lambda v: v.add_note("b")),
-    "subclass of a C type": (tagged("x"), lambda v: setattr(v, "note", "y")),
-    "subclass of a frame": (table("x", 1), lambda v: v.__setitem__("b", 2)),
-    "attribute of a subclass of a frame": (table("x", 1), lambda v: v.__dict__.update(note="y")),
-    "text in memory": (io.StringIO("a"), lambda v: v.write("bc")),
-    "place in bytes in memory": (io.BytesIO(b"abc"), lambda v: v.seek(2)),
-    "bytes in memory closed": (io.BytesIO(b"abc"), lambda v: v.close()),
-    "simple namespace": (types.SimpleNamespace(a=1), lambda v: setattr(v, "a", 2)),
-}
-
-
-@pytest.mark.parametrize("case", CHANGES)
-def test_a_change_in_place_is_found_and_can_be_put_into_an_equal_object(case: str) -> None:
-    import copy
-
-    value, change = CHANGES[case]
-    original = copy.deepcopy(value) if not isinstance(value, types.FunctionType) else value
-    target = copy.deepcopy(original)
-    traversal = Traversal({})
-    traversal.add("x", original)
-    assert traversal.changed() == []
-
-    change(original)
-
-    assert ("x", 0) in traversal.changed()
-    if original is not target:
-        put_state(target, state_of(original))
-        assert digest_of(target) == digest_of(original)
-
-
-def test_a_changed_child_is_not_a_change_of_its_holder() -> None:
-    inner = [1]
-    value = {"deep": [inner]}
-    traversal = Traversal({})
-    traversal.add("x", value)
-
-    inner.append(2)
-
-    assert traversal.changed() == [("x", 2)]
-
-
-def test_a_variable_shared_by_closures_is_found_changed(notebook: Any) -> None:
-    notebook(
-        "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n        return n\n"
-        "    return count\ncount = make()"
-    )
-    traversal = notebook.traversal("count")
-
-    notebook["count"]()
-
-    [place] = traversal.changed()
-    assert isinstance(traversal.object_at(*place), types.CellType)
-
-
-def test_what_cannot_be_put_back_says_so() -> None:
-    with pytest.raises(Unrestorable):
-        put_state(enumerate([1]), None)
-
-
-@pytest.mark.parametrize("numbers", [(5,), (0, 3), (7, -2)])
-def test_a_count_is_set_by_counting_on(numbers: tuple[int, ...]) -> None:
-    ahead, behind = itertools.count(*numbers), itertools.count(*numbers)
-    assert digest_of(ahead) == digest_of(behind)
-    next(ahead)
-    next(ahead)
-    assert digest_of(ahead) != digest_of(behind)
-
-    put_state(behind, state_of(ahead))
-
-    assert next(behind) == next(ahead)
-    with pytest.raises(Unrestorable):
-        put_state(behind, state_of(itertools.count(*numbers)))  # back
-    assert digest_of(itertools.count(0.5)) != digest_of(itertools.count(0.25))
-
-
-def test_zip_moves_what_it_draws_from() -> None:
-    first, second = iter([1, 2, 3]), iter("abc")
-    pairs = zip(first, second, strict=True)
-    traversal = Traversal({})
-    before = traversal.add("pairs", pairs)
-
-    next(pairs)
-
-    places = traversal.changed()
-    assert [traversal.object_at(*place) for place in places] == [first, second]
-    assert digest_of(pairs) != before
-    assert digest_of(zip(iter([1]), iter("a"), strict=True)) != digest_of(
-        zip(iter([1]), iter("a"), strict=False)
-    )
-
-
-@pytest.mark.parametrize("taken", [1, 3, 4])
-@pytest.mark.parametrize(
-    "over",
-    [[1, 2, 3], (1, 2, 3), "abc", "äöü", b"abc", range(1, 4), range(9, 0, -3), range(1 << 70, (1 << 70) + 3)],
-    ids=repr,
-)
-def test_an_iterator_can_be_put_where_another_is(over: Any, taken: int) -> None:
-    one, other = iter(over), iter(over)
-    traversal = Traversal({})
-    traversal.add("it", one)
-    assert digest_of(one) == digest_of(other)
-    assert traversal.changed() == []
-
-    for _ in range(taken):
-        next(one, None)
-    assert ("it", 0) in traversal.changed()
-    put_state(other, state_of(one))
-
-    assert digest_of(other) == digest_of(one)
-    assert list(other) == list(over)[taken:]
-
-
-def test_an_iterator_that_came_to_its_end_cannot_be_put_back() -> None:
-    one, other = iter([1, 2]), iter([1, 2])
-    next(one)
-    list(other)
-
-    with pytest.raises(Unrestorable):
-        put_state(other, state_of(one))
-
-
-def test_a_plain_object_is_told_by_its_number_only() -> None:
-    marker = object()
-
-    assert digest_of([marker, marker]) != digest_of([object(), object()])
-    assert digest_of(object()) == digest_of(object())
-
-
-@pytest.mark.parametrize(
-    "value", [1, "a", None, DAY, (1, "a"), np.float64(1), pd.Timestamp("2024"), range(3), frozenset({1})]
-)
-def test_immutable_leaves_are_atomic(value: object) -> None:
-    assert is_atomic(value)
-
-
-@pytest.mark.parametrize("value", [[], {}, ([],), np.zeros(1), Point(1), object(), threading.Lock()])
-def test_what_can_change_is_not_atomic(value: object) -> None:
-    assert not is_atomic(value)
-
-
-def test_a_summary_names_columns_and_size() -> None:
-    traversal = Traversal({})
-    traversal.add("df", frame())
-    other = Traversal({})
-    other.add("df", frame().assign(b=0))
-
-    before, after = summary_of(traversal, "df"), summary_of(other, "df")
-
-    assert before.type == "pandas.DataFrame"
-    assert before.size == "3 x 2"
-    assert before.parts["a"] == after.parts["a"]
-    assert before.parts["b"] != after.parts["b"]
-
-
-def test_a_traversal_keeps_what_it_met_alive() -> None:
-    class Node:
-        pass
-
-    traversal = Traversal({})
-    node = Node()
-    watched = weakref.ref(node)
-    traversal.add("x", [node])
-    del node
-    gc.collect()
-
-    assert watched() is not None
-
-
-def rows_of_numbers(count: int = 100) -> list[Any]:
-    return [[n, str(n)] for n in range(count)]
-
-
-MANY: dict[str, tuple[Any, Any]] = {
-    "lists": (rows_of_numbers, lambda rows: rows[50].append(True)),
-    "lists, one item of another type": (rows_of_numbers, lambda rows: rows[1].__setitem__(0, True)),
-    "dicts": (lambda: [{"n": n} for n in range(100)], lambda rows: rows[50].update(n=50.0)),
-    "dicts, in another order": (
-        lambda: [{"n": n, "m": 1} for n in range(100)],
-        lambda rows: rows[50].update(n=rows[50].pop("n")),
-    ),
-    "lists in a dict": (lambda: {str(n): [n] for n in range(100)}, lambda rows: rows["50"].clear()),
-    "a list that gets a list": (rows_of_numbers, lambda rows: rows[50].append([])),
-}
-
-
-@pytest.mark.parametrize("case", MANY)
-def test_one_change_among_many_plain_containers_is_found(case: str) -> None:
-    make, change = MANY[case]
-    value = make()
-    traversal = Traversal({})
-    before = traversal.add("x", value)
-    assert traversal.changed() == []
-    assert traversal.count_of("x") == 101
-
-    change(value)
-
-    [(root, number)] = traversal.changed()
-    assert traversal.object_at(root, number) in (list(value.values()) if isinstance(value, dict) else value)
-    assert digest_of(value) != before
-
-
-def test_many_plain_containers_count_alike_whether_met_before_or_not() -> None:
-    value = rows_of_numbers()
-    alone = Traversal({}).add("b", value)
-    traversal = Traversal({})
-    traversal.add("a", [value[3], value[70]])
-
-    assert traversal.add("b", value) == alone
-    assert traversal.shared == [(("a", 1), ("b", 4)), (("a", 2), ("b", 71))]
-    assert traversal.number_of(value[4]) == ("b", 5)
-
-
-def test_sharing_among_many_plain_containers_counts() -> None:
-    value = rows_of_numbers()
-    twice = rows_of_numbers()
-    value[7] = [6, "6"]
-    twice[7] = twice[6]
-
-    assert digest_of(value) != digest_of(twice)
-
-
-def test_many_tuples_are_told_from_lists_and_from_each_other() -> None:
-    tuples = [(n, str(n)) for n in range(100)]
-
-    assert len({digest_of(tuples), digest_of(rows_of_numbers()), digest_of([*tuples[:-1], (99, "9")])}) == 3
-    assert digest_of([*tuples, 1]) != digest_of([*tuples, True])
-    assert digest_of([*tuples, (math.nan,)]) == digest_of([*tuples, (nan_of(0xFFF8000000000123),)])
