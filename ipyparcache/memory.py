@@ -61,7 +61,10 @@ def expires_after(
     hours: float = 0,
     weeks: float = 0,
 ) -> Callable[[Mapping[str, Any]], bool]:
-    """A `cache_validation_callback` by which a result counts for this long after it was stored."""
+    """A `cache_validation_callback` by which a result counts for this long after it was stored.
+
+    The parameters are those of `datetime.timedelta`: `expires_after(hours=12)`.
+    """
     import datetime
 
     delta = datetime.timedelta(days, seconds, microseconds, milliseconds, minutes, hours, weeks)
@@ -177,7 +180,7 @@ class Memory(Logger):
         )
 
     def clear(self, warn: bool = True) -> None:
-        """Remove all results."""
+        """Remove all results; unless `warn` is False, a warning says so."""
         if self.store_backend is None:
             return
         if warn:

@@ -370,7 +370,7 @@ def unwrap_arrived(data: bytes, keep_wrapper: bool) -> object:
 
 
 def wrap_non_picklable_objects(obj: Any, keep_wrapper: bool = True) -> Any:
-    """Wrap a function, class or instance so that it travels by value though the rest is pickled plainly.
+    """Wrap `obj` (function, class, instance) so that it travels by value though the rest is pickled plainly.
 
     A wrapped class keeps its name and makes wrapped instances; `keep_wrapper=False` unwraps on arrival.
     """

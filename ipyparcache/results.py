@@ -329,6 +329,12 @@ class MemorizedResult(Logger):
         The function, for `repr`; or both it and the next in one tuple.
     args_id : str
         Which result.
+    backend, mmap_mode, verbose
+        As those of `Memory`.
+    timestamp : float, optional
+        When the reference was made; now, if not given.
+    metadata : mapping, optional
+        What is known of the run; read with the result, if not given.
     """
 
     def __init__(
