@@ -11,6 +11,7 @@ import re
 import stat as stat_module
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -167,8 +168,26 @@ def _on_make_folder(seen: Seen, frame: FrameType, path: Any, mode: int = 0, fold
     if spelled is None or is_ignored(absolute(spelled), asker_of(frame)):
         return
     full = absolute(spelled)
-    if not os.path.lexists(full):
+    is_there = os.path.lexists(full)
+    if _must_be_new(frame) and not seen.made(full):
+        seen.answers.setdefault(("lexists", seen.spelled(spelled)), is_there)
+        seen.asked_by_user.add(("lexists", seen.spelled(spelled)))
+    elif is_there:
+        seen.folders_kept.add(full)
+    if not is_there:
         seen.folders_made.add(full)
+
+
+def _must_be_new(frame: FrameType | None) -> bool:
+    """Whether user code makes a folder so that one that is there already is an error."""
+    while frame is not None and frame.f_code in _FOLDER_MAKERS:
+        if frame.f_locals.get("exist_ok"):
+            return False
+        frame = frame.f_back
+    return frame is not None and modules.is_user_code(frame.f_globals.get("__name__"))
+
+
+_FOLDER_MAKERS = {os.makedirs.__code__, Path.mkdir.__code__}
 
 
 def _on_link(seen: Seen, frame: FrameType, source: Any, target: Any, *folders: int) -> None:

@@ -124,7 +124,7 @@ def _file_rows(seen: Seen, logs: bool) -> Iterable[Row]:
             if found == "absent":
                 raise Unrepeatable(f"{use.spelled}, which it wrote, is no longer there")
             yield Row("output", use.spelled, found)
-    for folder in sorted(seen.folders_made):
+    for folder in sorted(seen.folders_made | seen.folders_kept):
         spelled = os.path.relpath(folder, seen.folder) if folder.startswith(seen.folder + os.sep) else folder
         if os.path.isdir(folder):
             yield Row("output", spelled, "folder")

@@ -305,6 +305,11 @@ def _socket_timeout() -> float | None:
     return None if timeout is None else timeout + 1  # a timeout of 0 is one, too
 
 
+def _field_limit() -> int | None:
+    limit: int = sys.modules["csv"].field_size_limit()
+    return None if limit == 131072 else limit + 1  # a limit of 0 is one, too
+
+
 _ARGUMENT_PARSERS = frozenset({"argparse", "optparse", "getopt", "click", "typer", "fire", "absl"})
 
 
@@ -364,6 +369,14 @@ SETTINGS = (
         registries.dialects,
         registries.dialects,
         registries.restore_dialects,
+        frozenset({"csv", "pandas"}),
+    ),
+    Setting(
+        "limit of CSV fields",
+        "csv",
+        _field_limit,
+        lambda: sys.modules["csv"].field_size_limit(),
+        lambda limit: sys.modules["csv"].field_size_limit(limit),
         frozenset({"csv", "pandas"}),
     ),
     Setting(

@@ -364,6 +364,11 @@ def is_module(name: str) -> bool:
     return origin_of(top) == "local" and _find_spec(name) is not None
 
 
+def can_be_found(name: str) -> bool:
+    """Whether an import would find a module of this name on the path; nothing is imported to tell."""
+    return _find_spec(name) is not None
+
+
 # ---- distributions: their version
 
 

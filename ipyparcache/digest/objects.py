@@ -310,6 +310,9 @@ class Traversal:
                 if isinstance(value, type):
                     self.reach_class(value)
             return
+        if name == "sys" and "modules" in names:
+            loaded = sorted(part for part in list(sys.modules) if modules.origin_of(part) == "local")
+            self.digests["local modules loaded"] = blake3(dumps(loaded, 2)).digest()
         for attribute in sorted(names):
             value = namespace.get(attribute)
             if attribute in own or _is_plain_setting(attribute, value):

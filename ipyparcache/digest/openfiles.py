@@ -68,6 +68,7 @@ class Seen:
     )  # name, is a folder
     environment: dict[str, str | None] = field(default_factory=dict)  # as first read by the run
     folders_made: set[str] = field(default_factory=set)
+    folders_kept: set[str] = field(default_factory=set)  # it would have made them, but they were there
     own_listings: set[str] = field(default_factory=set)  # those of folders that the run made
     removed: list[str] = field(default_factory=list)  # files and folders that the run did not make
     commands: list[Command] = field(default_factory=list)

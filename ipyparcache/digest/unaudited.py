@@ -11,7 +11,7 @@ import builtins
 import functools
 import genericpath
 import getpass
-import importlib
+import importlib.util
 import os
 import pathlib
 import posixpath
@@ -51,6 +51,7 @@ for _function, _question in [
     (genericpath.isdir, "isdir"),
     (genericpath.getsize, "size"),
     (genericpath.getmtime, "mtime"),
+    (genericpath.samefile, "inode"),
     (posixpath.lexists, "lexists"),
     (posixpath.islink, "islink"),
     (pathlib.Path.exists, "exists"),
@@ -96,12 +97,17 @@ _OWN_BUSINESS = frozenset(
 
 
 def answer_to(question: str, path: str) -> object:
-    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there."""
+    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there.
+
+    Of a module, under `find_spec`, whether there is one.
+    """
+    if question == "find_spec":
+        return modules.is_module(path) or modules.can_be_found(path)
     follow = question not in ("lexists", "islink", "lstat")
     try:
         facts = plain_stat(path) if follow else plain_lstat(path)
     except (OSError, ValueError):
-        return None if question in ("size", "mtime", "stat", "lstat") else False
+        return None if question in ("size", "mtime", "inode", "stat", "lstat") else False
     return _answer(question, facts)
 
 
@@ -116,6 +122,8 @@ def _answer(question: str, facts: os.stat_result) -> object:
         return facts.st_size
     if question == "mtime":
         return facts.st_mtime_ns
+    if question == "inode":
+        return [facts.st_dev, facts.st_ino]
     if question in ("stat", "lstat"):
         return [facts.st_mode, facts.st_size, facts.st_mtime_ns]
     return True
@@ -238,6 +246,20 @@ def _wrap_import(plain: Callable[..., Any]) -> Callable[..., Any]:
     return imported
 
 
+def _wrap_find_spec(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def found(name: str, package: str | None = None) -> Any:
+        if not is_quiet():
+            with bookkeeping():
+                asker = asker_of(sys._getframe(1))
+                full = importlib.util.resolve_name(name, package)
+                for seen in concerned() if asker[0] == "user" else ():
+                    seen.answers.setdefault(("find_spec", full), answer_to("find_spec", full))
+        return plain(name, package)
+
+    return found
+
+
 def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def asked(*arguments: Any, **options: Any) -> Any:
@@ -293,6 +315,7 @@ _WRAPPERS: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any
     (os, "access", _wrap_access),
     (os, "readlink", _wrap_readlink),
     (importlib, "import_module", _wrap_import),
+    (importlib.util, "find_spec", _wrap_find_spec),
     (builtins, "input", _wrap_input),
     (getpass, "getpass", _wrap_input),
 ]

@@ -320,6 +320,19 @@ def test_a_namespace_package_is_known_however_new_its_folder_is(local_modules: P
     assert modules.source_of("portions") is not None
 
 
+def test_which_local_modules_are_loaded_counts_where_that_is_asked(
+    local_modules: Path, notebook: Any
+) -> None:
+    write(local_modules / "plug.py", "")
+    notebook("import sys\ndef f(): return 'plug' in sys.modules\ndef g(): return sys.platform")
+    before = notebook.digest("f"), notebook.digest("g")
+
+    notebook("import plug")
+
+    assert notebook.digest("f") != before[0]
+    assert notebook.digest("g") == before[1]
+
+
 def test_an_edited_module_that_was_not_loaded_again_counts_as_loaded(
     local_modules: Path, notebook: Any
 ) -> None:

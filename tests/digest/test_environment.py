@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import decimal
-import importlib
+import importlib.util
 import json
 import locale
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -59,6 +62,7 @@ def process_as_it_was() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(state[4])
     pd.reset_option("display.precision")
+    csv.field_size_limit(131072)
     generators.seeded.clear()
     generators.seeded.update(seeded)
 
@@ -104,16 +108,20 @@ OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "a folder's files": (lambda: os.listdir("in"), edit("in/b.csv")),
     "a folder's files, one less": (lambda: os.listdir("in"), lambda: os.remove("in/a.csv")),
     "the files of a folder that the run made": (
-        lambda: (os.mkdir("new"), edit("new/b.csv")(), os.listdir("new")),
+        lambda: (os.makedirs("new", exist_ok=True), edit("new/b.csv")(), os.listdir("new")),
         edit("new/c.csv"),
     ),
     "whether a file exists in a folder that the run made": (
-        lambda: (os.mkdir("new"), os.path.exists("new/b.csv")),
+        lambda: (os.makedirs("new", exist_ok=True), os.path.exists("new/b.csv")),
         edit("new/b.csv"),
     ),
     "a file that was missing in a folder that the run made": (
-        lambda: (os.mkdir("new"), try_to_read("new/b.csv")),
+        lambda: (os.makedirs("new", exist_ok=True), try_to_read("new/b.csv")),
         edit("new/b.csv"),
+    ),
+    "whether two paths are the same file": (
+        lambda: (os.link("data.txt", "linked"), os.path.samefile("data.txt", "linked")),
+        lambda: (os.remove("data.txt"), edit("data.txt", "1\n")()),
     ),
     "a variable": (lambda: os.environ.get("STAGE"), lambda: os.environ.update(STAGE="prod")),
     "the folder": (lambda: os.getcwd(), lambda: os.chdir("in")),
@@ -139,6 +147,49 @@ def test_rows_hold_until_what_was_asked_has_another_answer(what: str, folder: Pa
     assert not all_hold(rows)
     assert all(described(row) for row in rows)
     os.chdir(folder)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: os.mkdir("new"), lambda: os.makedirs("new/inner"), lambda: Path("new").mkdir()]
+)
+def test_a_folder_that_must_be_new_is_an_error_in_the_next_run(make: Callable[[], object]) -> None:
+    rows = rows_of(make)
+
+    assert not all_hold(rows)
+    shutil.rmtree("new")
+    assert all_hold([row for row in rows if row.kind != "output"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: os.makedirs("new/inner", exist_ok=True),
+        lambda: Path("new/inner").mkdir(parents=True, exist_ok=True),
+        lambda: tempfile.mkdtemp(dir="."),
+    ],
+)
+def test_a_folder_that_may_be_there_is_no_question(make: Callable[[], object]) -> None:
+    assert all_hold(rows_of(make))
+
+
+def test_a_folder_that_was_there_is_made_again_where_it_is_gone() -> None:
+    rows = rows_of(lambda: os.makedirs("in", exist_ok=True))
+    assert all_hold(rows)
+
+    shutil.rmtree("in")
+
+    assert not all_hold(rows)
+
+
+def test_whether_a_module_is_found_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    rows = rows_of(lambda: importlib.util.find_spec("no_such_module"))
+    assert all_hold(rows)
+
+    edit("no_such_module.py", "")()
+    importlib.invalidate_caches()
+
+    assert not all_hold(rows)
 
 
 def test_only_the_bit_that_was_asked_counts() -> None:
@@ -314,6 +365,7 @@ SETTINGS: dict[str, tuple[Callable[[], object], str]] = {
     "NumPy error handling": (lambda: np.seterr(all="ignore"), ""),
     "pandas options": (lambda: pd.set_option("display.precision", 2), "pandas"),
     "matplotlib rcParams": (lambda: mpl.rcParams.update({"lines.linewidth": 9}), "matplotlib"),
+    "limit of CSV fields": (lambda: csv.field_size_limit(99), "csv"),
 }
 
 
