@@ -207,7 +207,7 @@ class LocalStore(Store):
             try:
                 os.replace(temporary, path)
             except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                make_folder(Path(path).parent)
                 os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

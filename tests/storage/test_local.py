@@ -295,3 +295,26 @@ def test_a_folder_that_another_process_removes_while_it_is_made_is_made_again(st
     assert removed
     with store.open(NAME) as blob:
         assert blob.size == len(BIG)
+
+
+def test_a_folder_that_others_remove_just_as_it_is_found_to_be_there_is_made_again(
+    store, tmp_path, monkeypatch
+):
+    store.put(NAME, [BIG])
+    shard = os.path.dirname(store.path(NAME))
+    store.remove([NAME])
+    os.rmdir(shard)
+    plain, found = os.mkdir, []
+
+    def mkdir(path, *options, **more):
+        if os.fspath(path) == shard and not found:
+            found.append(path)
+            raise FileExistsError(errno.EEXIST, "it is gone by now", path)
+        plain(path, *options, **more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    store.put(NAME, [BIG])
+
+    assert found
+    with store.open(NAME) as blob:
+        assert blob.size == len(BIG)
