@@ -12,7 +12,7 @@ import stat as stat_module
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from ipyparcache.digest import modules
@@ -23,6 +23,7 @@ from ipyparcache.digest.openfiles import (
     Command,
     Seen,
     absolute,
+    answer_to,
     bookkeeping,
     concerned,
     file_content,
@@ -89,6 +90,25 @@ def _on_listing(seen: Seen, frame: FrameType, path: Any) -> None:
     seen.listings.setdefault(seen.spelled(spelled), listing_of(absolute(spelled)))
 
 
+def _on_scan(seen: Seen, frame: FrameType, path: Any) -> None:
+    """The same, and what the system says of each entry where the user's code may ask the entries for it."""
+    _on_listing(seen, frame, path)
+    spelled = "." if path is None else path_of(path, -2 if isinstance(path, int) else None)
+    if spelled is None or not modules.is_user_code(frame.f_globals.get("__name__")):
+        return
+    if not _names_attribute(frame.f_code, "stat") or seen.made(absolute(spelled)):
+        return
+    for name, _ in listing_of(absolute(spelled)) or ():
+        entry = os.path.join(seen.spelled(spelled), name)
+        seen.answers.setdefault(("stat", entry), answer_to("stat", entry))
+
+
+def _names_attribute(code: CodeType, name: str) -> bool:
+    return name in code.co_names or any(
+        _names_attribute(constant, name) for constant in code.co_consts if isinstance(constant, CodeType)
+    )
+
+
 def _on_sqlite(seen: Seen, frame: FrameType, database: Any) -> None:
     spelled = path_of(database)
     if spelled is None or spelled in ("", ":memory:"):
@@ -111,9 +131,16 @@ def _on_remove(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> Non
     full = absolute(spelled)
     use = seen.files.get(full)
     if seen.made(full) and (use is None or not use.existed):
-        seen.files.pop(full, None)
+        _forget_made(seen, full)
     elif os.path.lexists(full):
         seen.removed.append(spelled)
+
+
+def _forget_made(seen: Seen, path: str) -> None:
+    """A file that the run made goes: whatever lies there when it is asked again would have gone as well."""
+    use = seen.files.pop(path, None)
+    if use is not None and not any(path.startswith(folder + os.sep) for folder in seen.folders_made):
+        seen.answers.setdefault(("lexists", use.spelled), False)
 
 
 def _on_remove_folder(seen: Seen, frame: FrameType, path: Any, folder: int = -1) -> None:
@@ -156,7 +183,7 @@ def _on_rename(
             moved.spelled = os.path.join(new, os.path.relpath(known, full))
             seen.files[there + known[len(full) :]] = moved
     elif seen.made(full) and (use is None or not use.existed):
-        seen.files.pop(full, None)
+        _forget_made(seen, full)
         replaced = use_of(seen, new)
         replaced.is_written = replaced.is_made = True
     else:
@@ -327,7 +354,7 @@ def _on_input(seen: Seen, frame: FrameType, *prompt: Any) -> None:
 _HANDLERS: dict[str, Callable[..., None]] = {
     "open": note_open,
     "os.listdir": _on_listing,
-    "os.scandir": _on_listing,
+    "os.scandir": _on_scan,
     "sqlite3.connect": _on_sqlite,
     "os.remove": _on_remove,
     "os.rmdir": _on_remove_folder,

@@ -543,7 +543,7 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 def note_again(rows: Sequence[Sequence[Any]]) -> None:
     """Tell the watches that are active what a run once asked, as a hit answers for it without asking."""
-    from ipyparcache.digest import openfiles, unaudited
+    from ipyparcache.digest import openfiles
 
     with openfiles.unwatched():
         concerned = openfiles.concerned()
@@ -560,4 +560,4 @@ def note_again(rows: Sequence[Sequence[Any]]) -> None:
             elif kind == "cwd":
                 seen.asks_folder = True
             elif kind != "random":
-                seen.answers.setdefault((kind, name), unaudited.answer_to(kind, name))
+                seen.answers.setdefault((kind, name), openfiles.answer_to(kind, name))

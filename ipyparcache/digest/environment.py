@@ -20,8 +20,7 @@ from ipyparcache.digest.filedigests import FileDigests
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded
 from ipyparcache.digest.libsettings import SETTINGS, settings_digest
 from ipyparcache.digest.objects import Traversal, digest_of
-from ipyparcache.digest.openfiles import Seen, listing_of, signature_of
-from ipyparcache.digest.unaudited import answer_to
+from ipyparcache.digest.openfiles import Seen, answer_to, listing_of, signature_of
 from ipyparcache.errors import Undigestible, Unrepeatable
 
 

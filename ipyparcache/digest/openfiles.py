@@ -10,6 +10,7 @@ but for those of executors, which the run may have given work.
 from __future__ import annotations
 
 import os
+import stat as stat_module
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
+
+from ipyparcache.digest import modules
 
 Signature = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
@@ -305,6 +308,39 @@ def file_content(path: str) -> bytes | None:
     except OSError:
         return None
     return hasher.digest()
+
+
+def answer_to(question: str, path: str) -> object:
+    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there.
+
+    Of a module, under `find_spec`, whether there is one.
+    """
+    if question == "find_spec":
+        return modules.is_module(path) or modules.can_be_found(path)
+    follow = question not in ("lexists", "islink", "lstat")
+    try:
+        facts = plain_stat(path) if follow else plain_lstat(path)
+    except (OSError, ValueError):
+        return None if question in ("size", "mtime", "inode", "stat", "lstat") else False
+    return _answer(question, facts)
+
+
+def _answer(question: str, facts: os.stat_result) -> object:
+    if question == "isfile":
+        return stat_module.S_ISREG(facts.st_mode)
+    if question == "isdir":
+        return stat_module.S_ISDIR(facts.st_mode)
+    if question == "islink":
+        return stat_module.S_ISLNK(facts.st_mode)
+    if question == "size":
+        return facts.st_size
+    if question == "mtime":
+        return facts.st_mtime_ns
+    if question == "inode":
+        return [facts.st_dev, facts.st_ino]
+    if question in ("stat", "lstat"):
+        return [facts.st_mode, facts.st_size, facts.st_mtime_ns]
+    return True
 
 
 def listing_of(path: str) -> tuple[tuple[str, bool], ...] | None:

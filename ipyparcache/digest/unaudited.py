@@ -15,7 +15,6 @@ import importlib.util
 import os
 import pathlib
 import posixpath
-import stat as stat_module
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,14 +27,13 @@ from ipyparcache.digest.audited import note_open
 from ipyparcache.digest.openfiles import (
     Seen,
     absolute,
+    answer_to,
     bookkeeping,
     concerned,
     is_quiet,
     is_watching,
     note_loading,
     path_of,
-    plain_lstat,
-    plain_stat,
     unwatched,
 )
 
@@ -94,39 +92,6 @@ _OWN_BUSINESS = frozenset(
         "multiprocessing",
     ]
 )
-
-
-def answer_to(question: str, path: str) -> object:
-    """What the file system says now to a question such as `isfile` or `size`; None where nothing is there.
-
-    Of a module, under `find_spec`, whether there is one.
-    """
-    if question == "find_spec":
-        return modules.is_module(path) or modules.can_be_found(path)
-    follow = question not in ("lexists", "islink", "lstat")
-    try:
-        facts = plain_stat(path) if follow else plain_lstat(path)
-    except (OSError, ValueError):
-        return None if question in ("size", "mtime", "inode", "stat", "lstat") else False
-    return _answer(question, facts)
-
-
-def _answer(question: str, facts: os.stat_result) -> object:
-    if question == "isfile":
-        return stat_module.S_ISREG(facts.st_mode)
-    if question == "isdir":
-        return stat_module.S_ISDIR(facts.st_mode)
-    if question == "islink":
-        return stat_module.S_ISLNK(facts.st_mode)
-    if question == "size":
-        return facts.st_size
-    if question == "mtime":
-        return facts.st_mtime_ns
-    if question == "inode":
-        return [facts.st_dev, facts.st_ino]
-    if question in ("stat", "lstat"):
-        return [facts.st_mode, facts.st_size, facts.st_mtime_ns]
-    return True
 
 
 def _ask(question: str, path: Any, frame: FrameType | None) -> None:

@@ -119,6 +119,18 @@ OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         lambda: (os.makedirs("new", exist_ok=True), try_to_read("new/b.csv")),
         edit("new/b.csv"),
     ),
+    "the size of an entry of a folder": (
+        lambda: [entry.stat().st_size for entry in os.scandir("in")],
+        edit("in/a.csv", "longer than before"),
+    ),
+    "what would be moved over a file": (
+        lambda: (edit("draft")(), os.replace("draft", "final")),
+        edit("draft", "of somebody else"),
+    ),
+    "what would be removed": (
+        lambda: (edit("draft")(), os.remove("draft"), read_all("data.txt")),
+        edit("draft"),
+    ),
     "whether two paths are the same file": (
         lambda: (os.link("data.txt", "linked"), os.path.samefile("data.txt", "linked")),
         lambda: (os.remove("data.txt"), edit("data.txt", "1\n")()),
@@ -128,6 +140,10 @@ OBSERVED: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "an output that went": (lambda: Path("out.txt").write_text("x"), lambda: os.remove("out.txt")),
     "an output that was changed": (lambda: Path("out.txt").write_text("x"), edit("out.txt")),
 }
+
+
+def read_all(name: str) -> str:
+    return Path(name).read_text()
 
 
 def try_to_read(name: str) -> None:
