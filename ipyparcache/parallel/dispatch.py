@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
 TARGET = 0.004  # seconds that a batch should run at first, and always where results are wanted one by one
-LONG_TARGET = 0.02  # and later: a hundred times what sending it and reading its report costs
-PART = 0.1  # of the time that the call has run: no batch should run longer
+LONG_TARGET = 0.1  # and later: fewer reports wake the caller, and what is left at the end is shared out
+PART = 0.2  # of the time that the call has run: no batch should run longer
 LARGEST = 4096  # tasks of a batch: more would not fit into a slot of the block
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
 CHUNK = 256  # tasks that are drawn at once
