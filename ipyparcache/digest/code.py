@@ -9,6 +9,7 @@ its live attributes.
 from __future__ import annotations
 
 import abc
+import copyreg
 import functools
 import gc
 import marshal
@@ -500,10 +501,15 @@ class ClassKind(Kind):
         walk.token(b"class", obj.__module__, obj.__qualname__, len(obj.__bases__), len(own))
         if modules.origin_of(obj.__module__) == "local" and not walk.isolated:
             walk.traversal.note_module(obj.__module__)
-        registered = _registered(obj)
+        registered = registered_with(obj)
         if registered:
             walk.unordered(b"registered", registered)
-        walk.push([type(obj), *obj.__bases__, *own, *own.values()])
+        parts = [type(obj), *obj.__bases__, *own, *own.values()]
+        copied = copyreg.dispatch_table.get(obj)
+        if copied is not None:
+            walk.token(b"copied by")
+            parts.append(copied)
+        walk.push(parts)
 
     def _own(self, cls: type) -> dict[str, object]:
         return {
@@ -513,7 +519,7 @@ class ClassKind(Kind):
         }
 
     def state(self, obj: Any) -> object:
-        return {"bases": obj.__bases__, "dict": self._own(obj), "registered": _registered(obj)}
+        return {"bases": obj.__bases__, "dict": self._own(obj), "registered": registered_with(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         if obj.__bases__ != state["bases"]:
@@ -525,14 +531,14 @@ class ClassKind(Kind):
             if name not in now or now[name] is not value:
                 type.__setattr__(obj, name, value)
         for virtual in state["registered"]:
-            if virtual not in _registered(obj):
+            if virtual not in registered_with(obj):
                 abc.ABCMeta.register(obj, virtual)
 
 
 CLASS = ClassKind()
 
 
-def _registered(cls: type) -> list[type]:
+def registered_with(cls: type) -> list[type]:
     """Classes registered as virtual subclasses."""
     if "_abc_impl" not in class_dict(cls):
         return []

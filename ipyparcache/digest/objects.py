@@ -310,6 +310,10 @@ class Traversal:
                 if isinstance(value, type):
                     self.reach_class(value)
             return
+        if origin == "standard":  # its functions use classes that nobody names
+            for value in list(namespace.values()):
+                if isinstance(value, type) and patches.patches_of(value):
+                    self.reach_class(value)
         if name == "sys" and "modules" in names:
             loaded = sorted(part for part in list(sys.modules) if modules.origin_of(part) == "local")
             self.digests["local modules loaded"] = blake3(dumps(loaded, 2)).digest()
@@ -319,6 +323,8 @@ class Traversal:
                 self.note_read(name, attribute, namespace)
             elif isinstance(value, type):
                 self.reach_class(value)
+            elif origin == "standard" and isinstance(value, ModuleType):
+                self.reach_module(value, None)  # `collections.abc`: which of its attributes is not told
 
     def reach_class(self, cls: type) -> None:
         """Note a class of a distribution: methods that the user put on it are roots of their own."""
@@ -331,6 +337,13 @@ class Traversal:
             self._bases.add(base)
             if modules.is_user_code(module_of(base)):
                 continue
+            virtual = [
+                named for named in code.registered_with(base) if modules.is_user_code(module_of(named))
+            ]
+            if virtual:
+                names = [f"{module_of(named)}.{named.__qualname__}" for named in virtual]
+                place = f"{module_of(base)}.{base.__qualname__}"
+                self.digests[f"classes registered with {place}"] = blake3(dumps(names, 2)).digest()
             own = patches.patches_of(base)
             self._patches[patches.place_of(base)] = base, own
             for name, value in own.items():

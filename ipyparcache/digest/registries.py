@@ -135,6 +135,8 @@ def fixtures() -> dict[str, object]:
         "what traces the code": (sys.gettrace(), sys.getprofile()),
         "sys.argv": list(sys.argv),
     }
+    if "numpy" in sys.modules:
+        found["the error handler of NumPy"] = sys.modules["numpy"].geterrcall()
     if "logging" in sys.modules:
         found["the handlers of loggers"] = {
             one.name: (list(one.handlers), list(one.filters))

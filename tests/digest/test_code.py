@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (each cell of the tables stands on one line)
 from __future__ import annotations
 
+import copyreg
 import importlib
 import subprocess
 import sys
@@ -451,6 +452,38 @@ def test_a_function_that_the_user_put_into_a_library_module_counts(
     monkeypatch.setattr(json, "dumps", notebook["dumps"])
 
     assert notebook.digest("f") != before
+
+
+def test_a_method_that_the_user_put_on_a_class_behind_a_function_counts(
+    notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    notebook("import json\ndef f(x): return json.dumps(x)")
+    before = notebook.digest("f")
+    notebook("def default(self, x): return 'x'")
+    monkeypatch.setattr(json.JSONEncoder, "default", notebook["default"])
+
+    assert notebook.digest("f") != before
+
+
+def test_a_class_that_the_user_registers_with_one_of_python_counts(notebook: Any) -> None:
+    notebook("import collections.abc\ndef f(x): return isinstance(x, collections.abc.Sequence)")
+    notebook("class Box: pass")
+    before = notebook.digest("f")
+
+    notebook("collections.abc.Sequence.register(Box)")
+
+    assert notebook.digest("f") != before
+
+
+def test_how_instances_of_a_class_are_copied_counts(notebook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook("class P: pass\np = P()\ndef reduce(p): return P, ()")
+    before = notebook.digest("p")
+
+    monkeypatch.setitem(copyreg.dispatch_table, notebook["P"], notebook["reduce"])
+
+    assert notebook.digest("p") != before
 
 
 def test_a_class_of_a_library_made_inside_a_function_counts_by_content() -> None:
