@@ -23,7 +23,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
 from ipyparcache.digest import spent
@@ -402,7 +402,10 @@ class Traveller(pickle.Pickler):
         # lives on.
         place = 4 if make is source._make_skeleton_class else 5
         if place == 4 and "__slots__" in vars(obj):  # they can be given to a class only as it is made
-            arguments = (*arguments[:3], arguments[3] | {"__slots__": vars(obj)["__slots__"]}, *arguments[4:])
+            # One that was made of `NamedTuple` is a tuple: `NamedTuple` would give it its slots once more.
+            bases = obj.__bases__ if NamedTuple in arguments[2] else arguments[2]
+            given = arguments[3] | {"__slots__": vars(obj)["__slots__"]}
+            arguments = (*arguments[:2], bases, given, *arguments[4:])
             for name in [n for n, v in rest[0][0].items() if type(v) is types.MemberDescriptorType]:
                 del rest[0][0][name]
         return (make, (*arguments[:place], None, *arguments[place + 1 :]), *rest)

@@ -25,6 +25,11 @@ SAME = {
             "    prod *= i\n    if i % 2:\n        bits |= 1 << i"
         ),
     ),
+    "named_tuples": (
+        "from typing import NamedTuple\nclass P(NamedTuple):\n    x: int\n    y: str = 'z'\n"
+        "    def twice(self):\n        return self.x * 2",
+        "ps = []\nfor i in range(3):\n    ps.append((P(i)._replace(y=str(i)), P(i).twice(), P(1, y='a')))",
+    ),
     "containers_filled_side_by_side": (
         "out, seen, table = [], {5}, {'k': 0}\nsame = out",
         "for i in range(300):\n    if i % 3:\n        out.append(i)\n    same.append(-i)\n"
