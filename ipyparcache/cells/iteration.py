@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import time
+import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from ipyparcache.analysis.body import (
     VALUE,
 )
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
-from ipyparcache.cells import holding, travel, watching
+from ipyparcache.cells import holding, standins, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
 from ipyparcache.cells.losses import Losses
@@ -51,7 +52,7 @@ from ipyparcache.cells.showing import (
     emit_event,
     put_out_so_far,
 )
-from ipyparcache.cells.tracebacks import traceback_rows
+from ipyparcache.cells.tracebacks import know_sources, traceback_rows
 from ipyparcache.cells.travel import ATOMS, MAIN
 
 FLUSH_AFTER = 0.2  # seconds of work after which the records of finished iterations are sent
@@ -139,7 +140,9 @@ class _Run:
         self.unbound: list[str] = []
         self.unfinished = Unfinished(self.namespace)
         self.known: dict[int, travel.Key] = {
-            id(obj): ("b", number) for number, obj in self.arrived.objects.items()
+            id(obj): ("b", number)
+            for number, obj in self.arrived.objects.items()
+            if not travel.goes_by_name(obj, self.is_local)
         }
         self._bases = self._bases_of_parcel = travel.bases_of(self.arrived.objects.values())
         self.with_objects = any(not isinstance(o, travel.DEFINITIONS) for o in self.arrived.objects.values())
@@ -148,6 +151,9 @@ class _Run:
         if body.token:
             holding.begin(body.token)
         self.showing = Showing(self._sendable, self.patches, figures_open=body.figures_open)
+        if b"IPython" in body.parcel or _names_ipython(body.code):
+            importlib.import_module("IPython.display")  # so that its functions can be replaced
+        know_sources(body.sources)
         self._hide()
         self.losses = Losses(body, self.arrived, self._is_user_code)
         self._refers = False
@@ -189,6 +195,7 @@ class _Run:
         before = sys.modules.get(MAIN)
         sys.modules[MAIN] = self.arrived.module
         self.showing.begin()
+        displays = standins.put_in_place()
         checked = first
         self._flushed = result.started
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows)
@@ -251,6 +258,7 @@ class _Run:
         finally:
             if seen is not None:
                 seen.__exit__(None, None, None)
+            standins.put_back(displays)
             self.showing.end()
             if self.random is not None:
                 self.random.end()
@@ -539,6 +547,13 @@ class _Run:
                 continue
         data, _ = self._pickled(RuntimeError(text), {}, False)
         return Failure(number, pickle.dumps((data, []), 5), text, rows, tails, shown)
+
+
+def _names_ipython(code: types.CodeType) -> bool:
+    """Whether code, or code inside of it, imports from IPython."""
+    return any(name.startswith("IPython") for name in code.co_names) or any(
+        _names_ipython(part) for part in code.co_consts if isinstance(part, types.CodeType)
+    )
 
 
 def _differs(name: str, attribute: str, value: object) -> bool:

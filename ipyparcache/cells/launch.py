@@ -20,7 +20,7 @@ from ipyparcache.analysis.body import LOOKED_UP, Site
 from ipyparcache.analysis.forms import DRAW, PROGRESS_METHODS, REPLAYED_METHODS, path_of
 from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.parfor import Parfor
-from ipyparcache.cells import showing, travel
+from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
 from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.plans import refused
@@ -327,14 +327,6 @@ class Launch:
             for call in calls
         }
         return frozenset(only), dict(numbers)
-
-    def stand_ins(self) -> dict[int, tuple[Any, ...]]:
-        """IPython's `display`, which a worker has not."""
-        module = sys.modules.get("IPython.core.display_functions")
-        function = getattr(module, "display", None)
-        if function is None:
-            return {}
-        return {id(function): (showing.worker_display, ())}
 
 
 class LocalModules:

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITERABLE, replaced
 from ipyparcache.analysis.parfor import Parfor
-from ipyparcache.cells import failures, travel, watching
+from ipyparcache.cells import failures, standins, travel, watching
 from ipyparcache.cells.aliasing import code_in, reached
 from ipyparcache.cells.calls import change_by_call, changes_itself
 from ipyparcache.cells.chunks import Chunk, Reader, size_of
@@ -41,7 +41,7 @@ from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer
 from ipyparcache.cells.seeds import put_states, seeded_by
 from ipyparcache.cells.threads import ThreadTask, routed_streams
-from ipyparcache.cells.tracebacks import below, without_our_frames
+from ipyparcache.cells.tracebacks import below, sources_of, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.outcome import Error, Outcome, Value
 from ipyparcache.errors import LoopRefused
@@ -174,7 +174,7 @@ class LoopRun:
                 sorted(names - left_out),
                 self.local,
                 more,
-                self.launch.stand_ins(),
+                standins.replaced(),
                 left_out,
                 self.launch.attributes_asked(),
             )
@@ -291,6 +291,7 @@ class LoopRun:
                 self.marked,
                 self.counters,
                 self._seeds,
+                sources_of([code, *self.parcel.codes()]),
                 self.parcel.data,
                 tuple(self.parcel.buffers),
             )

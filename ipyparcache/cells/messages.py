@@ -50,6 +50,8 @@ class Body:
         Names with what they begin the first iteration with, and by what they differ from one to the next.
     seeds
         Libraries whose global generator every iteration seeds.
+    sources
+        Lines of the cells that the code comes from, by their name.
     """
 
     code: types.CodeType
@@ -70,6 +72,7 @@ class Body:
     marks: bool
     counters: tuple[tuple[str, int, int], ...]
     seeds: tuple[str, ...]
+    sources: dict[str, list[str]]
     parcel: bytes
     buffers: tuple[Any, ...]
 

@@ -56,6 +56,9 @@ class Host(Protocol):
     def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
         """Show objects as a call of `display` in the cell would."""
 
+    def clear_output(self, wait: bool) -> None:
+        """Clear what the cell has put out, as a call of IPython's `clear_output` in it would."""
+
 
 @dataclass(frozen=True)
 class CellPlan:

@@ -146,15 +146,24 @@ class Relay:
             data, buffers = payload
             objects, options = load(data, buffers, {})
             self.host.display(objects, options)
+        elif kind == showing.CLEAR:
+            self.host.clear_output(payload)
         elif kind == showing.FIGURE:
             data, buffers = payload
             self.figures.append(load(data, buffers, {})[0][0])
         elif kind == showing.SHOWN:
             self.host.display(*self.on_threads.pop(payload))
         elif kind == showing.WARNING:
-            data, buffers, file_name, line = payload
+            data, buffers, file_name, line, judged_here, filters_changed = payload
             message, category = load(data, buffers, {})
-            _warn(message, category, file_name, line, self.host.namespace)
+            if filters_changed:
+                showing.forget_warnings()
+            if judged_here:
+                _warn(message, category, file_name, line, self.host.namespace)
+            else:
+                warnings.showwarning(message, category, file_name, line)
+        elif kind == showing.FILTERS:
+            showing.forget_warnings()
         elif kind == showing.LOGGED:
             logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
 

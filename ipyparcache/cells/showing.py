@@ -11,14 +11,16 @@ import pickle
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ipyparcache.cells.travel import ATOMS
 
 #: Kinds of events that a chunk emits while it runs.
-RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE, ENDED = range(9)
+RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE, ENDED, CLEAR, FILTERS = range(11)
 
 #: With `ENDED`: what came before it was put out before this entry of an iteration's log; before its end;
 #: what comes behind it is put out behind an entry whose replay may raise.
@@ -45,17 +47,23 @@ def put_out_so_far() -> tuple[int, ...]:
         return (time.monotonic_ns(),)
 
 
-def display(*objects: object, **options: object) -> None:
-    """Stands on a worker for IPython's `display`: the kernel shows the objects."""
+def show(objects: tuple[object, ...], options: dict[str, Any]) -> None:
+    """Have the kernel show objects as a call of `display` with these options would."""
     showing: Showing | None = getattr(_active, "showing", None)
-    if showing is None:
-        raise RuntimeError("display() was called outside of an iteration")
-    emit_event(DISPLAY, showing.sendable((objects, options), True))
+    if showing is None:  # between iterations: as IPython does where there is no shell
+        print(*objects)
+    else:
+        emit_event(DISPLAY, showing.sendable((objects, options), True))
 
 
-def worker_display() -> Callable[..., None]:
-    """What IPython's `display` is on a worker."""
-    return display
+#: What Python calls when filters have changed.
+_MUTATED = "_filters_mutated" if hasattr(warnings, "_filters_mutated") else "_filters_mutated_lock_held"
+
+
+def forget_warnings() -> None:
+    """Have warnings that were shown "once" shown again, as a change of filters does."""
+    with getattr(warnings, "_lock", nullcontext()):
+        getattr(warnings, _MUTATED)()
 
 
 class Showing:
@@ -92,7 +100,6 @@ class Showing:
 
     def begin(self) -> None:
         """Catch from now on."""
-        import builtins
         import logging
 
         _active.showing = self
@@ -106,12 +113,15 @@ class Showing:
         warnings.showwarning = self._warn
         self._filters = list(warnings.filters)
         # "Once" is decided in the kernel, which sees all iterations.
-        warnings.filters[:] = [  # type: ignore[index]
+        self._shared_filters = [
             ("always", *entry[1:]) if entry[0] in ("default", "once", "module") else entry
             for entry in self._filters
         ]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
-        self._default = warnings.defaultaction  # type: ignore[attr-defined]
+        warnings.filters[:] = self._shared_filters  # type: ignore[index]
+        forget_warnings()
+        self._have_filters_changed = False
+        self._mutated = getattr(warnings, _MUTATED)
+        setattr(warnings, _MUTATED, self._note_change_of_filters)
         self._catch_figures()
         self._handler = _Handler()
         # The kernel's loggers have handlers of their own, which are asked there.
@@ -120,14 +130,9 @@ class Showing:
         self._handlers = [(one, list(one.handlers)) for one in (logging.root, *ending)]
         for one, _ in self._handlers:
             one.handlers[:] = [self._handler] if one is logging.root or not one.propagate else []
-        self._display = getattr(builtins, "display", None)
-        if self._display is None:
-            builtins.display = display  # type: ignore[attr-defined]
 
     def end(self) -> None:
         """Leave the process as it was."""
-        import builtins
-
         for module, attribute, value in self._plain_attributes:
             setattr(module, attribute, value)
         if self.draws:
@@ -135,12 +140,13 @@ class Showing:
             pyplot.show, pyplot.gcf = self._plain_show, self._plain_gcf
         _active.showing = None
         warnings.showwarning = self._showwarning
+        setattr(warnings, _MUTATED, self._mutated)
         warnings.filters[:] = self._filters  # type: ignore[index]
-        warnings._filters_mutated()  # type: ignore[attr-defined]
+        forget_warnings()
+        if self._have_filters_changed:
+            emit_event(FILTERS, None)
         for one, handlers in self._handlers:
             one.handlers[:] = handlers
-        if self._display is None:
-            del builtins.display  # type: ignore[attr-defined]
 
     def _warn(
         self,
@@ -155,7 +161,31 @@ class Showing:
             self._showwarning(message, category, filename, lineno, file, line)
             return
         data, buffers = self.sendable((message, category), False)
-        emit_event(WARNING, (data, buffers, filename, lineno))
+        asks = self._is_for_kernel(message, category, lineno)
+        emit_event(WARNING, (data, buffers, filename, lineno, asks, self._have_filters_changed))
+        self._have_filters_changed = False
+
+    def _note_change_of_filters(self) -> None:
+        """Filters were changed or put back: what was shown "once" so far is shown again.
+
+        Those which a module sets when it is imported were set in the kernel when it was imported there.
+        """
+        self._mutated()
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                return
+            frame = frame.f_back
+        self._have_filters_changed = True
+
+    def _is_for_kernel(self, message: Warning | str, category: type[Warning], line: int) -> bool:
+        """Whether the kernel judges a warning: not where a filter of the body's own lets it pass."""
+        shared = {id(entry) for entry in self._shared_filters}
+        for entry in warnings.filters:
+            _, text, kind, _, at = entry
+            if issubclass(category, kind) and at in (0, line) and (text is None or text.match(str(message))):
+                return id(entry) in shared
+        return True
 
     # figures
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, UNFINISHED, VALUE
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
+from ipyparcache.cells import standins
 from ipyparcache.cells.iteration import (
     KeyOf,
     RandomStreams,
@@ -27,7 +28,7 @@ from ipyparcache.cells.iteration import (
     text_of,
 )
 from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished, brief
-from ipyparcache.cells.showing import AGAIN, AT_END, ENDED, SHOWN, TEXT, emit_event
+from ipyparcache.cells.showing import AGAIN, AT_END, CLEAR, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.cells.travel import ATOMS
 from ipyparcache.engine.worker import current_task
@@ -147,8 +148,10 @@ class ThreadTask:
             namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of
-            if getattr(namespace.get("display"), "__module__", "IPython").startswith("IPython"):
-                namespace["display"] = self._display
+            namespace.setdefault("display", self._display)
+            shows = standins.replaced()
+            for name in [name for name, value in namespace.items() if id(value) in shows]:
+                namespace[name] = getattr(self, "_" + shows[id(namespace[name])][1][0])
             found = self._own.space = namespace, log, unbound
         return found
 
@@ -174,6 +177,15 @@ class ThreadTask:
         if type(value) in ATOMS or site not in self.by_content:
             return value
         return snapshot(value, None if ahead is None else partial_entry(log, site, ahead))
+
+    def _clear_output(self, wait: bool = False) -> None:
+        emit_event(CLEAR, bool(wait))
+
+    def _update_display(self, obj: object, *, display_id: str, **options: object) -> None:
+        self._display(obj, **options, display_id=display_id, update=True)
+
+    def _publish_display_data(self, data: object, metadata: object = None, **options: object) -> None:
+        self._display(data, **options, metadata=metadata, raw=True)
 
     def _display(self, *objects: object, **options: object) -> None:
         key = len(self.shown)

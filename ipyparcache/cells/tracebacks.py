@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import types
+from collections.abc import Iterable
 
 Traceback = list[tuple[str, str, int, int]]
 """File, function, line and the function's first line of every frame."""
@@ -31,6 +33,19 @@ def with_traceback(error: BaseException, rows: Traceback) -> BaseException:
     for row in reversed(rows):
         chain = _entry(*row, chain)
     return error.with_traceback(chain)
+
+
+def sources_of(codes: Iterable[types.CodeType]) -> dict[str, list[str]]:
+    """Lines of the cells that code comes from, which no file holds, by their name."""
+    names = {code.co_filename for code in codes}
+    entries = {name: linecache.cache.get(name) for name in names if not os.path.exists(name)}
+    return {name: list(entry[2]) for name, entry in entries.items() if entry is not None and len(entry) == 4}
+
+
+def know_sources(sources: dict[str, list[str]]) -> None:
+    """Have tracebacks of this process show these lines."""
+    for name, lines in sources.items():
+        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
 
 
 def _entry(

@@ -524,6 +524,10 @@ class Parcel:
         """Numbers by the id of the live object."""
         return {id(obj): number for number, obj in self.objects.items()}
 
+    def codes(self) -> Iterator[types.CodeType]:
+        """The code of the functions in it."""
+        return (obj.__code__ for obj in self.objects.values() if type(obj) is types.FunctionType)
+
 
 def pack(
     namespace: dict[str, Any],
@@ -624,6 +628,17 @@ def _pack(
 def is_numbered(obj: object) -> bool:
     """Whether an object of a pickle's memo can be told apart from its equals, so that its number is kept."""
     return not isinstance(obj, _NOT_NUMBERED)
+
+
+def goes_by_name(obj: object, is_local: Callable[[str], bool]) -> bool:
+    """Whether a copy of an object on another process comes home as the same object without its number.
+
+    Classes and functions of libraries do, and the data types of numpy that exist once.
+    """
+    if isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+        owner = obj.__module__
+        return _is_importable(obj, obj.__qualname__, owner) and not is_local(owner)
+    return type(type(obj)).__name__ == "_DTypeMeta" and getattr(obj, "isbuiltin", 0) == 1
 
 
 @dataclass

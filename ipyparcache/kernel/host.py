@@ -7,7 +7,7 @@ import ast
 import sys
 from typing import Any
 
-from IPython.display import display
+from IPython.display import clear_output, display
 
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import Body, run_statements, run_to_completion
@@ -42,6 +42,10 @@ class ShellHost:
     def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
         """Show what an iteration displayed."""
         display(*objects, **options)
+
+    def clear_output(self, wait: bool) -> None:
+        """Clear what the cell has put out, now or with what comes next."""
+        clear_output(wait)
 
     def show_note(self, html: str, text: str) -> None:
         """Show a line of our own below the cell."""

@@ -1,0 +1,90 @@
+"""What IPython's display functions are on a worker: they tell the kernel, which shows, updates and clears.
+
+The real ones ask for a shell, and print where there is none.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ipyparcache.cells import showing
+
+#: Modules that hold the functions, in one or the other version of IPython.
+_MODULES = ("IPython.core.display_functions", "IPython.core.display", "IPython.display")
+
+
+def display(*objects: object, **options: Any) -> Any:
+    """Have the kernel show objects; the handle, if `display_id` asks for one."""
+    name = options.get("display_id")
+    if name is True:
+        name = options["display_id"] = os.urandom(16).hex()
+    showing.show(objects, options)
+    if not name:
+        return None
+    from IPython.display import DisplayHandle
+
+    return DisplayHandle(name)
+
+
+def update_display(obj: object, *, display_id: str, **options: Any) -> None:
+    """Have the kernel show something else in the place of this name."""
+    display(obj, **options, display_id=display_id, update=True)
+
+
+def clear_output(wait: bool = False) -> None:
+    """Have the kernel clear what the cell has put out so far."""
+    showing.emit_event(showing.CLEAR, bool(wait))
+
+
+def publish_display_data(data: object, metadata: object = None, **options: Any) -> None:
+    """Have the kernel show data by MIME type."""
+    options = {name: value for name, value in options.items() if name in ("transient", "update")}
+    showing.show((data,), {**options, "metadata": metadata, "raw": True})
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    made.__name__: made for made in (display, update_display, clear_output, publish_display_data)
+}
+
+
+def stand_in(name: str) -> Callable[..., Any]:
+    """The function that stands for IPython's of this name."""
+    return FUNCTIONS[name]
+
+
+def replaced() -> dict[int, tuple[Any, ...]]:
+    """By the id of each of IPython's functions, what a pickle for a worker has in its place."""
+    return {id(plain): (stand_in, (name,)) for _, name, plain in _plain()}
+
+
+def put_in_place() -> list[tuple[Any, str, Any]]:
+    """Put the stand-ins where code finds IPython's own; what was there, to be put back."""
+    before = _plain()
+    if not hasattr(builtins, "display"):
+        before.append((builtins, "display", None))
+    for module, name, _ in before:
+        setattr(module, name, FUNCTIONS[name])
+    return before
+
+
+def put_back(before: list[tuple[Any, str, Any]]) -> None:
+    """Leave the process as it was."""
+    for module, name, plain in before:
+        if plain is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, plain)
+
+
+def _plain() -> list[tuple[Any, str, Any]]:
+    return [
+        (module, name, getattr(module, name))
+        for module in map(sys.modules.get, _MODULES)
+        if module is not None
+        for name in FUNCTIONS
+        if hasattr(module, name)
+    ]
