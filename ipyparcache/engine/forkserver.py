@@ -185,6 +185,7 @@ class ForkServer:
                 elif message[0] == "load":
                     self.modules.update(message[1])
                     self.ready = False
+                    self.get_ready()
                 elif message[0] == "kill":
                     self.kill(message[1])
                     self.reap()
