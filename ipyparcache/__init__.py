@@ -67,12 +67,30 @@ _HOMES = {
     "wrap_non_picklable_objects": "ipyparcache.pickling",
 }
 
+# Modules that `import joblib` loads, so that programs ask for them as attributes.
+_MODULES = (
+    "_parallel_backends",
+    "_store_backends",
+    "compressor",
+    "disk",
+    "externals",
+    "func_inspect",
+    "hashing",
+    "logger",
+    "memory",
+    "numpy_pickle",
+    "parallel",
+    "pool",
+)
+
 __all__ = [*_HOMES, "load_ipython_extension", "unload_ipython_extension"]
 
 
 def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value  # later look-ups find it without coming here

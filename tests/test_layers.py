@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "func_inspect": {"logger", "digest"},
     "memorized": {"errors", "logger", "digest", "storage", "results", "func_inspect"},
     "memory": {"errors", "settings", "pickling", "logger", "digest", "storage", "results", "memorized"},
+    "_store_backends": {"storage", "results", "memorized"},
     "hashing": {"digest"},
     "numpy_pickle": {"storage"},
     "compressor": {"storage"},
@@ -33,6 +34,8 @@ MAY_IMPORT = {
     "pool": {"errors", "engine"},
     "progress": {"errors", "settings"},
     "parallel": {"errors", "settings", "lean", "pickling", "logger", "engine", "progress"},
+    "_parallel_backends": {"engine"},
+    "externals": {"errors", "pickling", "engine", "parallel"},
     "kernel": {"errors"},
     "cells": {
         "errors", "settings", "pickling", "analysis", "digest", "storage", "memory", "engine", "progress",

@@ -38,6 +38,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+VALID_BACKEND_HINTS = ("processes", "threads", None)
+VALID_BACKEND_CONSTRAINTS = ("sharedmem", None)
+
+
 class _Context(threading.local):
     """Settings of the contexts that this thread is in, innermost last, and how deep its task is nested."""
 
@@ -107,8 +111,8 @@ def active_count(backend: ParallelBackendBase) -> Any:
 def check_wishes(prefer: object, require: object) -> None:
     """ValueError if `prefer` or `require` is unknown, or both contradict each other."""
     for name, value, what, known in (
-        ("prefer", prefer, "hint", ("processes", "threads", None)),
-        ("require", require, "constraint", ("sharedmem", None)),
+        ("prefer", prefer, "hint", VALID_BACKEND_HINTS),
+        ("require", require, "constraint", VALID_BACKEND_CONSTRAINTS),
     ):
         if value not in known:
             raise ValueError(f"{name}={value} is not a valid backend {what}, expected one of {known}")

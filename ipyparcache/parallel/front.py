@@ -24,6 +24,7 @@ from ipyparcache.engine.backends.base import (
     BACKENDS,
     EXTERNAL_BACKENDS,
     EngineBackend,
+    FallbackToBackend,
     ParallelBackendBase,
     SequentialBackend,
     ThreadingBackend,
@@ -34,7 +35,6 @@ from ipyparcache.engine.backends.base import (
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.pool import the_pool
-from ipyparcache.logger import Logger
 from ipyparcache.parallel.config import (
     UNSET,
     active_count,
@@ -48,8 +48,8 @@ from ipyparcache.parallel.config import (
     parallel_backend,
     parallel_config,
 )
+from ipyparcache.parallel.hooks import Followed
 from ipyparcache.parallel.tasks import Triple, delayed, forget_delayed
-from ipyparcache.parallel.verbosity import is_time_to_tell, last_line, print_line, progress_line
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from ipyparcache.engine.filebacked import FileArrays
     from ipyparcache.parallel.dispatch import Done, Run
     from ipyparcache.parallel.running import Cancel
+    from ipyparcache.parallel.submitting import Lanes
     from ipyparcache.progress.tracker import Tracker
     from ipyparcache.progress.widget import Bar
 
@@ -81,7 +82,7 @@ _as_list: Callable[[Parallel, Iterable[Triple], int], list[Any]] | None = None
 BAR_AFTER = 0.05  # seconds: most calls are over before there is anything to show
 
 
-class Parallel(Logger):
+class Parallel(Followed):
     """Run calls made with `delayed` on workers, and return their results in order.
 
     Parameters
@@ -125,18 +126,12 @@ class Parallel(Logger):
     """
 
     # What no call has changed yet: here, as most objects serve one call.
-    n_completed_tasks = 0
-    n_dispatched_tasks = 0
-    n_dispatched_batches = 0
-    n_tasks: int | None = None
     _running: Callable[[], object] | None = None
     _managed = False
     _managed_count = 0
     _cancel: Cancel | None = None
     _files: FileArrays | None = None
-    _started = 0.0
-    _told = 0
-    _length: int | None = None
+    _lanes: Lanes | None = None
     _bar: tuple[Tracker, Bar] | None = None
     _early: list[tuple[int, float, int | None]] | None = None  # counts of a call that has no bar so far
 
@@ -294,35 +289,20 @@ class Parallel(Logger):
 
     def _initialize_backend(self) -> int:
         """Get the backend ready; how many workers there are."""
-        count = self._backend.configure(
-            n_jobs=self.n_jobs,
-            parallel=self,
-            prefer=self.prefer,
-            require=self.require,
-            **self._for_backend(),
-        )
+        try:
+            count = self._backend.configure(
+                n_jobs=self.n_jobs,
+                parallel=self,
+                prefer=self.prefer,
+                require=self.require,
+                **self._for_backend(),
+            )
+        except FallbackToBackend as fallback:
+            self._backend = fallback.backend
+            return self._initialize_backend()
         if not count:
             raise RuntimeError(f"{type(self._backend).__name__} has no active worker.")
         return int(count)
-
-    # ---- hooks that subclasses override
-
-    def print_progress(self) -> None:
-        """Tell how far the call is; called at the end of each batch."""
-        if not self.verbose:
-            return
-        elapsed = time.monotonic() - self._started
-        total = self.n_tasks
-        if is_time_to_tell(
-            self.verbose, self.n_dispatched_batches, self.n_completed_tasks, total, self._told
-        ):
-            self._told = self.n_completed_tasks
-            self._print(progress_line(self.n_completed_tasks, total, elapsed, self._length))
-
-    def _print(self, msg: str) -> None:
-        """Print one line of a call."""
-        if self.verbose:
-            print_line(self, self.verbose, msg)
 
     def __enter__(self) -> Parallel:
         self._managed = True
@@ -419,10 +399,7 @@ class Parallel(Logger):
         return as_list
 
     def _begin(self, iterable: Iterable[Triple], count: int) -> None:
-        self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = self._told = 0
-        self.n_tasks = None
-        self._started = time.monotonic()
-        self._length = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
+        self._begin_counting(iterable)
         if self.verbose and count > 1 and not isinstance(self._backend, SequentialBackend):
             self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
         self._early = None
@@ -442,7 +419,7 @@ class Parallel(Logger):
 
     def _begin_late_bar(self) -> None:
         """Begin a bar in the midst of a call that is no longer short."""
-        if self._early is not None and time.monotonic() - self._started > BAR_AFTER:
+        if self._early is not None and time.monotonic() - self._began > BAR_AFTER:
             early, self._early = self._early, None
             self._begin_bar()
             assert self._bar is not None
@@ -452,27 +429,23 @@ class Parallel(Logger):
     def _has_lanes(self, count: int) -> bool:
         """Whether the call runs on workers of our own engine."""
         backend = self._backend
-        return count > 1 and isinstance(backend, EngineBackend) and backend.crew != "sequential"
+        if count == 1 or not isinstance(backend, EngineBackend) or backend.crew == "sequential":
+            return False
+        return not backend.submits
 
     def _wants_bar(self) -> bool:
         if threading.current_thread() is not threading.main_thread() or self.progress is False:
             return False
         if self.progress is True:
             return True
-        if self.verbose or nesting_level():
+        if self.verbose or nesting_level() or self._is_followed():
             return False
         return "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
     def _note_done(self, count: int, seconds: float = 0.0, worker: int | None = None) -> None:
-        self.n_completed_tasks += count
         if self._bar is not None:
             self._bar[0].done_batch(count, seconds, worker)
-        if self.verbose or self._has_own_progress:
-            self.print_progress()
-
-    @property
-    def _has_own_progress(self) -> bool:
-        return type(self).print_progress is not Parallel.print_progress
+        self._count_done(count, seconds)
 
     def _end(self, whole: bool) -> None:
         if self._bar is not None:
@@ -480,12 +453,7 @@ class Parallel(Logger):
             self._bar = None
             tracker.finish("done" if whole else "failed")
             bar.close()
-        if whole:
-            self.n_tasks = self.n_completed_tasks
-            if self.verbose or self._has_own_progress:
-                if self._has_own_progress:
-                    self.print_progress()
-                self._print(last_line(self.n_tasks, time.monotonic() - self._started, self._length))
+        self._end_counting(whole)
         self._running = None
         if not self._managed:
             self._close_files()
@@ -510,6 +478,9 @@ class Parallel(Logger):
             self._end_on_backend(whole)
 
     def _end_on_backend(self, whole: bool) -> None:
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.close()
         try:
             self._backend.stop_call()
             if not self._managed:
@@ -523,7 +494,7 @@ class Parallel(Logger):
 
             with self._backend.retrieval_context():
                 yield from as_generator(self, iterable, count)
-        elif count == 1 or isinstance(self._backend, EngineBackend):
+        elif count == 1 or self._crew() == "sequential":
             yield None
             yield from self._serially(iterable)
         else:
@@ -532,8 +503,17 @@ class Parallel(Logger):
             yield from results_of(self, iterable, count)
 
     def _crew(self) -> str:
-        assert isinstance(self._backend, EngineBackend)
-        return self._backend.crew
+        """Name of our backend that the call runs on; empty for one of somebody else."""
+        return self._backend.crew if isinstance(self._backend, EngineBackend) else ""
+
+    def _submit(self, batch: Callable[[], Any], callback: Callable[[Any], None] | None) -> Any:
+        """Have a batch run that a backend derived from ours hands over."""
+        if self._lanes is None:
+            from ipyparcache.parallel.submitting import Lanes
+
+            inner = self._kwargs.get("inner_max_num_threads", self._backend.inner_max_num_threads)
+            self._lanes = Lanes(self._effective_n_jobs(), self._crew(), inner)
+        return self._lanes.submit(batch, callback)
 
     def _seeded(self, iterable: Iterable[Triple]) -> Iterator[Triple]:
         from ipyparcache.parallel.seeding import Seeded
@@ -589,8 +569,8 @@ class Parallel(Logger):
     def _took(self, run: Run, done: Done) -> None:
         self.n_dispatched_tasks = run.source.drawn
         self.n_dispatched_batches += 1
-        if run.source.exhausted and self.n_tasks is None:
-            self.n_tasks = run.source.drawn
+        if run.source.exhausted and self._original_iterator is not None:
+            self._note_drawn_all(run.source.drawn)
         seconds = done.times[-1] - done.times[0]
         self._note_done(len(done.values), 0.0 if math.isnan(seconds) else seconds, done.worker)
 

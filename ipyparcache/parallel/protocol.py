@@ -97,6 +97,8 @@ class ProtocolRun:
         self._number = 0
         self._waiting: collections.deque[Triple] = collections.deque()
         self._drawn_all = False
+        self._drawn = 0  # tasks
+        self.total: int | None = None  # tasks, once the input has ended
         self._aborted = False
         self._open = 0  # batches
         self._under_way = 0  # tasks
@@ -128,8 +130,10 @@ class ProtocolRun:
     def _fetch(self, count: int | None) -> None:
         """Draw tasks from the input; the end of it is noted."""
         drawn = list(islice(self._tasks, count))
+        self._drawn += len(drawn)
         if count is None or len(drawn) < count:
             self._drawn_all = True
+            self.total = self._drawn
         self._waiting.extend(drawn)
 
     def _dispatch(self) -> None:
@@ -251,6 +255,11 @@ def results_of(call: Parallel, iterable: Iterable[Triple], count: int) -> Genera
         call.n_dispatched_tasks += size
         call.n_dispatched_batches += 1
 
+    def ended(size: int) -> None:
+        if run.total is not None:
+            call._note_drawn_all(run.total)
+        call._note_done(size)
+
     files = call._made_files() if backend.takes_files else None
     run = ProtocolRun(
         backend,
@@ -260,7 +269,7 @@ def results_of(call: Parallel, iterable: Iterable[Triple], count: int) -> Genera
         batch=None if call.batch_size == "auto" else call.batch_size,
         timeout=call.timeout,
         ordered=call.return_ordered,
-        on_batch=call._note_done,
+        on_batch=ended,
         on_dispatch=dispatched,
         around_submit=lambda: active(files),
     )

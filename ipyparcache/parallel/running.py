@@ -164,11 +164,12 @@ def as_list(call: Parallel, iterable: Iterable[Triple], count: int) -> list[Any]
     function = source.peek_function()
     if function is None:
         return []
-    telling = bool(call.verbose or call._bar is not None or call._has_own_progress)
+    telling = bool(call.verbose or call._bar is not None or call._is_followed())
     begun = _begun(call, function, source, count) if ahead is None else None
     if isinstance(begun, Ran):
-        call.n_dispatched_tasks = call.n_tasks = len(begun.values)
+        call.n_dispatched_tasks = len(begun.values)
         call.n_dispatched_batches = 1
+        call._note_drawn_all(len(begun.values))
         if telling:
             call._note_done(len(begun.values), begun.times[-1] - begun.times[0], begun.worker)
         else:

@@ -136,6 +136,20 @@ def crew_factory(name: str) -> CrewFactory:
 # -- joblib's protocol ------------------------------------------------------------------------------------
 
 
+class FallbackToBackend(Exception):
+    """Raised by `configure` of a backend that has another one run the call.
+
+    Parameters
+    ----------
+    backend : ParallelBackendBase
+        That one.
+    """
+
+    def __init__(self, backend: ParallelBackendBase):
+        super().__init__(backend)
+        self.backend = backend
+
+
 class ParallelBackendBase:
     """What a backend for `Parallel` is, as joblib's protocol has it.
 
@@ -312,9 +326,36 @@ class EngineBackend(ParallelBackendBase):
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown!r}")
         super().__init__(nesting_level, inner_max_num_threads, **backend_kwargs)
 
+    @property
+    def submits(self) -> bool:
+        """Whether a subclass wants batches handed over one by one, to do more with them."""
+        return type(self).submit is not EngineBackend.submit or hasattr(type(self), "apply_async")
+
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many workers a value of `n_jobs` stands for: -1 all processors, -2 all but one."""
         return to_count(1 if n_jobs is None else n_jobs)
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        **backend_kwargs: Any,
+    ) -> int:
+        """Get ready for a call; arguments of the constructor may be given here, too."""
+        given = {name: value for name, value in backend_kwargs.items() if name in self.known_arguments}
+        if given:
+            self.backend_kwargs = {**self.backend_kwargs, **given}
+        return super().configure(n_jobs, parallel)
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
+        """Have a batch run, in a call of `Parallel`; its future is also given to `callback`."""
+        return self.parallel._submit(func, callback)
+
+    def retrieve_result_callback(self, out: Any) -> Any:
+        """The results of a batch, from its future; raises what the batch raised."""
+        return out.result()
 
 
 class LokyBackend(EngineBackend):

@@ -1,0 +1,5 @@
+"""The cloudpickle that is installed."""
+
+from __future__ import annotations
+
+from cloudpickle import *  # noqa: F403
