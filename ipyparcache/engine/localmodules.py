@@ -41,6 +41,8 @@ def local_file(module: object) -> str | None:
         return None
     if "site-packages" in path or "dist-packages" in path:
         return None
+    if path.startswith((_OURS, _STANDARD)) and os.pardir not in path:
+        return None
     full = os.path.abspath(path)
     return None if full.startswith((_OURS, _STANDARD)) else full
 
