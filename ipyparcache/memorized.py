@@ -252,6 +252,14 @@ class MemorizedFunc(Logger):
 
     # ---- keys
 
+    def _get_args_id(self, *args: Any, **kwargs: Any) -> str:
+        """What names the result of a call in `store_backend`, for programs that remove or look at one."""
+        return self._key(args, kwargs)[0]
+
+    def _get_output_identifiers(self, *args: Any, **kwargs: Any) -> tuple[str, str]:
+        """The same with the name of the function, as older programs ask for it."""
+        return self.func_id, self._get_args_id(*args, **kwargs)
+
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         parameters = self._parameters
         if parameters is None:

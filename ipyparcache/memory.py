@@ -121,7 +121,9 @@ class Memory(Logger):
         if compress and mmap_mode is not None:
             warnings.warn("Compressed results cannot be memmapped", stacklevel=2)
         self.location = os.fspath(location) if isinstance(location, str | Path) else location
-        self.store_backend = open_results(location, backend, mmap_mode, compress, self.backend_options)
+        self.store_backend = open_results(
+            location, backend, mmap_mode, compress, self.backend_options, verbose
+        )
         if self.store_backend is not None:
             self.store_backend.prepare()
 

@@ -50,7 +50,8 @@ class CacheItem(NamedTuple):
 class ResultStore:
     """The stored results of one `Memory`: where they lie and how they come back."""
 
-    __slots__ = ("__dict__", "__weakref__", "_entries", "_quick", "_quick_bytes")  # the latter stay here
+    # The latter stay here when it is pickled.
+    __slots__ = ("__dict__", "__weakref__", "_entries", "_made", "_quick", "_quick_bytes")
 
     def __init__(
         self,
@@ -59,13 +60,16 @@ class ResultStore:
         mmap_mode: str | None = None,
         codec: tuple[str, int | None] | None = None,
         options: Mapping[str, Any] | None = None,
+        verbose: int = 0,
     ):
         self.location = location
         self.mmap_mode = mmap_mode
         self.codec = codec
         self._backend = backend
         self._options = dict(options or {})
+        self._verbose = verbose
         self._entries: Entries | None = None
+        self._made: StoreBackendBase | None = None
         self._quick: dict[str, tuple[str, object, bytes | None, object, float]] = {}
         self._quick_bytes = 0
 
@@ -79,19 +83,27 @@ class ResultStore:
             If there is no signing key.
         """
         if self._entries is None:
-            backend = self._backend
-            if backend == "local":
+            if self._backend == "local":
                 self._entries = open_entries(self.location)
-                return self._entries
-            if isinstance(backend, str):
-                backend = STORE_BACKENDS[backend]()
-                backend.configure(self.location, backend_options=self._options)
-            self._entries = entries_over(backend, self.location)
+            else:
+                self._entries = entries_over(self._made_backend(), self.location)
         return self._entries
 
+    def _made_backend(self) -> StoreBackendBase:
+        """The backend of somebody else, set up."""
+        if self._made is None:
+            backend = self._backend
+            if isinstance(backend, str):
+                backend = STORE_BACKENDS[backend]()
+                options = {"compress": self.codec or False, "mmap_mode": self.mmap_mode, **self._options}
+                backend.configure(self.location, verbose=self._verbose, backend_options=options)
+            self._made = backend
+        return self._made
+
     def prepare(self) -> None:
-        """Make the folder, and have version control leave it alone."""
+        """Set the backend up; make the folder, and have version control leave it alone."""
         if self._backend != "local":
+            self._made_backend()
             return
         with contextlib.suppress(OSError):
             os.makedirs(self.location, exist_ok=True)
@@ -203,8 +215,9 @@ class ResultStore:
 
     def remove_under(self, prefix: str) -> None:
         """Remove the results whose key begins so; errors as from `remove`."""
-        items = self.entries.store.items()
-        self.remove([item.name for item in items if item.name.startswith(prefix)])
+        store = self.entries.store
+        self.remove([item.name for item in store.items() if item.name.startswith(prefix)])
+        store.clear_under(prefix)
 
     def remove(self, names: list[str]) -> None:
         """Remove these results.
@@ -236,6 +249,41 @@ class ResultStore:
             if stuck:
                 place = self.entries.store.location
                 raise StoreUnavailable(place, f"not all results could be removed, {stuck:,} are left")
+
+    def entry_of(self, call_id: Sequence[str]) -> Entry | None:
+        """The entry of a call, named as `MemorizedResult` or joblib name one: function, and which result."""
+        key, _, trace = call_id[-1].partition(".")
+        for entry in self.entries.under(key):
+            if not trace or entry.trace == trace:
+                return entry
+        return None
+
+    def contains_item(self, call_id: Sequence[str]) -> bool:
+        """Whether the result of a call is stored."""
+        return self.entry_of(call_id) is not None
+
+    def load_item(self, call_id: Sequence[str]) -> Any:
+        """The result of a call.
+
+        Raises
+        ------
+        KeyError
+            If it is not stored.
+        """
+        entry = self.entry_of(call_id)
+        if entry is None:
+            raise KeyError(f"Non-existing item (may have been cleared): {call_id[-1]}")
+        return self.read(entry, self.mmap_mode)
+
+    def clear_item(self, call_id: Sequence[str]) -> None:
+        """Remove the result of a call, if it is stored."""
+        key, _, trace = call_id[-1].partition(".")
+        self.remove([entry.name for entry in self.entries.under(key) if trace in ("", entry.trace)])
+
+    def get_metadata(self, call_id: Sequence[str]) -> dict[str, Any]:
+        """What is known of the run of a call; nothing if it is not stored."""
+        entry = self.entry_of(call_id)
+        return {} if entry is None else metadata_of(entry)
 
     def get_items(self) -> list[CacheItem]:
         """All results with their sizes and last uses."""
@@ -270,7 +318,7 @@ class ResultStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._entries = None
+        self._entries = self._made = None
         self._quick = {}
         self._quick_bytes = 0
 
@@ -281,6 +329,7 @@ def open_results(
     mmap_mode: str | None,
     compress: object,
     options: Mapping[str, Any] | None = None,
+    verbose: int = 0,
 ) -> ResultStore | None:
     """The results at a location that a user gave; None for no caching.
 
@@ -301,11 +350,11 @@ def open_results(
     if isinstance(location, ResultStore):
         return location
     if isinstance(location, StoreBackendBase):
-        return ResultStore(str(location.location), location, mmap_mode, codec, options)
+        return ResultStore(str(location.location), location, mmap_mode, codec, options, verbose)
     if not isinstance(location, str | Path):
         warnings.warn(
             f"Instantiating a backend using a {type(location).__qualname__} as a location is not supported "
-            "by ipyparcache. Returning None instead.",
+            "by joblib, nor here: nothing is kept.",
             UserWarning,
             stacklevel=3,
         )
@@ -313,9 +362,7 @@ def open_results(
     if backend != "local" and backend not in STORE_BACKENDS:
         raise TypeError(f"Unknown location {location} or backend {backend}")
     folder = os.path.expanduser(os.fspath(location))
-    if backend == "local":
-        folder = os.path.join(folder, "joblib")
-    return ResultStore(folder, backend, mmap_mode, codec, options)
+    return ResultStore(os.path.join(folder, "joblib"), backend, mmap_mode, codec, options, verbose)
 
 
 class MemorizedResult(Logger):
@@ -411,11 +458,7 @@ class MemorizedResult(Logger):
         self.store_backend.remove([self.args_id])
 
     def _entry(self) -> Entry | None:
-        key, _, trace = self.args_id.partition(".")
-        for entry in self.store_backend.entries.under(key):
-            if entry.trace == trace:
-                return entry
-        return None
+        return self.store_backend.entry_of(self._call_id)
 
     def __repr__(self) -> str:
         return (

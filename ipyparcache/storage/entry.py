@@ -309,12 +309,9 @@ class Entries:
 
     def wipe(self) -> None:
         """Take everything away, with the folder where the store is one."""
-        if isinstance(self.store, LocalStore):
-            self.ledger.forget({item.name for item in self.store.items()})
-            self.store.wipe()
-            self._total = None
-        else:
-            self.clear()
+        self.ledger.forget({item.name for item in self.store.items()})
+        self.store.wipe()
+        self._total = None
 
     def prune(self, max_size: int | None = None, older: float | None = None) -> list[str]:
         """Delete what was not used for `older` seconds, then the least useful until `max_size` bytes are

@@ -113,6 +113,14 @@ class Store(ABC):
         """Take several blobs away; the names of those that were there."""
         return {name for name in names if self.delete(name)}
 
+    def wipe(self) -> None:
+        """Take everything away."""
+        self.remove([item.name for item in self.items()])
+
+    def clear_under(self, prefix: str) -> None:
+        """Take away the blobs whose name begins so."""
+        self.remove([item.name for item in self.items() if item.name.startswith(prefix)])
+
     @abstractmethod
     def set_aside(self, name: str) -> None:
         """Take a damaged blob out of the way, where a person can still look at it."""

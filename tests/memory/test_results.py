@@ -14,12 +14,12 @@ import time
 import numpy as np
 import pytest
 
-from ipyparcache import MemorizedResult, Memory, register_store_backend
+from ipyparcache import MemorizedResult, Memory, StoreBackendBase, register_store_backend
 from ipyparcache.errors import StoreUnavailable
 from ipyparcache.memory import CacheWarning
 from ipyparcache.storage.local import LocalStore
 from ipyparcache.storage.store import STORE_BACKENDS
-from tests.contracts.foreign import FolderBackend
+from tests.contracts.foreign import FolderBackend, SilentBackend
 from tests.memory.functions import made, runs
 
 
@@ -314,19 +314,72 @@ def test_a_result_is_found_by_the_name_that_another_tells(memory):
         MemorizedResult(memory.store_backend.location, "f")
 
 
-def test_a_backend_of_somebody_else_keeps_results(tmp_path, monkeypatch):
-    monkeypatch.setattr("ipyparcache.storage.store.STORE_BACKENDS", STORE_BACKENDS)
-    monkeypatch.setitem(STORE_BACKENDS, "files", None)
-    register_store_backend("files", FolderBackend)
-    f = Memory(tmp_path / "x", backend="files", verbose=0, backend_options={"a": 1}).cache(
-        made("import numpy as np\ndef f(x):\n    runs.append(x)\n    return np.arange(x)")
-    )
+@pytest.fixture
+def backends(monkeypatch):
+    """A way to register a backend for this test alone."""
+    before = dict(STORE_BACKENDS)
+    yield register_store_backend
+    STORE_BACKENDS.clear()
+    STORE_BACKENDS.update(before)
+
+
+@pytest.mark.parametrize("backend", [FolderBackend, SilentBackend])
+def test_a_backend_of_somebody_else_keeps_results(tmp_path, backends, backend):
+    backends("files", backend)
+    memory = Memory(tmp_path / "x", backend="files", verbose=0, backend_options={"a": 1})
+    function = made("import numpy as np\ndef f(x):\n    runs.append(x)\n    return np.arange(x)")
+    f = memory.cache(function)
 
     assert [len(f(3)), len(f(3)), len(f(200_000)), len(f(200_000))] == [3, 3, 200_000, 200_000]
+    assert len(runs) == 2
+    assert len(pickle.loads(pickle.dumps(memory)).cache(function)(3)) == 3
     assert len(runs) == 2
     f.clear(warn=False)
     f(3)
     assert len(runs) == 3
+    memory.clear(warn=False)
+    f(3)
+    assert len(runs) == 4
+
+
+def test_a_backend_of_somebody_else_is_kept_small(tmp_path, backends):
+    backends("files", FolderBackend)
+    memory = Memory(tmp_path, backend="files", verbose=0)
+    f = memory.cache(made("def f(x):\n    runs.append(x)\n    return bytes(1000)"))
+    for x in range(5):
+        f(x)
+    memory.reduce_size(items_limit=2)
+
+    assert len(memory.store_backend.get_items()) == 2
+    assert sum(f.check_call_in_cache(x) for x in range(5)) == 2
+
+
+def test_a_backend_that_lacks_a_method_is_told_at_once(tmp_path, backends):
+    class Half(StoreBackendBase):
+        def _open_item(self, f, mode):
+            return None
+
+    backends("half", Half)
+    with pytest.raises(TypeError, match="abstract"):
+        Memory(tmp_path, backend="half")
+
+
+def test_a_result_is_looked_at_and_removed_by_the_name_that_its_function_gives(memory):
+    f = memory.cache(made("def f(x):\n    runs.append(x)\n    return x + 1"))
+    f(1)
+    f(2)
+    store = memory.store_backend
+    call = (f.func_id, f._get_args_id(1))
+
+    assert call == f._get_output_identifiers(x=1)
+    assert (store.contains_item(call), store.load_item(call)) == (True, 2)
+    assert store.get_metadata(call)["input_args"] == {"x": "1"}
+    store.clear_item(call)
+    store.clear_item(call)
+    assert (store.contains_item(call), store.get_metadata(call)) == (False, {})
+    with pytest.raises(KeyError, match="Non-existing item"):
+        store.load_item(call)
+    assert [f.check_call_in_cache(1), f.check_call_in_cache(2)] == [False, True]
 
 
 @pytest.mark.parametrize(
