@@ -51,6 +51,9 @@ AROUND = ("time", "capture", "prun", "timeit", "mprun", "lprun", "memray_flamegr
 # Of these, the ones that show the value of the last expression.
 SHOWING = ("time", "capture")
 
+#: What the value of a line magic's expression is called until the magic returns it.
+VALUE = "__value__"
+
 PARALLEL_OPTIONS = (
     Option("--jobs", "workers; one per core if not given, or for -1", whole, "N", None, "-j"),
     Option(
@@ -100,19 +103,21 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
 
     @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     @line_cell_magic  # type: ignore[untyped-decorator]
-    def cached(self, line: str, cell: str | None = None) -> None:
+    def cached(self, line: str, cell: str | None = None) -> object:
         """Bring a cell's effects back from disk if nothing it depends on has changed."""
         if cell is None:
             line, cell = _split_line_magic("%cached", line, CACHED_OPTIONS)
         _finish(self.shell, "cached", line, cell)
+        return self.shell.user_ns.pop(VALUE, None)
 
     @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     @line_cell_magic  # type: ignore[untyped-decorator]
-    def parallel(self, line: str, cell: str | None = None) -> None:
+    def parallel(self, line: str, cell: str | None = None) -> object:
         """Run the loops of a cell on all cores, with the effects of the serial run."""
         if cell is None:
             line, cell = _split_line_magic("%parallel", line, PARALLEL_OPTIONS)
         _finish(self.shell, "parallel", line, cell)
+        return self.shell.user_ns.pop(VALUE, None)
 
     @line_magic  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     def parcache(self, line: str) -> None:
@@ -136,7 +141,7 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
 
 
 def _split_line_magic(magic: str, line: str, options: tuple[Option, ...]) -> tuple[str, str]:
-    """The options and the statement of a line magic."""
+    """The options and the statement of a line magic; of an expression, the magic returns the value."""
     try:
         parsed = parse_line(magic, line, options, stop_at_word=True)
     except WrongOption as error:
@@ -146,7 +151,16 @@ def _split_line_magic(magic: str, line: str, options: tuple[Option, ...]) -> tup
     if not parsed.words:
         raise UsageError(f"{magic}: write a statement after it, as in `{magic} x = f(y)`")
     statement = parsed.words[0]
-    return line[: line.rindex(statement)], statement + "\n"
+    given = line[: line.rindex(statement)]
+    return given, f"{VALUE} = {statement}\n" if _is_expression(statement) else f"{statement}\n"
+
+
+def _is_expression(statement: str) -> bool:
+    try:
+        body = ast.parse(statement.strip()).body
+    except SyntaxError:
+        return False
+    return len(body) == 1 and isinstance(body[0], ast.Expr) and not statement.rstrip().endswith(";")
 
 
 def _finish(shell: Any, magic: str, line: str, cell: str) -> None:

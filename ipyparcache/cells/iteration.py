@@ -195,7 +195,7 @@ class _Run:
         before = sys.modules.get(MAIN)
         sys.modules[MAIN] = self.arrived.module
         self.showing.begin()
-        displays = standins.put_in_place()
+        standins.put_in_place()
         checked = first
         self._flushed = result.started
         simple = not (isinstance(items, Packed) or self.random or self.body.own_rows)
@@ -258,7 +258,7 @@ class _Run:
         finally:
             if seen is not None:
                 seen.__exit__(None, None, None)
-            standins.put_back(displays)
+            standins.put_back()
             self.showing.end()
             if self.random is not None:
                 self.random.end()

@@ -27,6 +27,7 @@ def display(*objects: object, **options: Any) -> Any:
         return None
     from IPython.display import DisplayHandle
 
+    put_in_place()  # the handle uses them, and may just have been loaded
     return DisplayHandle(name)
 
 
@@ -61,30 +62,34 @@ def replaced() -> dict[int, tuple[Any, ...]]:
     return {id(plain): (stand_in, (name,)) for _, name, plain in _plain()}
 
 
-def put_in_place() -> list[tuple[Any, str, Any]]:
-    """Put the stand-ins where code finds IPython's own; what was there, to be put back."""
-    before = _plain()
+_taken: list[tuple[Any, str, Any]] = []  # what is to be put back
+
+
+def put_in_place() -> None:
+    """Put the stand-ins where code finds IPython's own, as far as they are not there."""
+    found = _plain()
     if not hasattr(builtins, "display"):
-        before.append((builtins, "display", None))
-    for module, name, _ in before:
+        found.append((builtins, "display", None))
+    for module, name, _ in found:
         setattr(module, name, FUNCTIONS[name])
-    return before
+    _taken.extend(found)
 
 
-def put_back(before: list[tuple[Any, str, Any]]) -> None:
+def put_back() -> None:
     """Leave the process as it was."""
-    for module, name, plain in before:
+    for module, name, plain in _taken:
         if plain is None:
             delattr(module, name)
         else:
             setattr(module, name, plain)
+    _taken.clear()
 
 
 def _plain() -> list[tuple[Any, str, Any]]:
     return [
-        (module, name, getattr(module, name))
+        (module, name, plain)
         for module in map(sys.modules.get, _MODULES)
         if module is not None
-        for name in FUNCTIONS
-        if hasattr(module, name)
+        for name, made in FUNCTIONS.items()
+        if (plain := getattr(module, name, made)) is not made
     ]

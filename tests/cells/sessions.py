@@ -28,6 +28,7 @@ class PlainHost:
         self.out: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.shown: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []  # what was displayed and cleared, in order
 
     def run_statement(self, statement: ast.stmt, *, last: bool) -> None:
         text = io.StringIO()
@@ -53,6 +54,10 @@ class PlainHost:
 
     def display(self, objects: tuple[object, ...], options: dict[str, Any]) -> None:
         self.shown.append(objects)
+        self.events.append(("display", objects, options))
+
+    def clear_output(self, wait: bool) -> None:
+        self.events.append(("clear", wait))
 
     @property
     def stdout(self) -> str:

@@ -201,6 +201,20 @@ def test_a_line_magic_caches_a_statement(shell, cell, names):
     assert names["y"] == 2
 
 
+def test_a_line_magic_gives_the_value_of_an_expression(shell, cell, names):
+    cell("def f(x): return x + 1")
+
+    cell("y = %cached --quiet f(1)")
+    cell("z = %cached --quiet f(1)")
+    out = cell("%parallel --quiet [f(i) for i in range(3)]")
+    silent = cell("%cached --quiet f(2);")
+
+    assert (names["y"], names["z"]) == (2, 2)
+    assert out == [1, 2, 3]
+    assert silent is None
+    assert "__value__" not in names
+
+
 def test_time_below_runs_live_around_the_cell(cell, capsys):
     cell("%%cached --quiet\n%%time\ny = 1")
     assert "Wall time" in capsys.readouterr().out

@@ -438,3 +438,17 @@ def test_a_worker_of_a_loop_loads_no_library_of_the_kernel():
 
     assert error is None
     assert namespace["out"] == [[], []]
+
+
+def test_numbers_of_a_type_that_the_notebook_has_arrays_of_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYPARCACHE_DIR", str(tmp_path / "store"))
+    cell = "for i in range({}):\n    out.append((X[i:] * 2).sum())"
+    first, again = (new_namespace("import numpy as np\nX = np.arange(6.0)\nout = []") for _ in range(2))
+
+    host, _, _ = parallel(first, cell.format(3), cached=True)
+    _, _, report = parallel(again, cell.format(4), cached=True)
+
+    assert not [note for note in host.notes if "not kept" in note]
+    assert report.loops[0].restored == 3
+    assert again["out"] == [30.0, 30.0, 28.0, 24.0]
+    assert {type(value).__name__ for value in again["out"]} == {"float64"}
