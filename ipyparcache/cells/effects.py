@@ -128,9 +128,12 @@ def _effect_of(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
                 changed = f"{chain[0]} by {sets_by_name[0]}"
             if changed:
                 return f"it changes {changed}, which belongs to a library"
-            registers = registries.registrar(_resolved(chain, names)) if use == "reach" else None
+            reached = _resolved(chain, names) if use == "reach" else None
+            registers, asks = registries.registrar(reached), registries.untold(reached)
             if registers is not None:
                 return f"it calls {registers}(), whose effect a hit could not bring back"
+            if asks is not None:
+                return f"it calls {asks}(), whose answer is no input"
     return None
 
 

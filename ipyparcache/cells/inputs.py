@@ -137,19 +137,28 @@ def collect(
         If one of them has no digest; names it and what to type.
     """
     started = time.perf_counter()
+    names = names_of(tree.body)
     with collector_paused():
-        return _collect(tree, namespace, options, identity, started, remembered)
+        traversal = _traversal_of(tree, names, namespace, options, remembered)
+    rows = {root: digest.hex() for root, digest in traversal.digests.items()}
+    # not while the collector is paused: whether it runs is a setting as well
+    extra = environment.static_rows(
+        {*traversal.modules, *traversal.standard}, files=options.files, variables=options.env
+    )
+    rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
+    key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
+    key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
+    ignored = _ignored(names.read & options.ignore, namespace)
+    return Inputs(identity, key, rows, traversal, names, ignored, time.perf_counter() - started)
 
 
-def _collect(
+def _traversal_of(
     tree: ast.Module,
+    names: Names,
     namespace: dict[str, Any],
     options: KeyOptions,
-    identity: str,
-    started: float,
     remembered: dict[int, RememberedWalk] | None,
-) -> Inputs:
-    names = names_of(tree.body)
+) -> Traversal:
     traversal = Traversal(namespace, marking=False, remembered=remembered)
     for name in sorted((names.read | _names_looked_up(tree, namespace)) - options.ignore):
         if name not in namespace:
@@ -172,15 +181,7 @@ def _collect(
     except Undigestible as error:
         raise NoKey(f"something that the cell calls uses an object without a digest: {error}") from error
     _refuse_dynamic_helpers(traversal)
-    rows = {root: digest.hex() for root, digest in traversal.digests.items()}
-    extra = environment.static_rows(
-        {*traversal.modules, *traversal.standard}, files=options.files, variables=options.env
-    )
-    rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
-    key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
-    key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
-    ignored = _ignored(names.read & options.ignore, namespace)
-    return Inputs(identity, key, rows, traversal, names, ignored, time.perf_counter() - started)
+    return traversal
 
 
 def _ignored(names: Iterable[str], namespace: dict[str, Any]) -> Traversal:

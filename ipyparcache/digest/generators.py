@@ -77,7 +77,7 @@ def _primitive(state: Any) -> object:
 
 
 def _read_numpy() -> object:
-    return sys.modules["numpy.random"].get_state(legacy=False)
+    return sys.modules["numpy.random"].mtrand._rand.get_state(legacy=False)
 
 
 def _write_numpy(state: Any) -> None:
@@ -85,7 +85,7 @@ def _write_numpy(state: Any) -> None:
 
 
 def _read_torch() -> object:
-    return sys.modules["torch"].random.get_rng_state().numpy().tobytes()
+    return sys.modules["torch"].random.default_generator.get_state().numpy().tobytes()
 
 
 def _write_torch(state: bytes) -> None:
@@ -243,7 +243,8 @@ openfiles.AT_START.append(_note_generators)
 
 
 def drawn_from(seen: Seen) -> list[tuple[str, str]]:
-    """The generators that a run drew from after somebody had seeded them, with their states before it."""
+    """The generators that a run drew from, or asked for their state, after somebody had seeded them; with
+    their states before it."""
     start = seen.start
     if not isinstance(start, _RandomStart):
         return []
@@ -252,6 +253,6 @@ def drawn_from(seen: Seen) -> list[tuple[str, str]]:
     for name, before in start.digests.items():
         first_set = start.first_set.get(name)
         then = first_set if first_set is not None else GENERATORS[name].digest()
-        if name in start.seeded and then != before:
+        if name in start.seeded and (then != before or name in seen.states_read):
             found.append((name, before))
     return found

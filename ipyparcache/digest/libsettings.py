@@ -21,7 +21,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import openfiles, registries
+from ipyparcache.digest import interpreter, openfiles, registries
 from ipyparcache.digest.askers import is_asked_by_user
 from ipyparcache.digest.instances import logger_facts
 from ipyparcache.digest.objects import digest_of
@@ -290,16 +290,6 @@ def _restore_locale(facts: Mapping[str, str]) -> None:
         locale.setlocale(getattr(locale, part), name)
 
 
-def _recursion_limit() -> int:
-    limit = sys.getrecursionlimit()
-    return 0 if limit == 1000 else limit
-
-
-def _digit_limit() -> int | None:
-    digits = sys.get_int_max_str_digits()
-    return None if digits == sys.int_info.default_max_str_digits else digits + 1  # 0 stands for no limit
-
-
 def _socket_timeout() -> float | None:
     timeout: float | None = sys.modules["socket"].getdefaulttimeout()
     return None if timeout is None else timeout + 1  # a timeout of 0 is one, too
@@ -355,6 +345,15 @@ SETTINGS = (
         "time zone", "time", lambda: _zone() if "TZ" in os.environ else None, _zone, lambda _: time.tzset()
     ),
     Setting("logging", "logging", _root_logger_special, _nothing, _leave),
+    Setting("how records are logged", "logging", interpreter.record_making, _nothing, _leave),
+    Setting(
+        "logging.disable",
+        "logging",
+        lambda: sys.modules["logging"].root.manager.disable,
+        lambda: sys.modules["logging"].root.manager.disable,
+        lambda level: sys.modules["logging"].disable(level),
+        frozenset({"logging"}),
+    ),
     Setting(
         "loggers",
         "logging",
@@ -388,16 +387,81 @@ SETTINGS = (
         frozenset({"xml"}),
     ),
     Setting("sys.argv", "sys", registries.special_arguments, _nothing, _leave, _ARGUMENT_PARSERS),
-    Setting("recursion limit", "sys", _recursion_limit, _nothing, _leave, frozenset({"sys"})),
+    Setting(
+        "recursion limit",
+        "sys",
+        interpreter.recursion_limit,
+        sys.getrecursionlimit,
+        interpreter.restore_recursion_limit,
+    ),
     Setting(
         "limit of digits",
         "sys",
-        _digit_limit,
+        interpreter.digit_limit,
         sys.get_int_max_str_digits,
         sys.set_int_max_str_digits,
         frozenset({"sys"}),
     ),
-    Setting("socket timeout", "socket", _socket_timeout, _nothing, _leave, frozenset({"socket"})),
+    Setting(
+        "switch interval",
+        "sys",
+        interpreter.switch_interval,
+        sys.getswitchinterval,
+        sys.setswitchinterval,
+        frozenset({"sys"}),
+    ),
+    Setting(
+        "garbage collector",
+        "gc",
+        interpreter.collector,
+        interpreter.collector,
+        interpreter.restore_collector,
+        frozenset({"gc"}),
+    ),
+    Setting(
+        "stack size of threads",
+        "threading",
+        interpreter.stack_size,
+        interpreter.stack_size,
+        interpreter.restore_stack_size,
+        frozenset({"threading", "_thread"}),
+    ),
+    Setting(
+        "umask", "os", interpreter.umask, interpreter.umask, interpreter.restore_umask, frozenset({"os"})
+    ),
+    Setting("signals", "signal", interpreter.signals, _nothing, _leave, frozenset({"signal"})),
+    Setting(
+        "limits of resources",
+        "resource",
+        interpreter.resource_limits,
+        _nothing,
+        _leave,
+        frozenset({"resource"}),
+    ),
+    Setting(
+        "tracemalloc",
+        "tracemalloc",
+        interpreter.tracing,
+        interpreter.tracing,
+        interpreter.restore_tracing,
+        frozenset({"tracemalloc"}),
+    ),
+    Setting(
+        "socket timeout",
+        "socket",
+        _socket_timeout,
+        lambda: sys.modules["socket"].getdefaulttimeout(),
+        lambda timeout: sys.modules["socket"].setdefaulttimeout(timeout),
+        frozenset({"socket"}),
+    ),
+    Setting(
+        "SQLite adapters",
+        "sqlite3",
+        interpreter.sqlite_adapters,
+        _nothing,
+        _leave,
+        frozenset({"sqlite3", "pandas", "sqlalchemy"}),
+    ),
     Setting("locale", "locale", _locale_special, _locale_facts, _restore_locale),
     Setting(
         "locale of characters",
@@ -408,6 +472,7 @@ SETTINGS = (
         frozenset({"locale"}),
     ),
     Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
+    Setting("how warnings are shown", "warnings", interpreter.warning_display, _nothing, _leave),
     Setting(
         "NumPy print options",
         "numpy",

@@ -453,3 +453,23 @@ def _read(path: str) -> str | None:
             return file.read()
     except OSError:
         return None
+
+
+_looked_at: set[str] = set()
+_all_loaded: list[str] = []  # as it was when it was looked at last
+_local_names: set[str] = set()
+
+
+def loaded_local() -> list[tuple[str, ModuleType]]:
+    """The local modules that are loaded; each name in `sys.modules` is looked at once."""
+    global _all_loaded
+    loaded = list(sys.modules)
+    new = set(loaded) - _looked_at if loaded != _all_loaded else set()
+    _all_loaded = loaded
+    for name in new:
+        _looked_at.add(name)
+        module = sys.modules.get(name)
+        is_module = type(module) is ModuleType and name not in NOTEBOOK_MODULES
+        if is_module and origin_of(name) == "local":
+            _local_names.add(name)
+    return [(name, sys.modules[name]) for name in sorted(_local_names) if name in sys.modules]

@@ -298,6 +298,8 @@ class Traversal:
         if origin == "local":
             if names is None:
                 names = [attribute for attribute in namespace if not attribute.startswith("__")]
+            if "__getattr__" in namespace:  # what it makes up is told by what it reads
+                names = {*names, "__getattr__"}
             for attribute in sorted(names):
                 self.note_read(name, attribute, namespace)
             return
@@ -573,8 +575,14 @@ class Traversal:
 
 
 def _is_user_builtin(name: str) -> bool:
-    """Whether `builtins` holds, under this name, code of the notebook."""
-    return is_user_definition(vars(builtins).get(name))
+    """Whether `builtins` holds something of the notebook under this name: code, or what was put there
+    later."""
+    return is_user_definition(vars(builtins).get(name)) or (
+        name in vars(builtins) and name not in _FIRST_BUILTINS and name != "_"
+    )
+
+
+_FIRST_BUILTINS = frozenset(vars(builtins))
 
 
 def _notebook_namespace() -> Mapping[str, object]:

@@ -85,6 +85,7 @@ class Seen:
     lost: str = ""  # an effect of the run that nothing brings back
     names: dict[str, str] = field(default_factory=dict)  # looked up by a library, with their digests
     modules: set[str] = field(default_factory=set)  # local ones, loaded or asked for by name
+    states_read: set[str] = field(default_factory=set)  # of global random generators
     start: object = None  # what `AT_START` noted of the process
     bindings: dict[str, object] = field(default_factory=dict)  # the notebook's when the run began; not sent
     _set_here: set[str] = field(default_factory=set)  # environment variables that the run set itself

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import functools
-import gc
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import libsettings, modules, openfiles, registries
+from ipyparcache.digest import interpreter, libsettings, modules, openfiles, registries
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded, seeded
 from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.errors import Unrepeatable
@@ -50,7 +49,7 @@ def process_state() -> ProcessState:
                 if setting.library in sys.modules
             },
             {name: generator.digest() for name, generator in GENERATORS.items()},
-            {name: dict(vars(module)) for name, module in _local_modules()},
+            {name: dict(vars(module)) for name, module in modules.loaded_local()},
             frozenset(thread.ident or 0 for thread in threading.enumerate()),
             frozenset(_children()),
             _pending_tasks(),
@@ -61,39 +60,11 @@ def process_state() -> ProcessState:
 
 def _fixtures() -> dict[str, object]:
     """What user code sets once for the whole process and no hit brings back; compared by equality."""
-    found: dict[str, object] = {
-        "the recursion limit": sys.getrecursionlimit(),
-        "the garbage collector": (gc.isenabled(), gc.get_threshold()),
+    return {
         "the builtins": {name: id(value) for name, value in vars(builtins).items() if name != "_"},
+        **interpreter.fixtures(),
         **registries.fixtures(),
     }
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        found["the root logger"] = (logging.root.level, list(logging.root.handlers), logging.root.disabled)
-    socket = sys.modules.get("socket")
-    if socket is not None:
-        found["the socket timeout"] = socket.getdefaulttimeout()
-    return found
-
-
-_looked_at: set[str] = set()
-_loaded: list[str] = []  # as it was when it was looked at last
-_local_names: set[str] = set()
-
-
-def _local_modules() -> list[tuple[str, ModuleType]]:
-    """The local modules that are loaded; each name in `sys.modules` is looked at once."""
-    global _loaded
-    loaded = list(sys.modules)
-    new = set(loaded) - _looked_at if loaded != _loaded else set()
-    _loaded = loaded
-    for name in new:
-        _looked_at.add(name)
-        module = sys.modules.get(name)
-        is_module = type(module) is ModuleType and name not in modules.NOTEBOOK_MODULES
-        if is_module and modules.origin_of(name) == "local":
-            _local_names.add(name)
-    return [(name, sys.modules[name]) for name in sorted(_local_names) if name in sys.modules]
 
 
 def _setting_digest(setting: Setting) -> str:
@@ -179,7 +150,7 @@ def _without_library_variables(changed: dict[str, str]) -> dict[str, str]:
 
 def _changed_attributes(before: ProcessState) -> dict[str, tuple[dict[str, object], list[str]]]:
     found = {}
-    for name, module in _local_modules():
+    for name, module in modules.loaded_local():
         earlier = before.modules.get(name)
         if earlier is None:
             continue  # imported by the run

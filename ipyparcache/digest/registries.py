@@ -5,9 +5,7 @@ Only what differs from a fresh interpreter is told, so that it makes no differen
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from abc import ABCMeta
 from collections.abc import Mapping
 from types import MethodType
@@ -129,12 +127,7 @@ def special_arguments() -> list[str] | None:
 
 def fixtures() -> dict[str, object]:
     """What user code hangs up for the whole process; compared by equality."""
-    found: dict[str, object] = {
-        "the signal handlers": [signal.getsignal(number) for number in _SIGNALS],
-        "the hooks of sys": (sys.excepthook, sys.unraisablehook, threading.excepthook),
-        "what traces the code": (sys.gettrace(), sys.getprofile()),
-        "sys.argv": list(sys.argv),
-    }
+    found: dict[str, object] = {}
     if "numpy" in sys.modules:
         found["the error handler of NumPy"] = sys.modules["numpy"].geterrcall()
     if "logging" in sys.modules:
@@ -147,21 +140,6 @@ def fixtures() -> dict[str, object]:
     return found
 
 
-_SIGNALS = [
-    getattr(signal, name)
-    for name in (
-        "SIGINT",
-        "SIGTERM",
-        "SIGHUP",
-        "SIGQUIT",
-        "SIGALRM",
-        "SIGPROF",
-        "SIGPIPE",
-        "SIGUSR1",
-        "SIGUSR2",
-    )
-    if hasattr(signal, name)
-]
 _PANDAS_CLASSES = ("DataFrame", "Series", "Index")
 _added: dict[
     str, tuple[int, frozenset[str]]
@@ -214,6 +192,24 @@ _REGISTRARS = frozenset(
         ("shutil", "register_archive_format"),
         ("shutil", "register_unpack_format"),
         ("asyncio.events", "set_event_loop_policy"),
+        ("posix", "nice"),
+        ("posix", "sched_setaffinity"),
+        ("posix", "setpriority"),
+    }
+)
+_UNTOLD = frozenset(
+    {
+        ("_weakref", "getweakrefcount"),
+        ("_weakref", "getweakrefs"),
+        ("gc", "get_count"),
+        ("gc", "get_objects"),
+        ("gc", "get_referrers"),
+        ("gc", "get_stats"),
+        ("posix", "getpriority"),
+        ("sys", "_current_frames"),
+        ("sys", "getrefcount"),
+        ("threading", "active_count"),
+        ("threading", "enumerate"),
     }
 )
 
@@ -226,8 +222,17 @@ def registrar(thing: object) -> str | None:
     if isinstance(thing, MethodType) and thing.__func__ is ABCMeta.register:
         cls: Any = thing.__self__
         return None if modules.is_user_code(cls.__module__) else f"{cls.__qualname__}.register"
+    return _name_among(thing, _REGISTRARS)
+
+
+def untold(thing: object) -> str | None:
+    """The name of a function that asks for what no digest tells: which objects, frames, threads there are."""
+    return _name_among(thing, _UNTOLD)
+
+
+def _name_among(thing: object, table: frozenset[tuple[str, str]]) -> str | None:
     name = getattr(thing, "__name__", None)
     module = getattr(thing, "__module__", None)
-    if isinstance(module, str) and isinstance(name, str) and (module, name) in _REGISTRARS:
-        return f"{module.lstrip('_')}.{name}"
+    if isinstance(module, str) and isinstance(name, str) and (module, name) in table:
+        return f"{module.lstrip('_').replace('posix', 'os')}.{name}"
     return None

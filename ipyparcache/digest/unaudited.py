@@ -225,6 +225,29 @@ def _wrap_find_spec(plain: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+def _wrap_state_reader(plain: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def read(*arguments: Any, **options: Any) -> Any:
+        if not is_quiet():
+            with bookkeeping():
+                if asker_of(sys._getframe(1))[0] == "user":
+                    for seen in concerned():
+                        seen.states_read.add(name)
+        return plain(*arguments, **options)
+
+    return read
+
+
+# What tells the state of a global random generator and leaves it as it is: generator, module, function.
+_STATE_READERS = (
+    ("random", "random", "getstate"),
+    ("numpy.random", "numpy.random", "get_state"),
+    ("torch", "torch", "get_rng_state"),
+    ("torch", "torch", "initial_seed"),
+    ("torch", "torch.random", "get_rng_state"),
+)
+
+
 def _wrap_input(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def asked(*arguments: Any, **options: Any) -> Any:
@@ -291,6 +314,7 @@ _SUPPORTS = [
     if hasattr(os, name)
 ]
 _replaced: list[tuple[Any, str, Any, Any]] = []
+_renamed: list[tuple[dict[str, Any], str, Any, Any]] = []  # the same, where user code imported them by name
 
 
 PLAIN = "ipyparcache_plain"  # attribute of our wrappers: the function that it stands for
@@ -310,6 +334,9 @@ def _put_wrappers_in() -> None:
     wrappers = list(_WRAPPERS)
     if "logging" in sys.modules:
         wrappers.append((sys.modules["logging"].Logger, "callHandlers", _wrap_handlers))
+    for name, owner, reader in _STATE_READERS:
+        if owner in sys.modules:
+            wrappers.append((sys.modules[owner], reader, functools.partial(_wrap_state_reader, name=name)))
     for owner, name, wrap in wrappers:
         plain = getattr(owner, name, None)
         if plain is None:
@@ -321,9 +348,20 @@ def _put_wrappers_in() -> None:
                 supported.add(wrapped)
         setattr(owner, name, wrapped)
         _replaced.append((owner, name, plain, wrapped))
+    wrapped_by = {id(plain): (plain, wrapped) for _, _, plain, wrapped in _replaced}
+    main = sys.modules.get("__main__")
+    for namespace in [vars(module) for _, module in modules.loaded_local()] + ([vars(main)] if main else []):
+        for name, value in list(namespace.items()):
+            if id(value) in wrapped_by:
+                namespace[name] = wrapped_by[id(value)][1]
+                _renamed.append((namespace, name, *wrapped_by[id(value)]))
 
 
 def _take_wrappers_out() -> None:
+    while _renamed:
+        namespace, name, plain, wrapped = _renamed.pop()
+        if namespace.get(name) is wrapped:
+            namespace[name] = plain
     while _replaced:
         owner, name, plain, wrapped = _replaced.pop()
         if getattr(owner, name) is wrapped:  # somebody else's wrapper around ours is left alone

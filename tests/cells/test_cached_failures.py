@@ -29,7 +29,9 @@ def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
         ("import threading\nlock = threading.Lock()", "`lock` (lock) cannot be stored, line 3"),
         ("import subprocess\nsubprocess.run(['true'])\nr = 1", "another program"),
         ("r = helper()", "a function that it calls uses eval()"),
-        ("import sys\nsys.setrecursionlimit(sys.getrecursionlimit() + 1)", "it changes the recursion limit"),
+        ("import sys\nn = sys.getrefcount(sys)", "it calls sys.getrefcount(), whose answer is no input"),
+        ("from gc import get_objects\nn = len(get_objects())", "it calls gc.get_objects(), whose answer"),
+        ("import os\nos.nice(0)", "it calls os.nice(), whose effect"),
         ("with lock_above:\n  r = 1", "`lock_above` has no digest"),
         ("import atexit\natexit.register(bool)", "it calls atexit.register(), whose effect"),
         (

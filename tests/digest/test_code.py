@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (each cell of the tables stands on one line)
 from __future__ import annotations
 
+import builtins
 import copyreg
 import importlib
 import subprocess
@@ -609,3 +610,23 @@ def test_a_process_began_before_its_first_line() -> None:
     told = subprocess.run([sys.executable, "-c", BEGUN], capture_output=True, text=True, check=True)
 
     assert told.stdout.split() == ["True", "True"]
+
+
+def test_what_a_module_makes_up_attributes_from_counts(notebook: Any, local_modules: Path) -> None:
+    (local_modules / "lazy.py").write_text("_v = {'rate': 2}\ndef __getattr__(name): return _v[name]\n")
+    notebook("import lazy\ndef f(): return lazy.rate")
+    before = notebook.digest("f")
+    notebook("lazy._v['rate'] = 3")
+
+    assert notebook.digest("f") != before
+
+
+def test_a_name_that_was_put_among_the_builtins_counts_by_value(
+    notebook: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook("def f(): return RATE_OF_ALL")
+    monkeypatch.setattr(builtins, "RATE_OF_ALL", 3, raising=False)
+    before = notebook.digest("f")
+    monkeypatch.setattr(builtins, "RATE_OF_ALL", 4)
+
+    assert notebook.digest("f") != before

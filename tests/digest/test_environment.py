@@ -3,18 +3,25 @@ from __future__ import annotations
 import contextlib
 import csv
 import decimal
+import functools
+import gc
 import importlib.util
 import json
 import locale
+import logging
 import os
 import pickle
 import random
 import shutil
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -208,6 +215,43 @@ def test_whether_a_module_is_found_is_asked_again(folder: Path, monkeypatch: pyt
     assert not all_hold(rows)
 
 
+@pytest.mark.parametrize(
+    ("imported", "asked", "made"),
+    [
+        ("from importlib.util import find_spec as ask", "ask('no_such_module')", "no_such_module.py"),
+        ("from os import access as ask", "ask('no_such_file', 4)", "no_such_file"),
+        ("from os import stat as ask", "ask('in').st_mtime", "in/new"),
+    ],
+)
+def test_a_question_is_noted_under_the_name_by_which_a_module_imported_it(
+    imported: str, asked: str, made: str, folder: Path, local_modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    edit("asking.py", f"{imported}\ndef answer(): return {asked}\n")()
+    importlib.invalidate_caches()
+    asking = importlib.import_module("asking")
+    plain = asking.ask
+    os.makedirs("in", exist_ok=True)
+    rows = rows_of(asking.answer)
+    assert all_hold(rows)
+    assert asking.ask is plain
+
+    edit(made, "")()
+    importlib.invalidate_caches()
+
+    assert not all_hold(rows)
+
+
+def test_the_state_of_a_seeded_generator_that_is_only_looked_at_counts(seeds_watched: None) -> None:
+    np.random.seed(3)
+    rows = rows_of(lambda: np.random.get_state())
+    assert all_hold(rows)
+
+    np.random.seed(4)
+
+    assert not all_hold(rows)
+
+
 def test_only_the_bit_that_was_asked_counts() -> None:
     rows = rows_of(lambda: os.path.exists("data.txt"))
 
@@ -396,6 +440,84 @@ def test_a_setting_that_is_not_at_its_default_is_an_input(what: str) -> None:
     assert what in {row.name for row in static_rows(reached)}
     if library:
         assert what not in {row.name for row in static_rows({})}
+
+
+PROCESS: dict[str, tuple[Callable[[], object], str]] = {
+    "recursion limit": (lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 1), ""),
+    "limit of digits": (lambda: sys.set_int_max_str_digits(700), "sys"),
+    "switch interval": (lambda: sys.setswitchinterval(0.01), "sys"),
+    "garbage collector": (lambda: gc.set_threshold(333, 3, 3), "gc"),
+    "stack size of threads": (lambda: threading.stack_size(1 << 20), "threading"),
+    "umask": (lambda: os.umask(0o027), "os"),
+    "tracemalloc": (lambda: tracemalloc.start(2), "tracemalloc"),
+    "socket timeout": (lambda: socket.setdefaulttimeout(3), "socket"),
+    "logging.disable": (lambda: logging.disable(7), "logging"),
+}
+
+
+@pytest.mark.parametrize("what", PROCESS)
+def test_a_setting_of_the_process_is_an_input_and_restored(what: str, request: pytest.FixtureRequest) -> None:
+    change, library = PROCESS[what]
+    setting = next(setting for setting in libsettings.SETTINGS if setting.name == what)
+    request.addfinalizer(functools.partial(setting.restore, setting.capture()))
+    before, rows = process_state(), static_rows({library})
+    change()
+    after = static_rows({library})
+    changes = pickle.loads(pickle.dumps(process_changes(before)))
+    setting.restore(before.settings[what][0])
+
+    restore_process(changes)
+
+    assert static_rows({library}) == after != rows
+
+
+def test_handlers_of_signals_are_inputs_by_their_code(request: pytest.FixtureRequest) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR1, before))
+
+    def rows_with(source: str) -> list[environment.Row]:
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(source, names)
+        signal.signal(signal.SIGUSR1, names["handle"])
+        return static_rows({"signal"})
+
+    one = rows_with("def handle(*_): return 1")
+
+    assert rows_with("def handle(*_): return 1") == one
+    assert rows_with("def handle(*_): return 2") != one != static_rows({})
+
+
+@pytest.mark.parametrize("name", ["showwarning", "formatwarning"])
+def test_how_warnings_are_shown_is_an_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, name, getattr(warnings, f"_{name}_orig"))
+    before = static_rows({})
+    monkeypatch.setattr(warnings, name, lambda *_arguments, **_options: "")
+
+    assert {row.name for row in static_rows({})} - {row.name for row in before} == {"how warnings are shown"}
+
+
+def test_filters_for_warnings_that_were_all_dropped_are_an_input() -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+
+        assert "how warnings are shown" in {row.name for row in static_rows({})}
+
+
+def test_how_records_are_made_is_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = static_rows({})
+    monkeypatch.setitem(logging._levelToName, 25, "NOTICE")
+
+    assert {row.name for row in static_rows({})} - {row.name for row in before} == {"how records are logged"}
+
+
+def test_functions_that_sqlite_adapts_values_with_are_inputs(request: pytest.FixtureRequest) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec("class P: pass\ndef adapt(p): return 1", names)
+    before = static_rows({"sqlite3"})
+    sqlite3.register_adapter(names["P"], names["adapt"])
+    request.addfinalizer(lambda: sqlite3.adapters.pop((names["P"], sqlite3.PrepareProtocol)))
+
+    assert static_rows({"sqlite3"}) != before
 
 
 def test_options_of_pandas_are_seen_whenever_they_change() -> None:
