@@ -71,6 +71,7 @@ _HOMES = {
 _MODULES = (
     "_parallel_backends",
     "_store_backends",
+    "backports",
     "compressor",
     "disk",
     "externals",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import time
 import warnings
@@ -46,6 +47,26 @@ __all__ = [
     "expires_after",
     "register_store_backend",
 ]
+
+
+# Names that programs import from here, with their homes.
+_ELSEWHERE = {
+    "_STORE_BACKENDS": ("ipyparcache.storage.store", "STORE_BACKENDS"),
+    "_build_func_identifier": ("ipyparcache.results", "name_of"),
+    "filter_args": ("ipyparcache.func_inspect", "filter_args"),
+    "format_call": ("ipyparcache.func_inspect", "format_call"),
+    "format_signature": ("ipyparcache.func_inspect", "format_signature"),
+    "format_time": ("ipyparcache.logger", "format_time"),
+    "get_func_code": ("ipyparcache.func_inspect", "get_func_code"),
+    "get_func_name": ("ipyparcache.func_inspect", "get_func_name"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, there = _ELSEWHERE[name]
+    return getattr(importlib.import_module(home), there)
 
 
 class JobLibCollisionWarning(UserWarning):

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "hashing": {"digest"},
     "numpy_pickle": {"storage"},
     "compressor": {"storage"},
+    "backports": set(),
     "disk": {"settings"},
     "engine": {"errors", "settings", "lean", "pickling", "storage.fileformat"},
     "pool": {"errors", "engine"},

@@ -35,10 +35,19 @@ _HOMES = {
 }
 
 
+def _multiprocessing() -> ModuleType | None:
+    """The module as joblib's users know it from here: None where there are no processes."""
+    from ipyparcache.engine.launching import can_have_processes
+
+    return importlib.import_module("multiprocessing") if can_have_processes() else None
+
+
 class _Front(ModuleType):
     """This module: its names are looked up where they live, and the default backend is set there."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "mp":
+            return _multiprocessing()
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)

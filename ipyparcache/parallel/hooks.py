@@ -31,6 +31,8 @@ class Followed(Logger):
     _original_iterator: Iterable[Triple] | None = None
     """What tasks are drawn from, as long as it has not ended."""
 
+    _aborting = False  # whether the last call has ended before its end
+
     _began = 0.0
     _told = 0
     _length: int | None = None
@@ -63,6 +65,7 @@ class Followed(Logger):
         self.n_completed_tasks = self.n_dispatched_tasks = self.n_dispatched_batches = self._told = 0
         self._began = time.monotonic()
         self._start_time = time.time()
+        self._aborting = False
         self._length = self.n_tasks = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
         self._original_iterator = iterable
         if type(self).dispatch_one_batch is not Followed.dispatch_one_batch:
@@ -91,6 +94,7 @@ class Followed(Logger):
 
     def _end_counting(self, whole: bool) -> None:
         self._original_iterator = None
+        self._aborting = not whole
         if whole:
             self.n_tasks = self.n_completed_tasks
             if self.verbose:

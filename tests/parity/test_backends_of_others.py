@@ -268,6 +268,16 @@ def test_the_pool_of_joblib_is_shut_down_where_programs_look_for_it():
     assert not before & after
 
 
+def test_the_pool_of_joblib_is_the_same_until_it_is_shut_down():
+    get = ipyparcache.externals.loky.get_reusable_executor
+    first = get(max_workers=2)
+
+    assert get() is get(max_workers=2) is first
+    assert get(max_workers=3) is not first
+    get().shutdown()
+    assert get().count == ipyparcache.cpu_count()
+
+
 def test_the_pool_of_joblib_runs_what_it_is_given():
     with ipyparcache.externals.loky.get_reusable_executor(max_workers=2, timeout=100) as executor:
         assert list(executor.map(lambda x: x + 1, range(5))) == [1, 2, 3, 4, 5]

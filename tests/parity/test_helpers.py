@@ -553,3 +553,56 @@ def test_backends_are_found_beside_parallel(name):
     for package, backend in ((joblib, theirs()), (ipyparcache, ours())):
         with pytest.raises(ValueError, match="only supported when backend is a string"):
             package.parallel_config(backend=backend, something=1)
+
+
+# What programs import from joblib's modules, by how often one meets it in public code.
+IMPORTED = """
+    parallel: Parallel delayed cpu_count effective_n_jobs parallel_backend parallel_config BatchedCalls
+    parallel: BatchCompletionCallBack BACKENDS DEFAULT_BACKEND EXTERNAL_BACKENDS ParallelBackendBase mp
+    parallel: AutoBatchingMixin LokyBackend ThreadingBackend SequentialBackend MultiprocessingBackend
+    parallel: FallbackToBackend get_active_backend register_parallel_backend VALID_BACKEND_HINTS
+    parallel: VALID_BACKEND_CONSTRAINTS
+    memory: Memory MemorizedFunc MemorizedResult NotMemorizedFunc NotMemorizedResult AsyncMemorizedFunc
+    memory: JobLibCollisionWarning CacheWarning StoreBackendBase expires_after register_store_backend
+    memory: filter_args format_call format_signature format_time get_func_code get_func_name
+    hashing: hash Hasher NumpyHasher
+    numpy_pickle: dump load NumpyPickler NumpyUnpickler
+    compressor: register_compressor CompressorWrapper BinaryZlibFile
+    func_inspect: filter_args get_func_code get_func_name format_call format_signature
+    logger: Logger PrintTime format_time short_format_time pformat
+    disk: memstr_to_bytes mkdirp rm_subdirs delete_folder disk_used
+    backports: concurrency_safe_rename make_memmap
+    externals.loky: get_reusable_executor set_loky_pickler cpu_count wrap_non_picklable_objects
+    externals.loky: BrokenProcessPool
+    externals.loky.process_executor: TerminatedWorkerError BrokenProcessPool
+    _parallel_backends: LokyBackend ThreadingBackend SequentialBackend MultiprocessingBackend
+    _parallel_backends: ParallelBackendBase AutoBatchingMixin FallbackToBackend inside_dask_worker
+    _store_backends: StoreBackendBase StoreBackendMixin CacheItemInfo CacheWarning
+"""
+
+
+@pytest.mark.parametrize("line", IMPORTED.split("\n")[1:-1], ids=str.strip)
+def test_names_are_found_where_programs_import_them(line):
+    module, _, names = line.strip().partition(": ")
+    for name in names.split():
+        theirs, ours = both(module, name)
+        assert type(ours) is type(theirs) or callable(ours) == callable(theirs)
+
+
+def test_hashers_of_programs_name_what_hash_names(tmp_path):
+    for package in (joblib, ipyparcache):
+        hashing = importlib.import_module(f"{package.__name__}.hashing")
+        assert hashing.NumpyHasher("sha1").hash([1]) == package.hash([1], "sha1")
+        assert hashing.Hasher().hash([1]) == hashing.NumpyHasher(hash_name="md5").hash([1])
+        with pytest.raises(ValueError, match="wrong"):
+            hashing.Hasher("wrong")
+        mapped = np.memmap(tmp_path / "m", dtype=np.int64, mode="w+", shape=3)
+        assert hashing.NumpyHasher(coerce_mmap=True).hash(mapped) == package.hash(np.zeros(3, np.int64))
+
+
+def test_a_hasher_that_would_not_be_asked_is_refused_here():
+    with pytest.raises(TypeError, match="would never be called"):
+
+        class Own(ipyparcache.hashing.NumpyHasher):
+            def save(self, obj):
+                super().save(obj)

@@ -36,27 +36,34 @@ class ReusableExecutor(Executor):
     """
 
     def __init__(self, count: int):
-        self._count = count
+        self.count = count
+        self.is_shut = False
         self._lanes: Lanes | None = None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have a function run on a worker."""
         if self._lanes is None:
-            self._lanes = Lanes(self._count, "processes", None)
+            self._lanes = Lanes(self.count, "processes", None)
         return self._lanes.submit(partial(fn, *args, **kwargs), None)
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False
     ) -> None:
         """End all workers, those of `Parallel` too; whoever needs some later gets new ones."""
+        self.is_shut = True
         lanes, self._lanes = self._lanes, None
         if lanes is not None:
             lanes.close(finish=wait and not (cancel_futures or kill_workers))
         shutdown_workers()
 
 
+_executor: ReusableExecutor | None = None
+
+
 def get_reusable_executor(max_workers: int | None = None, **_options: Any) -> ReusableExecutor:
     """The workers of this process as an executor; `get_reusable_executor().shutdown()` ends them.
+
+    It is the same one as long as it is not shut down and nobody asks for another number.
 
     Parameters
     ----------
@@ -65,7 +72,10 @@ def get_reusable_executor(max_workers: int | None = None, **_options: Any) -> Re
     **_options
         Those of joblib's pool, which ours has no need of.
     """
-    return ReusableExecutor(cpu_count() if max_workers is None else max_workers)
+    global _executor
+    if _executor is None or _executor.is_shut or max_workers not in (None, _executor.count):
+        _executor = ReusableExecutor(cpu_count() if max_workers is None else max_workers)
+    return _executor
 
 
 def set_loky_pickler(loky_pickler: str | None = None) -> None:
