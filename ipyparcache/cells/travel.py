@@ -11,6 +11,7 @@ never brings a copy of it.
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib
 import io
@@ -25,13 +26,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ipyparcache.cells.shortforms import ATOMS as ATOMS
+from ipyparcache.cells.shortforms import short_form
 from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
 from ipyparcache.digest import spent
 
 MAIN = "__main__"
 PATCH = "!"  # before the name of a module of which an attribute is sent
 SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
-ATOMS = frozenset({int, float, str, bool, type(None), bytes, complex})
 #: Objects that are numbered but are no containers of the user's: they can be referred to, not looked into.
 DEFINITIONS = (types.FunctionType, type, types.ModuleType)
 _NOT_NUMBERED = (
@@ -63,6 +65,9 @@ class NotTravelling(Exception):
 
 
 # ---- what the pickles name: rebuilt on arrival
+
+
+_OF_NAMEDTUPLES = frozenset(vars(collections.namedtuple("_OF_NAMEDTUPLES", "")))
 
 
 class _Arrival(threading.local):
@@ -129,6 +134,21 @@ def cell() -> types.CellType:
 def live(side: str, number: int) -> object:
     """The object that the other side knows by this number."""
     return _arrival.resolve((side, number))
+
+
+@functools.lru_cache(maxsize=256)
+def namedtuple_class(name: str, fields: tuple[str, ...], module: str) -> type:
+    """The class of named tuples that a library makes while it runs, as for the rows of a frame."""
+    return collections.namedtuple(name, fields, module=module)
+
+
+def _is_plain_namedtuple(kind: Any) -> bool:
+    """Whether a class is just what `namedtuple` makes, for code that is not the notebook's."""
+    if kind.__bases__ != (tuple,) or kind.__module__ == MAIN:
+        return False
+    own = vars(kind)
+    is_bare = own.get("__slots__") == () and own.get("_field_defaults") == {}
+    return bool(is_bare and own.keys() <= _OF_NAMEDTUPLES | set(own["_fields"]))
 
 
 def named(where: str, name: str) -> object:
@@ -308,6 +328,10 @@ class Traveller(pickle.Pickler):
         special = self.replaced.get(id(obj))
         if special is not None:
             return special
+        form = short_form(kind)
+        short = form(obj) if form is not None else None
+        if short is not None:
+            return short
         if kind is types.FunctionType:
             return self._function(obj)
         if issubclass(kind, type):
@@ -397,6 +421,8 @@ class Traveller(pickle.Pickler):
             return reduced
         if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
             return NotImplemented
+        if _is_plain_namedtuple(obj) and not self.is_local(obj.__module__):
+            return namedtuple_class, (obj.__name__, vars(obj)["_fields"], obj.__module__)
         make, arguments, *rest = source._dynamic_class_reduce(obj)
         # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version
         # lives on.

@@ -15,11 +15,13 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, cast
 
+from ipyparcache.cells import foreign
+from ipyparcache.cells.foreign import Known
+from ipyparcache.cells.foreign import State as State
+
 ALONE = "alone"  # the state of an object of which only the attributes are looked at
 MOST_DIGESTS = 64  # objects of libraries that have a digest each
-SMALL_ARRAY = 1 << 16  # bytes up to which an array's content is kept instead of its digest
 
-State = tuple[Any, ...]
 _MODULE_NAMES = frozenset({"__builtins__", "__warningregistry__", "__annotations__"})
 _CLASS_NAMES = frozenset(
     {
@@ -80,7 +82,11 @@ def states_of(
     other, as in a tree of elements, digests of each would take time by the square: their roots have one each.
     """
     found = {number: _own_state(obj, is_user_code) for number, obj in objects.items()}
-    by_digest = [number for number, state in found.items() if state is None]
+    others = [number for number, state in found.items() if state is None]
+    if others:
+        known = Known(objects.values())
+        found |= {number: _library_state(objects[number], known) for number in others}
+    by_digest = [number for number in others if found[number] is None]
     whole: dict[str, State] = {}
     if len(by_digest) <= MOST_DIGESTS:
         found |= {number: _digest_state(objects[number]) for number in by_digest}
@@ -100,6 +106,22 @@ def state_of(obj: Any, is_user_code: Callable[[object], bool]) -> State:
     """The own state of an object, its children by reference; comparable by `is_as`."""
     state = _own_state(obj, is_user_code)
     return _digest_state(obj) if state is None else state
+
+
+def _library_state(obj: Any, known: Known) -> State | None:
+    """The own state of what a library made; None for what has more than it is pickled as."""
+    state = foreign.frame_state(obj)
+    if state is not None:
+        return state
+    how = _kind_of_library(cast(Hashable, type(obj)))
+    if how == "constant":
+        return ("constant",)
+    if how != "pickled":
+        return None
+    try:
+        return foreign.reduced_state(obj, known)
+    except Exception:
+        return None
 
 
 def _own_state(obj: Any, is_user_code: Callable[[object], bool]) -> State | None:
@@ -156,6 +178,19 @@ def _own_state(obj: Any, is_user_code: Callable[[object], bool]) -> State | None
     return None
 
 
+@functools.lru_cache(maxsize=4096)
+def _kind_of_library(kind: Hashable) -> str:
+    """Whether objects of a class are constant, as they are pickled, or more."""
+    from ipyparcache.digest.instances import LibraryInstanceKind, ReducedKind, find_kind
+    from ipyparcache.digest.walk import KINDS
+
+    assert isinstance(kind, type)
+    found = KINDS.get(kind) or find_kind(kind)
+    if found.atomic:
+        return "constant"
+    return "pickled" if type(found) in (LibraryInstanceKind, ReducedKind) else "more"
+
+
 def _instance_alone(obj: Any) -> State:
     return ALONE, dict(getattr(obj, "__dict__", ()))
 
@@ -163,24 +198,7 @@ def _instance_alone(obj: Any) -> State:
 def _array_state(obj: Any) -> State:
     if obj.dtype.hasobject:
         return "items", (obj.shape, obj.dtype.str), obj.ravel().tolist()
-    facts = (obj.shape, obj.strides, obj.dtype.str)
-    if obj.nbytes <= SMALL_ARRAY:
-        return "array", facts, obj.tobytes()
-    return "array", facts, array_digest(obj)
-
-
-def array_digest(obj: Any) -> bytes:
-    """XXH3 of an array's content: it only asks whether the content is as before."""
-    import numpy as np
-    import xxhash
-
-    if obj.flags.c_contiguous:
-        data = obj
-    elif obj.flags.f_contiguous:
-        data = obj.T
-    else:
-        data = np.ascontiguousarray(obj)
-    return xxhash.xxh3_128_digest(data.reshape(-1).view(np.uint8).data)
+    return "array", (obj.shape, obj.strides, obj.dtype.str), foreign.content_of_array(obj)
 
 
 def _instance_state(obj: Any) -> State:
@@ -231,7 +249,21 @@ def _digest_state(obj: Any) -> State:
 
 def is_unchanged(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> bool:
     """Whether an object is as it was when its own state was taken."""
-    return is_as(_instance_alone(obj) if before[0] == ALONE else state_of(obj, is_user_code), before)
+    return is_as(_state_like(obj, before, is_user_code), before)
+
+
+def _state_like(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> State:
+    """The own state of an object, of the kind that another one is of."""
+    if before[0] == ALONE:
+        return _instance_alone(obj)
+    if before[0] in (foreign.BLOCKS, foreign.COLUMNS):
+        return foreign.frame_state(obj, before[0]) or ("constant",)
+    if before[0] == foreign.REDUCED:
+        try:
+            return foreign.reduced_state(obj, before[-1])
+        except Exception:
+            return ("constant",)
+    return state_of(obj, is_user_code)
 
 
 def is_as(now: State, before: State) -> bool:
