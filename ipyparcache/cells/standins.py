@@ -23,12 +23,31 @@ def display(*objects: object, **options: Any) -> Any:
     if name is True:
         name = options["display_id"] = os.urandom(16).hex()
     showing.show(objects, options)
-    if not name:
-        return None
-    from IPython.display import DisplayHandle
+    return _Handle(name) if name else None
 
-    put_in_place()  # the handle uses them, and may just have been loaded
-    return DisplayHandle(name)
+
+class _Handle:
+    """What a display is updated by; in the kernel it is IPython's."""
+
+    def __init__(self, display_id: str) -> None:
+        self.display_id = display_id
+
+    def display(self, obj: object, **options: Any) -> None:
+        """Show something else under this name."""
+        display(obj, **options, display_id=self.display_id)
+
+    def update(self, obj: object, **options: Any) -> None:
+        """Show something else where this name is shown."""
+        update_display(obj, **options, display_id=self.display_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return handle, (self.display_id,)
+
+
+def handle(display_id: str) -> Any:
+    """The handle of this name: IPython's where it is loaded."""
+    found = [module for module in map(sys.modules.get, _MODULES) if hasattr(module, "DisplayHandle")]
+    return found[0].DisplayHandle(display_id) if found else _Handle(display_id)  # type: ignore[union-attr]
 
 
 def update_display(obj: object, *, display_id: str, **options: Any) -> None:
@@ -66,7 +85,7 @@ _taken: list[tuple[Any, str, Any]] = []  # what is to be put back
 
 
 def put_in_place() -> None:
-    """Put the stand-ins where code finds IPython's own, as far as they are not there."""
+    """Put the stand-ins where code finds IPython's own."""
     found = _plain()
     if not hasattr(builtins, "display"):
         found.append((builtins, "display", None))

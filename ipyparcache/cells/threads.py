@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import sys
 import threading
 import time
@@ -72,6 +73,7 @@ class ThreadTask:
         self.counters = counters
         self.marks = marks
         self.shown: dict[int, tuple[tuple[object, ...], dict[str, Any]]] = {}
+        self._keys = itertools.count()
         self._own = threading.local()
 
     def __call__(self, first: int, items: Sequence[object], emit_records: bool) -> ChunkResult:
@@ -188,7 +190,7 @@ class ThreadTask:
         self._display(data, **options, metadata=metadata, raw=True)
 
     def _display(self, *objects: object, **options: object) -> None:
-        key = len(self.shown)
+        key = next(self._keys)
         self.shown[key] = objects, dict(options)
         emit_event(SHOWN, key)
 

@@ -6,12 +6,19 @@ import linecache
 import warnings
 
 import pytest
+from IPython.display import DisplayHandle
 
 from tests.cells.sessions import new_namespace, parallel, serial
 
 IMPORTS = "from IPython.display import clear_output, display, publish_display_data, update_display\n"
-WARN = "import warnings\ndef careful():\n    with warnings.catch_warnings():\n        warnings.simplefilter('{}')\n"
-CAREFUL = f"{WARN}        warnings.warn('inside')\n        warnings.warn('inside')\n"
+CAREFUL = """
+import warnings
+def careful():
+    with warnings.catch_warnings():
+        warnings.simplefilter('{}')
+        warnings.warn('inside')
+        warnings.warn('inside')
+"""
 
 
 def test_the_output_is_cleared_between_what_iterations_show():
@@ -34,9 +41,11 @@ def test_functions_that_the_body_imports_show_here_too():
 def test_a_handle_updates_what_it_has_shown():
     cell = "for i in range(2):\n    handle = display(i, display_id=True)\n    handle.update(i + 10)"
 
-    host, error, _ = parallel(new_namespace(IMPORTS), cell)
+    namespace = new_namespace(IMPORTS)
+    host, error, _ = parallel(namespace, cell)
 
     assert error is None
+    assert type(namespace["handle"]) is DisplayHandle
     assert [objects[0] for _, objects, _ in host.events] == [0, 10, 1, 11]
     names = [options["display_id"] for _, _, options in host.events]
     assert names[0] == names[1] != names[2] == names[3]
