@@ -245,11 +245,13 @@ def _run_loops(
     """Run a planned cell and note what became of it; returns what it raised, shown to the user."""
     started = time.perf_counter()
     raised: BaseException | None = None
+    host = ShellHost(shell, body, secret)
     try:
         with auto.paused():
-            loops.run_cell(plan, ShellHost(shell, body, secret))
+            loops.run_cell(plan, host)
     except BaseException as error:
         raised = error
+        host.clear_before_more()
         show_error(shell, without_our_frames(error))
     report = loops.last_report()
     reports.note_report(report)

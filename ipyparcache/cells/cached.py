@@ -185,6 +185,7 @@ class _Cell:
     doubted: Entry | None = None  # the hit that this run is to be compared with
     why_missed: str = ""
     changes: tuple[runs.InputChange, ...] = ()
+    clears_next: bool = False  # a status line would take the place of what the cell has put out
 
     @property
     def watch(self) -> unchanged.Watch | None:
@@ -439,6 +440,7 @@ async def _run(cell: _Cell) -> Run:
         began = time.perf_counter()
         error = await cell.execute(cell.body)
         body_seconds = time.perf_counter() - began
+    cell.clears_next = record.clears_next
     if cell.options.auto:
         auto.note_seconds(cell.body.source, body_seconds)
     generators.unwrap(cell.namespace)
@@ -619,6 +621,8 @@ def _report(cell: _Cell, run: Run) -> None:
     for warning in cell.warnings:
         outputs.show_note(cell.shell, runs.warning_html(warning), f"ipyparcache: {warning}", kind="warning")
     if cell.options.quiet or settings.current().quiet or (cell.options.auto and run.status == "not stored"):
+        return
+    if cell.clears_next:
         return
     if cell.options.plain:
         print(runs.status_line(run), file=sys.stderr)

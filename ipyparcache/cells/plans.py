@@ -59,6 +59,9 @@ class Host(Protocol):
     def clear_output(self, wait: bool) -> None:
         """Clear what the cell has put out, as a call of IPython's `clear_output` in it would."""
 
+    def clear_before_more(self) -> None:
+        """Something else shows output of the cell: what waited to be cleared then goes."""
+
 
 @dataclass(frozen=True)
 class CellPlan:

@@ -158,6 +158,7 @@ class Relay:
             message, category = load(data, buffers, {})
             if filters_changed:
                 showing.forget_warnings()
+            self.host.clear_before_more()
             if judged_here:
                 _warn(message, category, file_name, line, self.host.namespace)
             else:
@@ -165,6 +166,7 @@ class Relay:
         elif kind == showing.FILTERS:
             showing.forget_warnings()
         elif kind == showing.LOGGED:
+            self.host.clear_before_more()
             logging.getLogger(payload["name"]).handle(logging.makeLogRecord(payload))
 
 

@@ -109,7 +109,13 @@ class Record:
             current = None
             joined.append(event)
         end_stream(current)
-        return tuple(joined)
+        # A clear that waits for what comes next has no effect if nothing does.
+        return tuple(joined[:-1] if self.clears_next else joined)
+
+    @property
+    def clears_next(self) -> bool:
+        """Whether what is shown next takes the place of all this."""
+        return bool(self._events) and self._events[-1] == Clear(wait=True)
 
 
 def _is_part_of_a_display(record: Record, hook: Any) -> bool:

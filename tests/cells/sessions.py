@@ -59,6 +59,9 @@ class PlainHost:
     def clear_output(self, wait: bool) -> None:
         self.events.append(("clear", wait))
 
+    def clear_before_more(self) -> None:
+        pass
+
     @property
     def stdout(self) -> str:
         return "".join(text for stream, text in self.out if stream == "stdout")

@@ -323,3 +323,17 @@ def test_shell_commands_are_cached_when_trusted(cell, cached, names, restart):
 def test_other_magics_are_not_trusted_with_the_shell(cached):
     assert cached("%cd .\nx = 1", "--trust-shell") == "not stored"
     assert "runs a magic or the shell" in last_run().reason
+
+
+def test_a_clear_that_nothing_follows_leaves_what_is_shown(cell, names, restart, capsys):
+    source = "%%cached\nfrom IPython.display import clear_output\nprint('kept')\nclear_output(wait=True)\n"
+    cell(source)
+    first = capsys.readouterr().out
+    restart()
+    cell(source)
+    again = capsys.readouterr().out
+
+    assert last_run().status == "hit"
+    assert "stored" not in first  # the status line would take the place of what is shown
+    assert again.startswith("kept\n")
+    assert "cached" in again
