@@ -35,7 +35,7 @@ from ipyparcache.analysis.names import Names, names_of
 from ipyparcache.cells.runs import InputChange
 from ipyparcache.digest import environment, openfiles
 from ipyparcache.digest.modules import is_user_code, origin_of, source_of
-from ipyparcache.digest.objects import ABSENT, RememberedWalk, Traversal, digest_of
+from ipyparcache.digest.objects import ABSENT, MODULES_ASKED, RememberedWalk, Traversal, digest_of
 from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import ParcacheError, Undigestible
 from ipyparcache.kernel.namespace import collector_paused
@@ -146,6 +146,8 @@ def collect(
         {*traversal.modules, *traversal.standard}, files=options.files, variables=options.env
     )
     rows |= {f"{row.kind} {row.name}": str(row.digest) for row in extra}
+    if MODULES_ASKED in rows:
+        rows |= {f"loaded module {name}": "" for name in _texts_in(tree, traversal) & sys.modules.keys()}
     key_text = repr((identity, traversal.combined().hex(), sorted(rows.items())))
     key = blake3.blake3(key_text.encode("utf-8", "surrogatepass")).hexdigest(16)
     ignored = _ignored(names.read & options.ignore, namespace)
@@ -234,6 +236,18 @@ def _reached_code(traversal: Traversal) -> Iterator[tuple[str, types.CodeType]]:
         name, code = waiting.pop()
         yield name, code
         waiting += [(name, const) for const in code.co_consts if isinstance(const, types.CodeType)]
+
+
+def _texts_in(tree: ast.AST, traversal: Traversal) -> set[str]:
+    """Texts that the cell and the functions that it reaches spell out."""
+    found = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for _, code in _reached_code(traversal):
+        found |= {const for const in code.co_consts if isinstance(const, str)}
+    return found
 
 
 def imported_modules(tree: ast.AST, parts: bool = True) -> list[str]:

@@ -35,6 +35,7 @@ from ipyparcache.digest.walk import (
 from ipyparcache.errors import Undigestible
 
 ABSENT = b"absent"
+MODULES_ASKED = "local modules loaded"  # root of what `sys.modules` tells to code that asks it
 REMEMBERED_FROM = 0.0005  # seconds; what is walked faster is walked again
 
 
@@ -318,7 +319,7 @@ class Traversal:
                     self.reach_class(value)
         if name == "sys" and "modules" in names:
             loaded = sorted(part for part in list(sys.modules) if modules.origin_of(part) == "local")
-            self.digests["local modules loaded"] = blake3(dumps(loaded, 2)).digest()
+            self.digests[MODULES_ASKED] = blake3(dumps(loaded, 2)).digest()
         for attribute in sorted(names):
             value = namespace.get(attribute)
             if attribute in own or _is_plain_setting(attribute, value):

@@ -250,6 +250,16 @@ def test_the_arguments_that_a_parser_takes_from_the_command_line_are_an_input(
     assert names["r"] == "4"
 
 
+def test_whether_a_module_that_the_cell_names_is_loaded_is_an_input(cell, cached, monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    cell("import sys\ndef is_there(): return 'colorsys' in sys.modules")
+    assert [cached("r = is_there()"), cached("r = is_there()")] == ["miss", "hit"]
+
+    cell("import colorsys")
+
+    assert cached("r = is_there()") == "miss"
+
+
 def test_an_entry_can_be_compressed(cell, cached, names, restart):
     body = "import numpy as np\na = np.zeros(500_000)"
     assert cached(body, "--compress lz4") == "miss"
