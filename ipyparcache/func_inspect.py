@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import os
@@ -150,8 +151,15 @@ def filter_args(
 
 def format_signature(func: Any, *args: Any, **kwargs: Any) -> tuple[str, str]:
     """The full name of a function, and a call of it as text, long arguments shortened."""
+    return full_name(func), call_text(get_func_name(func)[1], args, kwargs)
+
+
+def full_name(func: Any) -> str:
+    """Where a function is at home, and its name; of a partial, those of what it calls."""
+    while isinstance(func, functools.partial):
+        func = func.func
     parts, name = get_func_name(func)
-    return ".".join([*filter(None, parts), name]), call_text(name, args, kwargs)
+    return ".".join([*filter(None, parts), name])
 
 
 def format_call(

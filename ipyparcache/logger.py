@@ -113,7 +113,8 @@ class PrintTime:
         now = time.time()
         since = self.start_time if total else self.last_time
         self.last_time = now
-        line = f"{msg}: {format_time(now - since)}"
+        taken = now - since
+        line = f"{msg}: {taken:.2f}s, {taken / 60:.1f} min" if total else f"{msg}: {format_time(taken)}"
         print(line, file=sys.stderr)
         if self.logfile is not None:
             try:

@@ -39,6 +39,7 @@ from ipyparcache.results import (
     metadata_of,
     name_of,
     open_results,
+    print_loading,
 )
 from ipyparcache.storage.entry import Entry
 
@@ -264,8 +265,10 @@ class MemorizedFunc(Logger):
         parameters = self._parameters
         if parameters is None:
             if isinstance(self.ignore, str):
-                raise ValueError(f"The ignore list should be a list, {self.ignore!r} (str) was given")
-            parameters = self._parameters = Parameters(self._target, self.func_id, self.ignore)
+                raise ValueError(
+                    f"ignore_lst must be a list of parameters to ignore, {self.ignore!r} is a str"
+                )
+            parameters = self._parameters = Parameters(self._target, self._short_name, self.ignore)
         return parameters.bind(self._bound + args if self._bound else args, kwargs)
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
@@ -315,13 +318,13 @@ class MemorizedFunc(Logger):
         if entry is None:
             return MISSING
         if self._verbose > 1:
-            where = f" from {entry.file() or self.store_backend.location}" if self._verbose >= 10 else ""
-            print(f"[Memory]{format_time(time.time() - self.timestamp)}: Loading {self.func_id}{where}...")
+            where = self.store_backend.location if self._verbose < 10 else entry.file() or ""
+            print_loading(self._short_name, self.timestamp, self._verbose, where)
         value = self._read(entry)
         if value is MISSING:
             return value
         if self._verbose > 4:
-            print(f"[Memory]: {self.func_id} loaded in {format_time(time.perf_counter() - started)}")
+            self._print_duration(time.perf_counter() - started, "cache loaded ")
         entry.used()
         rows = entry.manifest.get("rows")
         if rows:
@@ -399,10 +402,18 @@ class MemorizedFunc(Logger):
                 f"The store location is {self.store_backend.location}."
             )
         if self._verbose > 0:
-            from ipyparcache.func_inspect import call_lines
+            from ipyparcache.func_inspect import call_lines, full_name
 
-            print(call_lines("Memory", self.func_id, self._call_text(args, kwargs)))
+            print(call_lines("Memory", full_name(self.func), self._call_text(args, kwargs)))
         return time.perf_counter()
+
+    @property
+    def _short_name(self) -> str:
+        return self.func_id.rpartition(".")[2]
+
+    def _print_duration(self, seconds: float, what: str = "") -> None:
+        said = f"{self._short_name} {what}- {format_time(seconds)}"
+        print(max(0, 80 - len(said)) * "_" + said)
 
     def _finish(
         self,
@@ -414,8 +425,7 @@ class MemorizedFunc(Logger):
     ) -> tuple[Any, dict[str, Any], str | None]:
         self._seconds = seconds
         if self._verbose > 0:
-            said = f"{self.func_id.rpartition('.')[2]} - {format_time(seconds)}"
-            print(max(0, 80 - len(said)) * "_" + said)
+            self._print_duration(seconds)
         arguments = {name: _short(argument) for name, argument in bound}
         metadata: dict[str, Any] = {"duration": seconds, "time": time.time(), "input_args": arguments}
         rows: list[list[Any]] = []
@@ -470,7 +480,7 @@ class MemorizedFunc(Logger):
     def _call_text(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         from ipyparcache.func_inspect import call_text
 
-        return call_text(self.func_id.rpartition(".")[2], args, kwargs)
+        return call_text(self._short_name, args, kwargs)
 
     # ---- pickling
 

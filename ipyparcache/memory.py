@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipyparcache.digest.containers import PartsKind
 from ipyparcache.digest.walk import KINDS
+from ipyparcache.disk import memstr_to_bytes
 from ipyparcache.logger import Logger
 from ipyparcache.memorized import (
     AsyncMemorizedFunc,
@@ -27,7 +28,6 @@ from ipyparcache.results import (
     NotMemorizedResult,
     open_results,
 )
-from ipyparcache.settings import parse_size
 from ipyparcache.storage.store import StoreBackendBase, register_store_backend
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Memory(Logger):
             raise ValueError("age_limit has to be a positive timedelta")
         if self.store_backend is None or (bytes_limit is None and items_limit is None and age_limit is None):
             return
-        size = parse_size(bytes_limit) if isinstance(bytes_limit, str) else bytes_limit
+        size = memstr_to_bytes(bytes_limit) if isinstance(bytes_limit, str) else bytes_limit
         oldest = None if age_limit is None else age_limit.total_seconds()
         self.store_backend.reduce(size, items_limit, oldest)
 

@@ -18,7 +18,7 @@ import blake3
 
 from ipyparcache.digest.walk import PRIMITIVES
 from ipyparcache.errors import DamagedEntry, StoreUnavailable
-from ipyparcache.logger import Logger
+from ipyparcache.logger import Logger, format_time
 from ipyparcache.storage.entry import Entries, Entry, entries_over, open_entries
 from ipyparcache.storage.eviction import names_beyond
 from ipyparcache.storage.store import STORE_BACKENDS, StoreBackendBase
@@ -365,6 +365,12 @@ def open_results(
     return ResultStore(os.path.join(folder, "joblib"), backend, mmap_mode, codec, options, verbose)
 
 
+def print_loading(what: str, since: float, verbose: int, where: str) -> None:
+    """The line that tells that a result is read."""
+    end = "..." if verbose < 10 else f" from {where}"
+    print(f"[Memory]{format_time(time.time() - since):<16}: Loading {what}{end}")
+
+
 class MemorizedResult(Logger):
     """A stored result, by reference: small to pickle and send, its value read by `get`.
 
@@ -445,8 +451,10 @@ class MemorizedResult(Logger):
         entry = self._entry()
         if entry is None:
             raise KeyError(f"The result {self!r} is not in the store: it was cleared, or is corrupted.")
-        if self.verbose > 0:
-            print(f"[Memory]: Loading {self.func}...")
+        if self.verbose > 1:
+            told = ", ".join(f"{name}={text}" for name, text in self.metadata.get("input_args", {}).items())
+            call = f"{self.func.rpartition('.')[2]}({told})"
+            print_loading(call, self.timestamp, self.verbose, self.store_backend.location)
         try:
             return self.store_backend.read(entry, self.mmap_mode)
         except DamagedEntry as error:

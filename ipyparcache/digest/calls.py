@@ -481,7 +481,8 @@ class Parameters:
                 f"Argument {twice[1]} was given both as positional and as keyword for "
                 f"{self.name}{self._signature}"
             )
-        return f"Wrong number of arguments for {self.name}{self._signature}: {reason}"
+        what = "Too many keyword" if "unexpected keyword" in reason else "Wrong number of"
+        return f"{what} arguments for {self.name}{self._signature}: {reason}"
 
 
 def bytes_of_primitives(values: Sequence[Any]) -> bytes | None:

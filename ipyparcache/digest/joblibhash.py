@@ -67,7 +67,7 @@ def hash(obj: object, hash_name: str = "md5", coerce_mmap: bool = False) -> str:
     """
     if hash_name not in ("md5", "sha1"):
         raise ValueError(
-            f"Valid options for 'hash_name' are 'md5' and 'sha1'. Got hash_name={hash_name!r} instead."
+            f"Valid options for 'hash_name' are ('md5', 'sha1'). Got hash_name={hash_name!r} instead."
         )
     try:
         stream = _Hashing(coerce_mmap).content(obj)

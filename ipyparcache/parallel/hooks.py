@@ -43,6 +43,8 @@ class Followed(Logger):
             return
         elapsed = time.monotonic() - self._began
         total = self.n_tasks if self._original_iterator is None else None
+        if total == self.n_completed_tasks:  # the last line says it
+            return
         if is_time_to_tell(
             self.verbose, self.n_dispatched_batches, self.n_completed_tasks, total, self._told
         ):
@@ -97,7 +99,7 @@ class Followed(Logger):
         self._aborting = not whole
         if whole:
             self.n_tasks = self.n_completed_tasks
-            if self.verbose:
+            if self.verbose and self.n_tasks:
                 self._print(last_line(self.n_tasks, time.monotonic() - self._began, self._length))
 
 

@@ -1,7 +1,9 @@
 """The same calls put to joblib and to us; where the answers differ on purpose, the test says why."""
 
+import functools
 import io
 import multiprocessing
+import os
 import pickle
 import re
 import threading
@@ -276,6 +278,57 @@ def test_memory(tmp_path):
         return results, before, value, f.check_call_in_cache(1), f.call(5)[0], memory.eval(counted, 6)
 
     same(found)
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("function", [counted, np.square, functools.partial(counted, 3)], ids=str)
+def test_what_memory_prints(tmp_path, capsys, function, verbose):
+    """But that of a partial, which joblib calls unknown."""
+
+    def printed(package):
+        memory = package.Memory(tmp_path / package.__name__, verbose=verbose)
+        cached = memory.cache(function)
+        cached(2)
+        cached(2)
+        return re.sub(r"\d+\.\d+(s|min)", r"0.0\1", capsys.readouterr().out)
+
+    ours = printed(ipyparcache)
+    if isinstance(function, functools.partial):
+        assert "unknown" not in ours
+    else:
+        assert ours == printed(joblib)
+
+
+def test_nothing_is_printed_of_a_call_without_tasks(capsys):
+    for package in (joblib, ipyparcache):
+        package.Parallel(n_jobs=2, backend="threading", verbose=5)([])
+    theirs, ours = capsys.readouterr().err.splitlines()
+
+    assert ours == theirs
+
+
+def test_times_that_are_printed(capsys, tmp_path):
+    for package in (joblib, ipyparcache):
+        told = package.PrintTime(logfile=tmp_path / f"{package.__name__}.log")
+        told("Foo")
+        told("Bar", total=True)
+    lines = [re.sub(r"\d", "0", line) for line in capsys.readouterr().err.splitlines()]
+
+    assert lines[:2] == lines[2:]
+
+
+def test_arguments_of_a_pool():
+    """joblib takes and refuses the same; its pool would leave a process behind."""
+    calls = [(os.getpid, (), {}) for _ in range(6)]
+
+    def processes(**arguments):
+        parallel = ipyparcache.Parallel(n_jobs=2, backend="multiprocessing", batch_size=1, **arguments)
+        return len(set(parallel(calls)))
+
+    assert processes(initializer=int, initargs=("1",)) <= 2
+    assert processes(maxtasksperchild=1) == 6
+    with pytest.raises(TypeError, match="nonsense"):
+        processes(nonsense=1)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,17 @@ def _end(pool: Any) -> None:
 _LOCK_AFTER = 0.5  # seconds; ending a pool takes less
 
 
+_OF_EVERY_CALL = ("temp_folder", "max_nbytes", "mmap_mode", "verbose", "inner_max_num_threads")
+_OF_POOLS = ("initializer", "initargs", "maxtasksperchild")
+
+
+def _check_known(owner: str, arguments: dict[str, Any]) -> None:
+    """A TypeError if pools take no such argument."""
+    unknown = sorted(set(arguments).difference(_OF_POOLS))
+    if unknown:
+        raise TypeError(f"{owner} got an unexpected keyword argument {unknown[0]!r}")
+
+
 class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
     """Tasks on a `multiprocessing.Pool`, made for each call or `with` block.
 
@@ -100,9 +111,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         context: Any = None,
         **pool_arguments: Any,
     ):
-        unknown = sorted(set(pool_arguments) - {"initializer", "initargs", "maxtasksperchild"})
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
+        _check_known(type(self).__name__, pool_arguments)
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self._context = context
         self._arguments = pool_arguments
@@ -140,14 +149,16 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         parallel: Any = None,
         prefer: str | None = None,
         require: str | None = None,
+        context: Any = None,
         **arguments: Any,
     ) -> int:
-        """Start the pool."""
+        """Start the pool, for which the arguments of the constructor may be given here, too."""
+        pool_arguments = {name: value for name, value in arguments.items() if name not in _OF_EVERY_CALL}
+        _check_known("Parallel", pool_arguments)
         count = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
         if count > 1:
-            named = {name: value for name, value in arguments.items() if name in ("initializer", "initargs")}
-            context = self._context
+            context = context or self._context
             if context is None:
                 method = os.environ.get("JOBLIB_START_METHOD", "").strip() or None
                 context = multiprocessing.get_context(method)
@@ -155,7 +166,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             with warnings.catch_warnings():
                 # Forking beside threads is what the user asked for with this backend.
                 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-                self._pool = context.Pool(count, **{**self._arguments, **named})
+                self._pool = context.Pool(count, **{**self._arguments, **pool_arguments})
         self.reset_batch_stats()
         return count
 
