@@ -91,7 +91,7 @@ async def run_statements(
 
     result = ExecutionResult(_execution_info(ExecutionInfo, body))
     interactivity = shell.ast_node_interactivity if last else "none"
-    with _own_frames_left_out(shell):
+    with _own_frames_left_out(shell), _silenced(shell.displayhook, body.silenced):
         # a copy: with "last_expr_or_assign" the shell appends to the list it is given
         failed = await shell.run_ast_nodes(
             list(statements),
@@ -107,6 +107,19 @@ async def run_statements(
         error = RuntimeError("the cell failed without an exception")
     _shown.error = error
     return error
+
+
+@contextmanager
+def _silenced(hook: Any, silenced: bool) -> Iterator[None]:
+    """Show no value if the cell ends with `;`, which the shell looks for behind the text of its magic."""
+    if not silenced or "quiet" in vars(hook):
+        yield
+        return
+    hook.quiet = lambda: True
+    try:
+        yield
+    finally:
+        del hook.quiet
 
 
 @contextmanager

@@ -57,3 +57,14 @@ def test_a_statement_behind_the_loop_may_show_something(host, done):
     host.run_statement(ast.parse("pass").body[0], last=True)
 
     assert done == [("clear", True)]
+
+
+@pytest.mark.parametrize("source", ["[1, 2]", "[1, 2];", "[1, 2]; # why"])
+def test_a_value_is_shown_unless_a_semicolon_ends_the_cell(shell, capsys, source):
+    host = hosts.ShellHost(shell, parse_body(shell, source, 0))
+
+    with shell.display_trap:
+        host.run_statement(ast.parse("[1, 2]").body[0], last=True)
+
+    assert ("[1, 2]" in capsys.readouterr().out) == (";" not in source)
+    assert "quiet" not in vars(shell.displayhook)

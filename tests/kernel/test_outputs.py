@@ -151,5 +151,19 @@ def test_clearing_is_recorded(shell):
     record = Record()
     with recording(shell, record, silenced=False):
         clear_output(wait=True)
+        assert record.clears_next
+        shell.display_pub.publish({"text/plain": "1"})
+        clear_output(wait=False)
 
-    assert record.events() == (Clear(True),)
+    kinds = [type(event) for event in record.events()]
+    assert kinds == [Clear, Display, Clear]
+    assert not record.clears_next
+
+
+def test_a_clear_that_waits_for_nothing_is_not_recorded(shell):
+    record = Record()
+    with recording(shell, record, silenced=False):
+        clear_output(wait=True)
+
+    assert record.clears_next
+    assert record.events() == ()
