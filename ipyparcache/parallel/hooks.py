@@ -43,7 +43,7 @@ class Followed(Logger):
             return
         elapsed = time.monotonic() - self._began
         total = self.n_tasks if self._original_iterator is None else None
-        if total == self.n_completed_tasks:  # the last line says it
+        if total is not None and self.n_completed_tasks >= total - 1:  # the last line says it
             return
         if is_time_to_tell(
             self.verbose, self.n_dispatched_batches, self.n_completed_tasks, total, self._told

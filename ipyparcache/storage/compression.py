@@ -31,8 +31,9 @@ class CompressorWrapper:
     Parameters
     ----------
     obj : callable
-        Makes a file object: called with a file object and a mode (`rb`, or `wb` with `compresslevel=` if
-        one is asked for). What it makes has `read`, `write`, `seek` and `tell`.
+        Makes a file object: called with a file object, or the name of a file to be written, and a mode (`rb`,
+        or `wb` with `compresslevel=` if one is asked for). What it makes has `read`, `write`, `seek` and
+        `tell`.
     prefix : bytes
         What every file of this codec begins with.
     extension : str
@@ -47,8 +48,8 @@ class CompressorWrapper:
         self.prefix = prefix
         self.extension = extension
 
-    def compressor_file(self, fileobj: IO[bytes], compresslevel: int | None = None) -> Any:
-        """A file object whose `write` compresses into `fileobj`; closing it leaves `fileobj` open."""
+    def compressor_file(self, fileobj: IO[bytes] | str, compresslevel: int | None = None) -> Any:
+        """A file object whose `write` compresses into `fileobj`; closing it leaves a file object open."""
         assert self.fileobj_factory is not None
         if compresslevel is None:
             return self.fileobj_factory(fileobj, "wb")
@@ -339,7 +340,7 @@ CODECS: dict[str, CompressorWrapper] = {
 }
 """The codecs known by name; `register_compressor` adds to them."""
 
-_BUILT_IN = frozenset(CODECS)
+_BUILT_IN = dict(CODECS)
 
 
 def register_compressor(compressor_name: str, compressor: CompressorWrapper, force: bool = False) -> None:
@@ -363,7 +364,7 @@ def register_compressor(compressor_name: str, compressor: CompressorWrapper, for
     if not isinstance(compressor_name, str):
         raise ValueError(f"Compressor name should be a string, not {compressor_name!r}.")
     if not isinstance(compressor, CompressorWrapper):
-        raise ValueError(f"Compressor should be a CompressorWrapper, not {compressor!r}.")
+        raise ValueError(f"Compressor should implement the CompressorWrapper interface, not {compressor!r}.")
     factory = compressor.fileobj_factory
     missing = [
         method
@@ -378,6 +379,11 @@ def register_compressor(compressor_name: str, compressor: CompressorWrapper, for
     if compressor_name in CODECS and not force:
         raise ValueError(f"Compressor {compressor_name!r} already registered; pass force=True to replace it.")
     CODECS[compressor_name] = compressor
+
+
+def is_ours(name: str) -> bool:
+    """Whether a codec is one of those that come with the package."""
+    return CODECS[name] is _BUILT_IN.get(name)
 
 
 def codec_of_prefix(data: bytes) -> CompressorWrapper | None:

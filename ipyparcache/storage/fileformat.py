@@ -29,6 +29,7 @@ from ipyparcache.storage.compression import (
     CODECS,
     CompressorWrapper,
     codec_of_prefix,
+    is_ours,
     longest_prefix,
     parse_codec,
 )
@@ -170,8 +171,11 @@ def dump(
     if path is None:
         _dump_into(value, cast("IO[bytes]", filename), codec, protocol)
         return None
-    with _replacing(path) as (file, folder):
-        _dump_into(value, file, codec, protocol, folder)
+    with _replacing(path) as (file, name, folder):
+        if codec is not None and not is_ours(codec[0]):
+            _dump_into(value, name, codec, protocol)  # codecs written for joblib may open files themselves
+        else:
+            _dump_into(value, file, codec, protocol, folder)
     return [cast("str", filename)]
 
 
@@ -225,14 +229,14 @@ def load(
 
 def _dump_into(
     value: object,
-    file: IO[bytes],
+    file: IO[bytes] | str,
     codec: tuple[str, int | None] | None,
     protocol: int | None,
     folder: str | None = None,
 ) -> None:
     """Write into a file; `folder` is where it lies if nothing else is written into it."""
     if codec is None:
-        _write(value, file, protocol, folder)
+        _write(value, cast("IO[bytes]", file), protocol, folder)
         return
     name, level = codec
     compressing = CODECS[name].compressor_file(file, level)
@@ -243,12 +247,12 @@ def _dump_into(
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[tuple[IO[bytes], str | None]]:
-    """A file that takes the place of `path` once it is complete, and the folder where it lies."""
+def _replacing(path: str) -> Iterator[tuple[IO[bytes], str, str | None]]:
+    """A file that takes the place of `path` once it is complete, its name, and the folder where it lies."""
     target = os.path.realpath(path)
     if os.path.exists(target) and not os.path.isfile(target):
         with open(target, "wb") as file:  # a device or a pipe cannot be replaced
-            yield file, None
+            yield file, target, None
         return
     try:
         handle, temporary = tempfile.mkstemp(
@@ -259,7 +263,7 @@ def _replacing(path: str) -> Iterator[tuple[IO[bytes], str | None]]:
         raise
     try:
         with open(handle, "wb") as file:
-            yield file, os.path.dirname(target)
+            yield file, temporary, os.path.dirname(target)
         with contextlib.suppress(OSError):
             os.chmod(temporary, _mode_of(target))
         os.replace(temporary, target)

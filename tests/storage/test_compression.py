@@ -5,6 +5,7 @@ import lzma
 import os
 import zlib
 
+import numpy as np
 import pytest
 
 from ipyparcache.errors import CodecMissing
@@ -17,6 +18,7 @@ from ipyparcache.storage.compression import (
     parse_codec,
     register_compressor,
 )
+from ipyparcache.storage.fileformat import dump, load
 from tests.contracts.codec import DATA, CodecContract
 
 
@@ -98,9 +100,11 @@ def test_a_codec_without_its_package_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(compression, "CODECS", dict(CODECS))
-    return compression.CODECS
+def registry():
+    before = dict(CODECS)
+    yield CODECS
+    CODECS.clear()
+    CODECS.update(before)
 
 
 def test_a_registered_codec_is_chosen_by_extension_and_prefix(registry):
@@ -123,12 +127,25 @@ def test_a_registered_codec_is_chosen_by_extension_and_prefix(registry):
             CompressorWrapper(dict),
             "'fileobj_factory' attribute should implement the file object interface",
         ),
-        ("x", gzip.GzipFile, "should be a CompressorWrapper"),
+        ("x", gzip.GzipFile, "should implement the CompressorWrapper interface"),
     ],
 )
 def test_what_cannot_be_registered(registry, name, codec, says):
     with pytest.raises(ValueError, match=says):
         register_compressor(name, codec)
+
+
+def test_a_codec_that_opens_its_file_itself_is_given_the_name(registry, tmp_path):
+    register_compressor("mine", CompressorWrapper(gzip.GzipFile, b"\x1f\x8b", ".mine"))
+    value = [np.arange(5), "text"]
+    path = tmp_path / "a.mine"
+
+    assert dump(value, path) == [str(path)]
+    dump(value, path, compress=("mine", 9))
+    assert gzip.decompress(path.read_bytes())
+    array, text = load(path)
+    assert (array.tolist(), text) == ([0, 1, 2, 3, 4], "text")
+    assert os.listdir(tmp_path) == ["a.mine"]
 
 
 def test_an_unknown_codec_of_an_entry_is_told():

@@ -16,7 +16,7 @@ from ipyparcache.engine.cpus import ALONE, cpu_count, environment_value
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
+    from typing import Any, Self, TypeAlias
 
     from ipyparcache.engine.batches import Batch, CallOptions, Report
 
@@ -181,6 +181,12 @@ class ParallelBackendBase:
         """Whether `timeout` means anything."""
         return self.supports_retrieve_callback
 
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """TypeError for a class that does not say how many tasks run at once: what `abc` does, and costs."""
+        if cls.effective_n_jobs is ParallelBackendBase.effective_n_jobs:
+            raise TypeError(f"Can't instantiate abstract class {cls.__name__}: it lacks effective_n_jobs")
+        return super().__new__(cls)
+
     def __init__(
         self,
         nesting_level: int | None = None,
@@ -193,7 +199,7 @@ class ParallelBackendBase:
 
     def effective_n_jobs(self, n_jobs: int) -> int:
         """How many tasks run at once for this `n_jobs`."""
-        raise NotImplementedError(f"{type(self).__name__} must say how many tasks run at once")
+        raise TypeError(f"{type(self).__name__} must say itself how many tasks run at once")
 
     def configure(
         self,
