@@ -10,6 +10,7 @@ from typing import Any
 
 from ipyparcache.analysis.flow import bound_names
 from ipyparcache.analysis.forms import COPYING_METHODS, REPLAYED_METHODS, Found, looked_up_before
+from ipyparcache.analysis.ownrows import OwnRows
 from ipyparcache.analysis.walk import leaves_of, own_nodes, statements_of
 
 LOG = "__ipyparcache_log__"
@@ -102,27 +103,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class OwnRows:
-    """A container of which every iteration reads and writes only the item that its target names.
-
-    Attributes
-    ----------
-    first
-        Whether the key is the first part of the element (`for i, x in enumerate(a)`), not the element itself.
-    deep
-        Whether more than plain items is written (`a[i][j] = …`, `a[i].sort()`): sound for arrays only.
-    line
-        The first line that writes.
-    """
-
-    root: str
-    site: int
-    first: bool
-    deep: bool
-    line: int
-
-
-@dataclass(frozen=True)
 class Tail:
     """The part of a `finally` that is left to the kernel when an exception passes through.
 
@@ -185,7 +165,8 @@ class Builder:
 
     def row(self, rows: OwnRows) -> int:
         """The number of a site that puts an iteration's own item back."""
-        statement = ast.parse(f"{rows.root}[{HOLE % 0}] = {HOLE % 1}").body[0]
+        place = f":, {HOLE % 0}" if rows.column else HOLE % 0
+        statement = ast.parse(f"{rows.root}[{place}] = {HOLE % 1}").body[0]
         for node in ast.walk(statement):
             if isinstance(node, ast.stmt | ast.expr):
                 node.lineno = node.end_lineno = rows.line

@@ -15,20 +15,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, OwnRows, Site, Tail, plainer
+from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, Site, Tail, plainer
 from ipyparcache.analysis.columns import Columns, columns_of, only_asked, writes_of
 from ipyparcache.analysis.counters import Counter, counters_of
-from ipyparcache.analysis.flow import Flow, Read, Unstable, bound_names, free_names
+from ipyparcache.analysis.flow import Flow, Read, Unstable, free_names
 from ipyparcache.analysis.forms import (
     PROGRESS_METHODS,
     RECOGNISED,
     Found,
+    Path,
     changed_roots,
     drawing,
     path_of,
     template_nodes,
 )
 from ipyparcache.analysis.helpers import Facts, is_dynamic, is_fixed, written_path
+from ipyparcache.analysis.ownrows import OwnRows, keys_of, own_rows_of
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
     blocks_of,
@@ -326,68 +328,54 @@ class _Classifier:
                 )
 
     def _take_own_rows(self, bound: set[str]) -> None:
-        """Find containers that are read and written, but each iteration only at its own key."""
-        written = {
-            path.root
+        """Find containers that each iteration reads, and may write, only at its own key."""
+        keys = keys_of(self.target, self.body)
+        used = {
+            node.value.id
             for node in own_nodes(self.body)
-            if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
-            if (path := path_of(node)) is not None and path.root not in bound
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)
         }
+        used -= bound | self.facts.modules | self.facts.drawn | self.columns.keys() | self._read_lazily()
+        if not keys or not used:
+            return
         flow = Flow(self._helper_reads, self._holes_of)
         flow.run(self.body, (*self.targets, ITEM))
-        replayed = {root for found in self.found.values() for root in found.roots}
-        for root in sorted(written - self.facts.modules - self.columns.keys()):
-            if root in replayed and not flow.reads.get(root):
+        aliases = self._aliases(bound | set(self.targets) | comprehension_names(self.body))
+        for root in sorted(used):
+            reads = flow.reads.get(root)
+            if not reads or any(read.by is not None for read in reads):
                 continue
-            rows = self._own_rows_of(root)
+            own = frozenset(name for name, alias in aliases.items() if alias is not None and alias[0] == root)
+            rows = own_rows_of(root, self.body, keys, own, self._changed_arguments)
             if rows is not None:
                 self.own_rows[root] = rows
                 self.found = {i: f for i, f in self.found.items() if root not in f.roots}
 
-    def _own_rows_of(self, root: str) -> OwnRows | None:
-        key = self._own_key()
-        if key is None or any(key.id in bound_names(s) for s in self.body):
-            return None
-        covered: dict[int, ast.Subscript] = {}
-        for node in own_nodes(self.body):
-            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == root:
-                at = (
-                    node.slice.elts[0]
-                    if isinstance(node.slice, ast.Tuple) and node.slice.elts
-                    else node.slice
-                )
-                if isinstance(at, ast.Name) and at.id == key.id:
-                    covered[id(node.value)] = node
-        everywhere = [n for s in self.body for n in ast.walk(s) if isinstance(n, ast.Name) and n.id == root]
-        if any(id(n) not in covered for n in everywhere):
-            return None
-        if not any(isinstance(node.ctx, ast.Load) for node in covered.values()):
-            return None
-        stores = [node for node in covered.values() if not isinstance(node.ctx, ast.Load)]
-        changes = [
-            place
-            for node in own_nodes(self.body)
-            for name, place in changed_roots(node)
-            if name == root and place not in stores
-        ]
-        deep = bool(changes) or any(isinstance(node.slice, ast.Tuple) for node in stores)
-        lines = [node.lineno for node in stores] or [self.line]
-        return OwnRows(root, -1, isinstance(self.target, ast.Tuple), deep, min(lines))
+    def _changed_arguments(self, call: ast.Call) -> Iterator[Path]:
+        """The arguments of a call that the notebook's function changes in place."""
+        helper = self.facts.helpers.get(call.func.id) if isinstance(call.func, ast.Name) else None
+        for position in helper.changes if helper is not None else ():
+            assert helper is not None
+            argument = call.args[position] if position < len(call.args) else None
+            if argument is None and position < len(helper.parameters):
+                wanted = helper.parameters[position]
+                argument = next((k.value for k in call.keywords if k.arg == wanted), None)
+            path = path_of(argument) if argument is not None else None
+            if path is not None:
+                yield path
 
-    def _own_key(self) -> ast.Name | None:
-        """The target that has another value in every iteration, by the form of the iterable."""
-        match self.target, self.iterable:
-            case ast.Name() as name, ast.Call(func=ast.Name(id="range")) | ast.Name():
-                return name
-            case ast.Name() as name, ast.Call(func=ast.Attribute(attr="keys"), args=[]):
-                return name
-            case ast.Tuple(elts=[ast.Name() as first, *_]), ast.Call(func=ast.Name(id="enumerate"), args=[_]):
-                return first
-            case ast.Tuple(elts=[ast.Name() as first, _]), ast.Call(
-                func=ast.Attribute(attr="items"), args=[]
-            ):
-                return first
-        return None
+    def _read_lazily(self) -> set[str]:
+        """Names that the iterable may read while it is drawn from."""
+        names = {n.id for n in ast.walk(self.iterable) if isinstance(n, ast.Name)}
+        lazy: set[str] = set()
+        for node in ast.walk(self.iterable):
+            if isinstance(node, ast.GeneratorExp):
+                lazy |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            elif isinstance(node, ast.Lambda):
+                lazy |= set(free_names(node))
+        for name in names:
+            lazy |= set(self._helper_reads(name))
+        return lazy
 
     # what is loop-carried
 
@@ -450,9 +438,9 @@ class _Classifier:
                 continue
             for root, place in changed_roots(node):
                 line = line_of(place, self.line)
-                if root in aliases and aliases[root] is not None:
-                    name, at = aliases[root]  # type: ignore[misc]
-                    raise _Refused(refusals.ChangedThroughAlias(at, root, name, line))
+                alias = aliases.get(root)
+                if alias is not None and alias[0] not in self.own_rows:
+                    raise _Refused(refusals.ChangedThroughAlias(alias[1], root, alias[0], line))
                 if root in private or root in self.own_rows:
                     continue
                 if root in self.facts.modules:
@@ -470,15 +458,8 @@ class _Classifier:
                     raise _Refused(refusals.CarriedContainer(line_of(read.node, self.line), root, line))
                 raise _Refused(refusals.TargetNotAName(line, root))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                helper = self.facts.helpers.get(node.func.id)
-                for position in helper.changes if helper is not None else ():
-                    assert helper is not None
-                    argument = node.args[position] if position < len(node.args) else None
-                    if argument is None and position < len(helper.parameters):
-                        wanted = helper.parameters[position]
-                        argument = next((k.value for k in node.keywords if k.arg == wanted), None)
-                    path = path_of(argument) if argument is not None else None
-                    if path is not None and path.root not in private:
+                for path in self._changed_arguments(node):
+                    if path.root not in private and path.root not in self.own_rows:
                         raise _Refused(
                             refusals.ChangedByCall(line_of(node, self.line), path.root, node.func.id)
                         )
@@ -547,14 +528,7 @@ class _Classifier:
 
     def _check_iterable(self, changed: Mapping[str, tuple[int, str | None]], bound: set[str]) -> None:
         names = {n.id for n in ast.walk(self.iterable) if isinstance(n, ast.Name)}
-        lazy: set[str] = set()
-        for node in ast.walk(self.iterable):
-            if isinstance(node, ast.GeneratorExp):
-                lazy |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-            elif isinstance(node, ast.Lambda):
-                lazy |= set(free_names(node))
-        for name in list(names):
-            lazy |= set(self._helper_reads(name))
+        lazy = self._read_lazily()
         for name in sorted(lazy & bound):
             raise _Refused(refusals.IterableChanged(self.line, name, self.line))
         for name in sorted((names | lazy) & changed.keys()):
@@ -601,7 +575,9 @@ class _Classifier:
         missed = {at: [names & own for names in every] for at, every in flow.unfinished.items()}
         builder = Builder(self.found, self.targets, frozenset(map(id, self.body)), unstable, missed)
         statements = builder.block(self.body, guarded=False)
-        own_rows = [replace(rows, site=builder.row(rows)) for rows in self.own_rows.values()]
+        own_rows = [
+            replace(rows, site=builder.row(rows)) if rows.changes else rows for rows in self.own_rows.values()
+        ]
         if self.target is not None:
             # A loop over the one element, so that `continue` means what it did.
             one = ast.copy_location(ast.Tuple([ast.Name(ITEM, ast.Load())], ast.Load()), self.target)

@@ -359,13 +359,15 @@ class _Run:
         self.unbound.clear()
         self.unfinished.tails.clear()
         failure: BaseException | None = None
-        rows: list[tuple[int, Any, Any, Any]] = []
+        arrived: object = None
+        rows: list[tuple[int, Any, Any, Any, Any]] = []
         try:
             if packed:
                 data, buffers = element
-                element, objects = travel.unpack_element(data, buffers, self.arrived)
+                arrived, objects = travel.unpack_element(data, buffers, self.arrived)
+                element = self._unpicked(arrived) if self.body.picked else arrived
                 self.losses.note_late()
-                states, whole = watching.states_of(objects, {ITEM: element}, self._is_user_code)
+                states, whole = watching.states_of(objects, {ITEM: arrived}, self._is_user_code)
                 self._bases = self._bases_of_parcel | travel.bases_of(objects.values())
             if self.random is not None:
                 self.random.begin(number)
@@ -377,7 +379,7 @@ class _Run:
         except BaseException as error:
             failure = error
         for state in whole.values():
-            if not self._is_unchanged(element, state):
+            if not self._is_unchanged(arrived, state):
                 result.lost.append((number, number, None, f"the element of iteration {number}"))
         return self._keep(number, failure, objects, states, rows, result, emit)
 
@@ -387,7 +389,7 @@ class _Run:
         failure: BaseException | None,
         objects: dict[int, object],
         states: dict[int, watching.State],
-        rows: list[tuple[int, Any, Any, Any]],
+        rows: list[tuple[int, Any, Any, Any, Any]],
         result: ChunkResult,
         emit: bool,
     ) -> bool:
@@ -402,8 +404,8 @@ class _Run:
             result.lost.append(self.unfinished.swallowed(number))
         value = namespace.pop(VALUE, None) if self.body.yields else None
         element = namespace.pop(ITEM, None)
-        for site, container, key, before in rows:
-            log.extend(_row_entry(site, container, key, before))
+        for row in rows:
+            log.extend(_row_entry(*row))
         bindings = {name: namespace[name] for name in self.body.assigned if name in namespace}
         unbound = [name for name in self.unbound if name not in bindings]
         changes: list[tuple[int, str, Any]] = []
@@ -453,17 +455,27 @@ class _Run:
             return True
         return False
 
-    def _own_rows(self, element: Any) -> list[tuple[int, Any, Any, Any]]:
-        """The items that are this iteration's own: site, container, key, value before."""
+    def _own_rows(self, element: Any) -> list[tuple[int, Any, Any, Any, Any]]:
+        """The items that are this iteration's own: site, container, key, place, value before."""
         found = []
-        for root, site, first in self.body.own_rows:
+        for root, site, position, column in self.body.own_rows:
             container = self.namespace[root]
-            key = element[0] if first else element
+            key = element if position is None else element[position]
+            place = (slice(None), key) if column else key
             before = _MISSING
-            with contextlib.suppress(LookupError):
-                before = container[key]
-            found.append((site, container, key, before))
+            with contextlib.suppress(LookupError, TypeError):
+                before = container[place]
+            found.append((site, container, key, place, before))
         return found
+
+    def _unpicked(self, arrived: Any) -> Any:
+        """The element of those that came with items of containers, which find their places."""
+        element, items = arrived
+        for (root, position), item in zip(self.body.picked, items, strict=True):
+            self.namespace[root] = own = {}
+            if item:
+                own[element if position is None else element[position]] = item[0]
+        return element
 
     def _travels(self, value: object, known: dict[int, travel.Key], objects: bool) -> bool:
         try:
@@ -598,11 +610,11 @@ def _rows_of(seen: Any) -> list[Any] | None:
 _MISSING = object()
 
 
-def _row_entry(site: int, container: Any, key: Any, before: Any) -> list[tuple[Any, ...]]:
+def _row_entry(site: int, container: Any, key: Any, place: Any, before: Any) -> list[tuple[Any, ...]]:
     """The log entry that puts an iteration's own item back, if it has changed."""
     try:
-        now = container[key]
-    except LookupError:
+        now = container[place]
+    except (LookupError, TypeError):
         return []
     if isinstance(container, list | dict):
         return [] if now is before else [(site, key, now)]

@@ -9,7 +9,7 @@ import random
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
 from ipyparcache.cells.facts import draws_into, facts_of
+from ipyparcache.cells.ownitems import OwnItems
 from ipyparcache.cells.plans import refused
 
 
@@ -53,14 +54,19 @@ class Launch:
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
 
-    def check_methods(self) -> None:
-        """A method that changes one of Python's own containers, called where it cannot be replayed."""
+    def check_methods(self, apart: Set[str]) -> None:
+        """A method that changes one of Python's own containers, called where it cannot be replayed.
+
+        `apart` are names of containers of which each iteration has an item of its own.
+        """
         places: dict[str, list[tuple[ast.Call, str]]] = {}
         for node in ast.walk(self.parfor.body):
             match node:
                 case ast.Call(func=ast.Attribute(value=owner, attr=method)) if method in REPLAYED_METHODS:
                     path = path_of(owner)
                     if path is None or path.root not in self.parfor.reads.intersection(self.namespace):
+                        continue
+                    if path.root in apart:
                         continue
                     if _may_change(self.namespace[path.root], owner, method):
                         places.setdefault(path.root, []).append((node, method))
@@ -147,24 +153,43 @@ class Launch:
                 reader = min(parcel.written[name])
                 raise refused(refusals.GlobalWrite(parfor.line, name, reader))
 
-    def own_numbers(self, parcel: travel.Parcel) -> frozenset[int]:
+    def own_numbers(self, parcel: travel.Parcel, own: OwnItems) -> frozenset[int]:
         """Numbers of the containers of which each iteration has its own item.
 
         Checks that nothing else leads there.
         """
         found: set[int] = set()
-        for rows in self.parfor.own_rows:
+        for rows in own.whole:
             value = self.namespace.get(rows.root)
-            is_array = type(value).__name__ == "ndarray" and not getattr(value, "dtype").hasobject  # noqa: B009
-            plain = type(value) in (list, dict) and not rows.deep
             others = [n for n in self.parfor.reads if n != rows.root]
             shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
             if shared is not None:
                 raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
-            if not (is_array or plain):
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), self.namespace)
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         return frozenset(found)
+
+    def check_picked(self, parcel: travel.Parcel, own: OwnItems) -> bool:
+        """Whether items that are to travel with their elements are reached by no other way.
+
+        Containers that do not change are given up where they are: they must travel as all others then.
+        """
+        given_up = [
+            rows for rows in own.picked if rows.root in parcel.readers or own.led_to(rows, parcel.numbers)
+        ]
+        for rows in given_up:
+            readers = parcel.readers.get(rows.root)
+            if rows.changes and readers:
+                raise refused(refusals.ReadByHelper(self.parfor.line, rows.root, min(readers), rows.line))
+            if rows.changes:
+                value = self.namespace[rows.root]
+                parts = list(value.values()) if type(value) is dict else list(value)
+                others = sorted(self.parfor.reads.intersection(self.namespace) - own.picked_roots)
+                values = {name: self.namespace[name] for name in others}
+                led = (n for n, value in values.items() if any(_leads_to(value, part) for part in parts))
+                shared = next(led, rows.root)
+                raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
+            own.give_up(rows)
+        return not given_up
 
     def check_tables(self) -> None:
         """A table of which columns are read and written must be reached by no other name."""
@@ -191,7 +216,7 @@ class Launch:
                 raise refused(refusals.CarriedContainer(table.line, table.root, table.line), self.namespace)
         return found
 
-    def check_source(self, source: object) -> bool:
+    def check_source(self, source: object, own: Set[str] = frozenset()) -> bool:
         """A generator that is drawn from while results are merged must not read what they change.
 
         Returns whether drawing from it may run code of the notebook.
@@ -208,7 +233,7 @@ class Launch:
         for name in list(names):
             helper = facts_of([name], self.namespace).helpers.get(name)
             names |= helper.reads if helper is not None else set()
-        for name in sorted(names & (set(self.parfor.changed) | set(self.parfor.temporaries))):
+        for name in sorted(names & (set(self.parfor.changed) | set(self.parfor.temporaries) | own)):
             raise refused(refusals.IterableChanged(self.parfor.line, name, self.parfor.line))
         return True
 
@@ -228,21 +253,6 @@ class Launch:
             elif type(value).__module__ == travel.MAIN:
                 found[name] = value
         return found
-
-    def check_own_keys(self, iterable: object) -> None:
-        """Every element must name another item."""
-        for rows in self.parfor.own_rows:
-            value = self.namespace.get(rows.root)
-            if type(iterable) is range:
-                distinct = not isinstance(value, dict) and (
-                    not iterable or min(iterable[0], iterable[-1]) >= 0
-                )
-            elif type(iterable) is enumerate:
-                distinct = not isinstance(value, dict)
-            else:
-                distinct = isinstance(iterable, dict | _KEYS | _ITEMS) and isinstance(value, dict)
-            if not distinct:
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), self.namespace)
 
     def check_threads(self, parcel: travel.Parcel) -> None:
         """What one process cannot keep apart for several iterations at once."""
@@ -271,6 +281,10 @@ class Launch:
         changes = changes_of(parfor.sites, {n: v for n, v in namespace.items() if n not in own}, is_user_code)
         if not changes.roots:
             return changes
+        for name in sorted(self.lengths()[0]):
+            root = changes.met_in([namespace[name]])
+            if root is not None:
+                raise refused(refusals.SharedWithResult(parfor.line, root, name, parfor.changed[root][0]))
         objects = [obj for obj in parcel.objects.values() if not isinstance(obj, travel.DEFINITIONS)]
         if changes.met_in(objects) is None and parcel.data:
             return changes
@@ -359,7 +373,6 @@ _COMPARED = 10_000  # items of a container that is compared with itself after ea
 _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict, Counter, bytearray)
 _LOOKED_AT = 100  # items of a container whose kinds are asked for
 _KEYS: type = type({}.keys())
-_ITEMS: type = type({}.items())
 _MAY_RUN_USER_CODE = (zip, map, filter, enumerate, reversed)
 
 

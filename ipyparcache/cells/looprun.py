@@ -36,6 +36,7 @@ from ipyparcache.cells.leftovers import leftover
 from ipyparcache.cells.loopcache import LoopCache, open_cache
 from ipyparcache.cells.merging import Merger, StoppedInside
 from ipyparcache.cells.messages import Body, ChunkResult, Packed, is_plain_sequence
+from ipyparcache.cells.ownitems import OwnItems, carried
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer
@@ -143,12 +144,13 @@ class LoopRun:
         parfor, namespace = self.parfor, self.namespace
         self.counters = self.launch.counters(goes_on=self.options.on_error == "collect")
         self.launch.check_guards()
-        self.launch.check_methods()
+        self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
+        self.own = OwnItems(namespace) if self._is_threaded else OwnItems.of(parfor, namespace)
+        self.launch.check_methods(self.own.roots)
         self.launch.check_generators()
         self.launch.check_drawing()
         self.launch.check_drawn()
         self.launch.check_tables()
-        self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.local = LocalModules()
         seeds_itself = self.options.seed is None and not self._is_threaded
         self._seeds = seeded_by(parfor, namespace) if seeds_itself else ()
@@ -164,10 +166,10 @@ class LoopRun:
         """Pack what the body reads, and the code in `more` with what that reads; check what they lead to."""
         parfor, namespace = self.parfor, self.namespace
         names = set(parfor.reads) | {n for n in parfor.names_in_strings if n in namespace}
-        names |= {rows.root for rows in parfor.own_rows}
+        names -= self.own.picked_roots
         if not self._is_threaded:
             names -= self.launch.lengths()[0]
-        left_out = (set(parfor.changed) | set(parfor.temporaries)) - names
+        left_out = (set(parfor.changed) | set(parfor.temporaries) | self.own.picked_roots) - names
         try:
             self.parcel = travel.pack(
                 namespace,
@@ -185,14 +187,16 @@ class LoopRun:
         if self._is_threaded:
             self.launch.check_threads(self.parcel)
             for table in parfor.columns:
-                carried = refusals.CarriedContainer(table.line, table.root, table.line)
-                raise refused(carried, namespace)
-            if parfor.own_rows:
-                rows = parfor.own_rows[0]
-                raise refused(refusals.CarriedContainer(rows.line, rows.root, rows.line), namespace)
+                raise refused(refusals.CarriedContainer(table.line, table.root, table.line), namespace)
+            for rows in parfor.own_rows:
+                if rows.changes:
+                    raise carried(rows, namespace)
+        if not self.launch.check_picked(self.parcel, self.own):
+            self._pack(more)
+            return
         self.launch.check_readers(self.parcel)
         self.changes = self.launch.check_aliases(self.parcel, self._is_user_code)
-        self.exempt = self.launch.own_numbers(self.parcel)
+        self.exempt = self.launch.own_numbers(self.parcel, self.own)
 
     @contextmanager
     def iterable_at_hand(self) -> Iterator[ast.expr | None]:
@@ -219,7 +223,7 @@ class LoopRun:
                     raise refused(refusals.IterableChanged(self.parfor.line, name, line))
         if goes_over_drawn(iterable):
             raise refused(refusals.ElementDrawnInto(self.parfor.line))
-        self.launch.check_own_keys(iterable)
+        self.own.check_keys(iterable)
         self._keys_read = self.launch.keys_read(iterable)
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
@@ -227,7 +231,7 @@ class LoopRun:
         self._try_elements(iterable)
         self._check_itself(iterable)
         self.source = Source(iter(iterable))
-        self.source.runs_user_code = self.launch.check_source(self.source.iterator)
+        self.source.runs_user_code = self.launch.check_source(self.source.iterator, self.own.picked_roots)
         if self.source.runs_user_code and self.parcel is not None:
             self._beside = self.launch.beside_source(self.source.iterator, self.parcel)
         left = operator.length_hint(iterable, -1)
@@ -284,7 +288,12 @@ class LoopRun:
                 self.token if self._may_hold else "",
                 self.cache.entries.secret if self.cache is not None else self.host.secret,
                 self.cache is not None,
-                tuple((rows.root, rows.site, rows.first) for rows in parfor.own_rows),
+                tuple(
+                    (rows.root, rows.site, rows.position, rows.column)
+                    for rows in (*self.own.whole, *self.own.picked)
+                    if rows.changes
+                ),
+                tuple((rows.root, rows.position) for rows in self.own.picked),
                 self.exempt,
                 self.launch.safe_sites(),
                 figures_open(),
@@ -350,13 +359,14 @@ class LoopRun:
         first = self._iterations_sent
         objects: list[dict[int, object]] = []
         parts: list[tuple[bytes, list[Any]]] = []
-        is_plain = not self._is_threaded and is_plain_sequence(items)
+        is_plain = not self._is_threaded and not self.own.picked and is_plain_sequence(items)
         for number, item in enumerate(() if is_plain else items, first):
             try:
                 if self._is_threaded:
                     self._check_element(number, reached([item], self.namespace) if self.changes.roots else ())
                     continue
-                data, buffers, found = self._pack_element(number, item)
+                own = self.own.of_element(item)
+                data, buffers, found = self._pack_element(number, (item, own) if own else item)
                 self._check_element(number, found.values())
             except LoopRefused as error:
                 self._source_error = number, error
@@ -525,6 +535,7 @@ class LoopRun:
             self.replayer,
             stops_early=self.is_streamed and (shows or is_generator),
             keys_read=self._keys_read,
+            measured={id(self.namespace[name]): name for name in self.launch.lengths()[0]},
         )
         self._sizes = Sizes(self.options, self.jobs, is_cached=self.cache is not None)
         self._states_before = self._states() if self._is_threaded else {}

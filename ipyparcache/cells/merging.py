@@ -38,6 +38,8 @@ class Merger:
         Whether who takes the elements may stop between two of them, and it would show.
     keys_read
         The columns that iterations read by their target, each with the last iteration that does.
+    measured
+        By the id of a container of which iterations are told the length only: its name.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Merger:
         *,
         stops_early: bool,
         keys_read: Mapping[object, int],
+        measured: Mapping[int, str],
     ) -> None:
         self.parfor = parfor
         self.host = host
@@ -63,6 +66,7 @@ class Merger:
         self.replayer = replayer
         self.stops_early = stops_early
         self.keys_read = keys_read
+        self.measured = measured
         self._columns = [_column_written(site, parfor) for site in parfor.sites] if parfor.columns else []
         self._touched: dict[int, object] = {}
 
@@ -176,11 +180,14 @@ class Merger:
                 "an element that an earlier iteration had changed too",
                 number,
                 number,
-                "Let each iteration reach objects of its own, or drop %%parallel from the cell.",
+                _MEET_ADVICE,
             )
         # A buffer of an array has a number on the worker only; the array itself is in the list too.
         left[3][:] = [change for change in left[3] if change[0] in objects]
         for key, _, _ in left[3]:
+            if id(objects[key]) in self.measured:
+                what = f"`{self.measured[id(objects[key])]}`, whose length is read, too,"
+                raise ChangeLost(self.parfor.line, what, number, number, _MEET_ADVICE)
             self._touched[id(objects[key])] = objects[key]
         try:
             self.replayer.apply(left, objects)
@@ -270,6 +277,7 @@ def _column_written(site: Site, parfor: Parfor) -> tuple[Columns, int, bool] | N
     return None
 
 
+_MEET_ADVICE = "Let each iteration reach objects of its own, or drop %%parallel from the cell."
 _COLUMN_ADVICE = (
     "Write the new columns to a table of their own (`new = pd.DataFrame(index=...)` before the loop), or "
     "drop %%parallel from the cell."

@@ -35,9 +35,10 @@ class Body:
     secret
         With `--cached`: keys the digests of environment variables that the iteration reads.
     own_rows
-        Containers of which each iteration has its own item: name, site that puts it back, whether the key
-        is the
-        first part of the element.
+        Containers of which each iteration has its own item: name, site that puts it back, the position of
+        the key in the element (None: the element is the key), whether a full slice stands before the key.
+    picked
+        Those whose items travel with the elements, with the position of the key.
     exempt
         Numbers of the objects that may change for that reason.
     safe
@@ -65,7 +66,8 @@ class Body:
     token: str
     secret: bytes | None
     by_names: bool
-    own_rows: tuple[tuple[str, int, bool], ...]
+    own_rows: tuple[tuple[str, int, int | None, bool], ...]
+    picked: tuple[tuple[str, int | None], ...]
     exempt: frozenset[int]
     safe: frozenset[int]
     figures_open: bool

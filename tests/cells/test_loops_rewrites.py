@@ -84,9 +84,9 @@ CASES = {
     ),
     "alias": Case(
         "table = [[0], [0]]",
-        "for i in range(2):\n    row = table[i]\n    row[0] = i + 1",
+        "for i in range(2):\n    row = table[1 - i]\n    row[0] = i + 1",
         "Write through the outer name itself (`table[...] = ...`",
-        ("*for i in range(2):\n    table[i][0] = i + 1",),
+        ("*for i in range(2):\n    table[1 - i][0] = i + 1",),
         ("table",),
     ),
     "function that fills its argument": Case(
