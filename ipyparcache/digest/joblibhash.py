@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import chain
 from marshal import dumps
+from operator import itemgetter
 from typing import Any
 
 from blake3 import blake3
@@ -35,6 +36,7 @@ _SMALL = 100
 """Elements of a dict that is hashed among many like it."""
 
 _SORTED_KEYS = {str, int, bytes}
+_WITH_NAN = {float, complex}
 _DICT, _VALUES, _DIGEST = dumps("dict", 2), dumps("values", 2), (32).to_bytes(8, "little")
 
 _REFUSED = (types.ModuleType, types.GeneratorType, types.CoroutineType, types.FrameType)
@@ -173,7 +175,7 @@ class _Hashing:
         types_of_keys = set(map(type, keys))
         if len(types_of_keys) == 1 and types_of_keys <= _SORTED_KEYS:
             keys.sort()
-            values = list(map(items.__getitem__, keys))
+            values = itemgetter(*keys)(items) if len(keys) > 1 else tuple(items.values())
             return self._joined("dict", [_pure(keys, types_of_keys), self._sequence("values", values)])
         pairs = sorted((self.content(key), self.content(value)) for key, value in items.items())
         return self._joined("dict", [part for pair in pairs for part in pair])
@@ -248,7 +250,8 @@ def _pure(items: Any, kinds: set[type]) -> bytes:
         except ValueError:  # one is longer than 255
             lengths = b"longer" + array("Q", map(len, items)).tobytes()
         return b"strings" + quick_digest(lengths) + quick_digest(_bytes_of("".join(items)))
-    written = dumps(list(without_nan(items)), 2)
+    plain = items if kinds.isdisjoint(_WITH_NAN) else without_nan(items)
+    written = dumps(plain if type(plain) is list else list(plain), 2)
     return written if len(written) <= _LARGE else b"large" + quick_digest(written)
 
 
