@@ -88,6 +88,8 @@ def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:
             node.attr in DYNAMIC_ATTRIBUTES or dotted(node) in DYNAMIC_DOTTED
         ):
             found.append(DynamicUse(node.lineno, f".{node.attr}"))
+        elif isinstance(node, ast.Subscript) and _is_own_module(node):
+            found.append(DynamicUse(node.lineno, "sys.modules[__name__]"))
         elif isinstance(node, ast.Import) and any(alias.name == "__main__" for alias in node.names):
             found.append(DynamicUse(node.lineno, "import __main__"))
         elif isinstance(node, ast.ImportFrom) and node.module == "__main__":
@@ -95,6 +97,12 @@ def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:
         elif isinstance(node, ast.Constant) and node.value == "__main__" and id(node) not in guards:
             found.append(DynamicUse(node.lineno, "'__main__'"))
     return sorted(found, key=lambda use: use.line)
+
+
+def _is_own_module(node: ast.Subscript) -> bool:
+    """Whether this is `sys.modules[__name__]`."""
+    is_named = isinstance(node.slice, ast.Name) and node.slice.id == "__name__"
+    return is_named and dotted(node.value) == "sys.modules"
 
 
 def _is_main_guard(node: ast.AST) -> bool:

@@ -27,6 +27,7 @@ import blake3
 from ipyparcache.analysis.cell import (
     DYNAMIC_ATTRIBUTES,
     DYNAMIC_CALLS,
+    DYNAMIC_VALUES,
     attributes_read,
     identifiers,
     identity_text,
@@ -208,6 +209,8 @@ def _add_key(expression: str, namespace: dict[str, Any], traversal: Traversal) -
 
 def _refuse_dynamic_helpers(traversal: Traversal) -> None:
     """Code that looks names up by computed strings, or in frames, makes the reach of the cell unknown."""
+    if traversal.dynamic:
+        raise NoKey(f"something that it reads is or uses {traversal.dynamic[0]}, whose reach cannot be known")
     for read in traversal.reads:
         if read.name in DYNAMIC_CALLS and not read.present:
             raise NoKey(f"a function that it calls uses {read.name}()")
@@ -218,6 +221,10 @@ def _refuse_dynamic_helpers(traversal: Traversal) -> None:
             dynamic.add("inspect.stack")
         if "modules" in names and "__main__" in code.co_consts:
             dynamic.add("sys.modules['__main__']")
+        if {"modules", "__name__"} <= names:
+            dynamic.add("sys.modules[__name__]")
+        if names & {"__builtins__", "builtins"} and names & DYNAMIC_VALUES:
+            dynamic |= names & DYNAMIC_VALUES
         if dynamic:
             raise NoKey(f"the function `{function}` uses {min(dynamic)}, whose reach cannot be known")
 

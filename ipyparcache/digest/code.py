@@ -212,6 +212,12 @@ def note_lookups(traversal: Traversal, facts: CodeFacts, namespace: Mapping[str,
     package = namespace.get("__package__")
     for module, level, taken in facts.imports:
         full = modules.absolute_name(module, level, package if isinstance(package, str) else "")
+        if full in modules.NOTEBOOK_MODULES:
+            if not taken or "*" in taken:
+                traversal.note_dynamic(f"import {full}")
+            for name in taken:
+                traversal.note_read("__main__", name, traversal.main)
+            continue
         for part in modules.parents_of(full):
             traversal.note_module(part)
         for name in taken:
@@ -322,9 +328,22 @@ class BuiltinKind(Kind):
             walk.token(b"B", module, obj.__qualname__)
             if not walk.isolated and isinstance(module, str):
                 walk.traversal.note_module(module)
+                if (module, obj.__name__) in _LOOKING_AROUND:
+                    walk.traversal.note_dynamic(obj.__name__)
         else:
             walk.token(b"bound", obj.__name__)
             walk.stack.append(bound)
+
+
+_LOOKING_AROUND = frozenset(
+    {
+        ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("builtins", "globals"),
+        ("builtins", "locals"),
+        ("sys", "_getframe"),
+    }
+)
 
 
 class DescriptorKind(Kind):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from blake3 import blake3
@@ -145,6 +145,7 @@ class Traversal:
         self._bases: set[type] = set()  # of those
         self._patches: dict[str, tuple[Any, dict[str, object]]] = {}  # what the user put where, when digested
         self._awaited: list[str] = []  # modules that the code will import
+        self.dynamic: list[str] = []  # what was met that reaches the notebook by computed names
 
     # ---- roots
 
@@ -295,6 +296,10 @@ class Traversal:
         namespace = vars(module)
         origin = modules.origin_of(name)
         if origin == "notebook":
+            if names is None:
+                self.note_dynamic(name)
+            for attribute in sorted(names or ()):
+                self.note_read(name, attribute, self.main)
             return
         if origin == "local":
             if names is None:
@@ -527,6 +532,11 @@ class Traversal:
             if known < self._followed and isinstance(value, ModuleType):
                 self.reach_module(value, wider)
 
+    def note_dynamic(self, what: str) -> None:
+        """Note something that reaches names of the notebook which no code spells out."""
+        self._looked_up += 1
+        self.dynamic.append(what)
+
     def note_module(self, name: str) -> None:
         """Make a module that code relies on a root: a local one by source, a distribution by version."""
         waiting = [name]
@@ -578,8 +588,12 @@ class Traversal:
 def _is_user_builtin(name: str) -> bool:
     """Whether `builtins` holds something of the notebook under this name: code, or what was put there
     later."""
-    return is_user_definition(vars(builtins).get(name)) or (
-        name in vars(builtins) and name not in _FIRST_BUILTINS and name != "_"
+    value = vars(builtins).get(name)
+    return is_user_definition(value) or (
+        name in vars(builtins)
+        and name not in _FIRST_BUILTINS
+        and name != "_"
+        and not isinstance(value, BuiltinFunctionType)
     )
 
 

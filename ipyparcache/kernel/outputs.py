@@ -137,6 +137,9 @@ class _StreamTap:
         self.draining = False
         self.held = ""
         self.write: Callable[[str], Any] = stream.write
+        # the kernel's own, which the pump writes to, where the user put a stream around it; else the same
+        self.inner: Any = getattr(getattr(self._pump(), "_target", None), "__self__", stream)
+        self.write_inner: Callable[[str], Any] = self.inner.write
 
     def attach(self) -> None:
         def write(text: str) -> Any:
@@ -147,7 +150,17 @@ class _StreamTap:
                 self.record.add(Stream(self.name, text))
             return written
 
+        def write_inner(text: str) -> Any:
+            if threading.current_thread() is not self._pump():
+                return self.write_inner(text)
+            if self.draining:
+                return self._write_while_draining(text)
+            self.record.add(Stream(self.name, text))
+            return self.write_inner(text)
+
         self.stream.write = write
+        if self.inner is not self.stream:
+            self.inner.write = write_inner
 
     def _pump(self) -> threading.Thread | None:
         thread = getattr(self.stream, "watch_fd_thread", None)
@@ -167,7 +180,7 @@ class _StreamTap:
             )
         ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         if ready:
-            self.write(ready)
+            self.write_inner(ready)
             self.record.add(Stream(self.name, ready))
         return len(text)
 
@@ -189,13 +202,14 @@ class _StreamTap:
     def end_drain(self, deadline: float) -> None:
         self.drained.wait(max(0.0, deadline - time.monotonic()))
         if self.held:
-            self.write(self.held)
+            self.write_inner(self.held)
             self.record.add(Stream(self.name, self.held))
             self.held = ""
         self.draining = False
 
     def detach(self) -> None:
         self.stream.__dict__.pop("write", None)
+        self.inner.__dict__.pop("write", None)
 
 
 class _Tee:

@@ -29,6 +29,13 @@ def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
         ("import threading\nlock = threading.Lock()", "`lock` (lock) cannot be stored, line 3"),
         ("import subprocess\nsubprocess.run(['true'])\nr = 1", "another program"),
         ("r = helper()", "a function that it calls uses eval()"),
+        ("r = alias('1')", "is or uses eval, whose reach"),
+        ("r = table['ev']('1')", "is or uses eval, whose reach"),
+        ("r = by_module('helper')", "`by_module` uses sys.modules[__name__]"),
+        ("import sys\nr = sys.modules[__name__]", "line 3 uses sys.modules[__name__]"),
+        ("r = from_builtins('1')", "`from_builtins` uses eval"),
+        ("r = imports_main('helper')", "is or uses import __main__"),
+        ("r = getattr(notebook, 'helper')", "is or uses __main__"),
         ("import sys\nn = sys.getrefcount(sys)", "it calls sys.getrefcount(), whose answer is no input"),
         ("from gc import get_objects\nn = len(get_objects())", "it calls gc.get_objects(), whose answer"),
         ("import os\nos.nice(0)", "it calls os.nice(), whose effect"),
@@ -50,10 +57,25 @@ def test_a_cell_that_leaves_a_figure_open_is_not_stored(cell, cached, names):
 )
 def test_what_is_not_stored_says_why_and_stays(cell, cached, names, body, reason):
     cell("import threading\nlock_above = threading.Lock()\ndef helper(): return eval('1')")
+    cell("import sys, __main__ as notebook\nalias, table = eval, {'ev': eval}")
+    cell("def by_module(name): return getattr(sys.modules[__name__], name)")
+    cell("def from_builtins(text): return __builtins__.eval(text)")
+    cell("def imports_main(name):\n  import __main__\n  return getattr(__main__, name)")
     assert cached(body) == "not stored"
 
     assert reason in last_run().reason
     assert list(open_entries().all()) == []
+
+
+def test_names_that_are_taken_from_the_notebook_as_a_module_are_inputs(cell, cached, names):
+    cell("import __main__ as notebook\nk = 1\ndef get():\n  from __main__ import k\n  return k")
+    body = "r = notebook.k, get()"
+    assert [cached(body), cached(body)] == ["miss", "hit"]
+
+    cell("k = 2")
+
+    assert cached(body) == "miss"
+    assert names["r"] == (2, 2)
 
 
 def test_a_row_that_may_be_one_of_the_inputs_is_not_stored(cell, cached, names):

@@ -147,6 +147,28 @@ def test_in_a_kernel_c_level_output_and_children_are_part_of_the_record(piped_ke
     assert piped_kernel.run("sorted(found.split())").shown() == ["['child', 'descriptor', 'python']"]
 
 
+@pytest.mark.kernel
+def test_in_a_kernel_a_stream_that_the_user_put_around_its_own_shows_nothing_of_ours(piped_kernel):
+    piped_kernel.run(
+        "import os, sys\n"
+        "from ipyparcache.kernel.outputs import Record, recording\n"
+        "class Tee:\n"
+        "    def __init__(self, stream): self.stream = stream\n"
+        "    def write(self, text): return self.stream.write(text)\n"
+        "    def __getattr__(self, name): return getattr(self.stream, name)\n"
+        "plain, sys.stdout, record = sys.stdout, Tee(sys.stdout), Record()\n"
+    )
+    source = (
+        "with recording(get_ipython(), record, silenced=False):\n"
+        "    print('python')\n"
+        "    os.write(1, b'descriptor\\n')\n"
+    )
+
+    assert sorted(piped_kernel.run(source).stdout.split()) == ["descriptor", "python"]
+    piped_kernel.run("sys.stdout = plain\nfound = ''.join(e.text for e in record.events())")
+    assert piped_kernel.run("sorted(found.split())").shown() == ["['descriptor', 'python']"]
+
+
 def test_clearing_is_recorded(shell):
     record = Record()
     with recording(shell, record, silenced=False):
