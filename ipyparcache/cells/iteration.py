@@ -12,7 +12,7 @@ import sys
 import time
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ipyparcache.analysis.body import (
@@ -155,12 +155,24 @@ class _Run:
             importlib.import_module("IPython.display")  # so that its functions can be replaced
         know_sources(body.sources)
         self._hide()
-        self.losses = Losses(body, self.arrived, self._is_user_code)
+        with self._as_main():  # digests of functions follow the names that they read there
+            self.losses = Losses(body, self.arrived, self._is_user_code)
         self._refers = False
         if body.seed is None:
             _new_streams()
         self.losses.watch_generators()
         self.journal = Journal(None)
+
+    @contextlib.contextmanager
+    def _as_main(self) -> Iterator[None]:
+        """Let the notebook's namespace stand for `__main__`."""
+        before = sys.modules.get(MAIN)
+        sys.modules[MAIN] = self.arrived.module
+        try:
+            yield
+        finally:
+            if before is not None:
+                sys.modules[MAIN] = before
 
     def _hide(self) -> None:
         """Put what the rewritten body calls into the namespace."""

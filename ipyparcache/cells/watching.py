@@ -19,6 +19,8 @@ from ipyparcache.cells import foreign
 from ipyparcache.cells.foreign import Known
 from ipyparcache.cells.foreign import State as State
 
+DIGEST = "digest"  # the state of an object with all that it leads to
+INSTANCE = "instance"  # the state of an object by its attributes, and its items if it has some
 ALONE = "alone"  # the state of an object of which only the attributes are looked at
 MOST_DIGESTS = 64  # objects of libraries that have a digest each
 
@@ -97,7 +99,7 @@ def states_of(
             if not isinstance(root, types.ModuleType | type)
         }
         # Where a root has no digest, the objects do as far as their attributes show it.
-        whole = {name: state for name, state in whole.items() if state[0] == "digest"}
+        whole = {name: state for name, state in whole.items() if state[0] == DIGEST}
         found |= {number: _instance_alone(objects[number]) for number in by_digest}
     return {n: state for n, state in found.items() if state is not None and state != ("constant",)}, whole
 
@@ -116,6 +118,8 @@ def _library_state(obj: Any, known: Known) -> State | None:
     how = _kind_of_library(cast(Hashable, type(obj)))
     if how == "constant":
         return ("constant",)
+    if how == "instance":
+        return _instance_state(obj)
     if how != "pickled":
         return None
     try:
@@ -180,14 +184,16 @@ def _own_state(obj: Any, is_user_code: Callable[[object], bool]) -> State | None
 
 @functools.lru_cache(maxsize=4096)
 def _kind_of_library(kind: Hashable) -> str:
-    """Whether objects of a class are constant, as they are pickled, or more."""
-    from ipyparcache.digest.instances import LibraryInstanceKind, ReducedKind, find_kind
+    """Whether objects of a class are constant, what they hold themselves, as they are pickled, or more."""
+    from ipyparcache.digest.instances import InstanceKind, LibraryInstanceKind, ReducedKind, find_kind
     from ipyparcache.digest.walk import KINDS
 
     assert isinstance(kind, type)
     found = KINDS.get(kind) or find_kind(kind)
     if found.atomic:
         return "constant"
+    if type(found) is InstanceKind and (found.base is None or issubclass(kind, (dict, list, set, deque))):
+        return "instance"
     return "pickled" if type(found) in (LibraryInstanceKind, ReducedKind) else "more"
 
 
@@ -221,7 +227,7 @@ def _instance_state(obj: Any) -> State:
         base = dict(obj)
     elif isinstance(obj, set):
         base = set(obj)
-    return "instance", attributes, own, base
+    return INSTANCE, attributes, own, base
 
 
 @functools.cache
@@ -242,7 +248,7 @@ def _digest_state(obj: Any) -> State:
     if is_atomic(obj):
         return ("constant",)
     try:
-        return "digest", digest_of(obj)
+        return DIGEST, digest_of(obj)
     except Exception:
         return _instance_alone(obj)  # what it holds at the top must do
 
@@ -258,6 +264,10 @@ def _state_like(obj: Any, before: State, is_user_code: Callable[[object], bool])
         return _instance_alone(obj)
     if before[0] in (foreign.BLOCKS, foreign.COLUMNS):
         return foreign.frame_state(obj, before[0]) or ("constant",)
+    if before[0] == INSTANCE:
+        return _instance_state(obj)
+    if before[0] == DIGEST:  # also of a list or function, where it stands for all that it leads to
+        return _digest_state(obj)
     if before[0] == foreign.REDUCED:
         try:
             return foreign.reduced_state(obj, before[-1])

@@ -158,3 +158,16 @@ def test_an_object_of_a_library_is_seen_to_change_with_what_it_holds():
 
             assert [type(objects[n]) for n in changed() if objects[n] is made]
             model.fit(data, wanted)
+
+
+def test_a_list_of_many_objects_that_have_digests_only_is_looked_at_as_a_whole():
+    many = [BaseExceptionGroup("many", [ValueError(n)]) for n in range(watching.MOST_DIGESTS + 1)]
+
+    def is_user_code(name):
+        return name == "__main__"
+
+    _, whole = watching.states_of(dict(enumerate(many)), {"many": many}, is_user_code)
+
+    assert watching.is_unchanged(many, whole["many"], is_user_code)
+    many.pop()
+    assert not watching.is_unchanged(many, whole["many"], is_user_code)
