@@ -41,7 +41,7 @@ from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import ParcacheError, Undigestible
 from ipyparcache.kernel.namespace import collector_paused
 
-FORMAT = 1  # of keys and payloads; a change orphans all entries
+FORMAT = 2  # of keys and payloads; a change orphans all entries
 
 # Calls that look up names inside their string arguments.
 NAME_LOOKUPS = frozenset(

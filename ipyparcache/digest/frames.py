@@ -206,19 +206,29 @@ class FrameKind(Kind):
         for column in self._digests(walk, obj, columns_of(obj)):
             own.append(_objects_in(column.values) if isinstance(column, Column) else column)
         labels = walk.apart().run(Wrapped(obj.index)), walk.apart().run(Wrapped(obj.columns))
-        return [own, labels, dict(obj.attrs), bool(obj.flags.allows_duplicate_labels)]
+        return [own, labels, _told_apart(obj)]
 
     def state(self, obj: Any) -> object:
-        return {"frame": pd.DataFrame(obj.copy(deep=False)), "attrs": dict(obj.attrs)}
+        return {"frame": pd.DataFrame(obj.copy(deep=False)), **_told_apart(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         replace_content(obj, state["frame"])
-        obj.attrs = state["attrs"]
+        _put_told_apart(obj, state)
 
     def parts(self, value: Any) -> list[tuple[str, object]]:
         """Columns by label, and the index, for explanations."""
         found: list[tuple[str, object]] = [("index", Wrapped(value.index))]
         return found + [(str(column.name), column) for column in columns_of(value)]
+
+
+def _told_apart(obj: Any) -> dict[str, object]:
+    """What a frame or series carries besides its content."""
+    return {"attrs": dict(obj.attrs), "duplicates": bool(obj.flags.allows_duplicate_labels)}
+
+
+def _put_told_apart(obj: Any, state: Any) -> None:
+    obj.attrs = state["attrs"]
+    obj.flags.allows_duplicate_labels = state["duplicates"]
 
 
 def replace_content(obj: Any, source: Any) -> None:
@@ -277,15 +287,15 @@ class SeriesKind(Kind):
         values = obj.array
         column = Column(None, values)
         own = _objects_in(_plain(values)) if _holds_objects(_plain(values)) else walk.apart().run(column)
-        return [obj.name, walk.apart().run(Wrapped(obj.index)), own, dict(obj.attrs)]
+        return [obj.name, walk.apart().run(Wrapped(obj.index)), own, _told_apart(obj)]
 
     def state(self, obj: Any) -> object:
-        return {"series": pd.Series(obj.copy(deep=False)), "name": obj.name, "attrs": dict(obj.attrs)}
+        return {"series": pd.Series(obj.copy(deep=False)), "name": obj.name, **_told_apart(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         replace_content(obj, state["series"])
         obj.name = state["name"]
-        obj.attrs = state["attrs"]
+        _put_told_apart(obj, state)
 
     def parts(self, value: Any) -> list[tuple[str, object]]:
         """Values and index, for explanations."""
