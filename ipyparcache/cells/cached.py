@@ -9,7 +9,6 @@ leaves the cell's effects untouched.
 from __future__ import annotations
 
 import ast
-import json
 import random
 import sys
 import time
@@ -17,6 +16,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from json import dumps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -547,7 +547,7 @@ def _store(
         "left": kept.digests,
         "contents": kept.contents,
     }
-    trace = blake3.blake3(json.dumps(observed, sort_keys=True).encode()).hexdigest(8)
+    trace = blake3.blake3(dumps(observed, sort_keys=True).encode()).hexdigest(8)
     size = cell.entries.write(
         cell.inputs.key,
         trace,

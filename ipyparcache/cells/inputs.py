@@ -377,11 +377,54 @@ def difference(
             continue
         old, new = old_summaries.get(name) or {}, summaries.get(name) or {}
         before, after = _said(old_rows.get(name), old), _said(rows.get(name), new)
+        what = ""
         if before == after:
+            is_value = bool(new.get("type"))
+            what = _what_differs(old, new) or (f"other content, {after} as before" if is_value else "")
             before, after = f"{before} {old_rows[name][:6]}", f"{after} {rows[name][:6]}"
-        changes.append(InputChange(name, before, after, _detail(name, old, new)))
+        if name.startswith("setting "):
+            before, after = ("at its default" if one == "not read" else "set" for one in (before, after))
+        shown = _as_the_user_says(name)
+        changes.append(InputChange(shown, before, after, _detail(shown, old, new), what))
     # a changed function is found in its caller's digest, too: what changed itself says more
     return tuple(sorted(changes, key=lambda change: (not change.detail, change.name)))
+
+
+def _as_the_user_says(name: str) -> str:
+    """The name of an input as it would be spelled in a cell."""
+    kind, _, rest = name.partition(" ")
+    if kind == "setting":
+        return f"the {rest}"
+    if kind == "class":
+        return f"class {rest.removeprefix('__main__.')}"
+    return name if rest else name.replace(":", ".")
+
+
+def _parts_that_differ(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[list[str], list[str], list[str]]:
+    """Columns, items or attributes that differ, that are new, and that are gone."""
+    old_parts, new_parts = old.get("parts") or {}, new.get("parts") or {}
+    if not old_parts or not new_parts:
+        return [], [], []
+    differing = [part for part in new_parts if old_parts.get(part, new_parts[part]) != new_parts[part]]
+    come = [part for part in new_parts if part not in old_parts]
+    return differing, come, [part for part in old_parts if part not in new_parts]
+
+
+def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The same in one line."""
+    differing, come, gone = _parts_that_differ(old, new)
+    told = [
+        f"{', '.join(parts[:3])}{f' and {len(parts) - 3} more' if len(parts) > 3 else ''} {verb}"
+        for parts, verb in (
+            (differing, "differs" if len(differing) == 1 else "differ"),
+            (come, "is new" if len(come) == 1 else "are new"),
+            (gone, "is gone" if len(gone) == 1 else "are gone"),
+        )
+        if parts
+    ]
+    return "; ".join(told)
 
 
 def _detail(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
@@ -390,18 +433,16 @@ def _detail(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[
         lines = difflib.unified_diff(
             old["source"].splitlines(), new["source"].splitlines(), "then", "now", "", "", 1, ""
         )
-        return tuple(itertools.islice(lines, 2, 40))
-    old_parts, new_parts = old.get("parts") or {}, new.get("parts") or {}
-    if not old_parts or not new_parts:
-        return ()
-    gone = [f"{name}: {part} is gone" for part in old_parts if part not in new_parts]
-    come = [f"{name}: {part} is new" for part in new_parts if part not in old_parts]
-    differing = [
-        f"{name}: {part} differs"
-        for part in new_parts
-        if old_parts.get(part, new_parts[part]) != new_parts[part]
-    ]
-    return tuple((differing + come + gone)[:20])
+        told = tuple(itertools.islice(lines, 2, 40))
+        if told:
+            return told
+    differing, come, gone = _parts_that_differ(old, new)
+    told = (
+        *(f"{name}: {part} differs" for part in differing),
+        *(f"{name}: {part} is new" for part in come),
+        *(f"{name}: {part} is gone" for part in gone),
+    )
+    return told[:20]
 
 
 def _said(digest: str | None, summary: Mapping[str, Any]) -> str:

@@ -24,9 +24,10 @@ class InputChange:
     before: str
     after: str
     detail: tuple[str, ...] = ()  # lines of a diff, names of columns
+    what: str = ""  # what of it differs, where that says more than what it was and is
 
     def __str__(self) -> str:
-        return f"{self.name} changed ({self.before} → {self.after})"
+        return f"{self.name} changed ({self.what or f'{self.before} → {self.after}'})"
 
 
 @dataclass(frozen=True)

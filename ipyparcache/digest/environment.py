@@ -6,11 +6,11 @@ A row says what a run was told when it asked: `still_holds` asks again.
 from __future__ import annotations
 
 import glob
-import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from json import dumps
 from typing import Any, NamedTuple
 
 from blake3 import blake3
@@ -288,13 +288,22 @@ def described(row: Sequence[Any]) -> str:
         "module": f"the module {name} changed",
         "name": f"`{name}`, which a library looks up, changed",
         "random": f"the {name} generator is in another state",
-        "exists": f"whether {name} exists",
+        "exists": f"whether {name} exists has changed",
+        "lexists": f"whether {name} exists has changed",
+        "isfile": f"whether {name} is a file has changed",
+        "isdir": f"whether {name} is a folder has changed",
+        "size": f"the size of {name} changed",
+        "mtime": f"the time of {name} changed",
+        "stat": f"size or time of {name} changed",
+        "lstat": f"size or time of {name} changed",
+        "readlink": f"the link {name} leads elsewhere",
+        "find_spec": f"whether the module {name} is found has changed",
     }
     return texts.get(kind, f"{name} ({kind}) is not as it was")
 
 
 def _hexed(answer: object) -> str:
-    return blake3(json.dumps(answer).encode("utf-8", "surrogatepass")).hexdigest(16)
+    return blake3(dumps(answer).encode("utf-8", "surrogatepass")).hexdigest(16)
 
 
 def _hexed_value(value: object) -> str:

@@ -23,6 +23,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from json import loads
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -430,7 +431,7 @@ class Entries:
             raise DamagedEntry(name, "it is cut short")
         key, _, trace = name.partition(".")
         whole = blob if blob.is_whole else None
-        return Entry(key, trace, json.loads(text), blob.size, created, seconds, self, digest, table, whole)
+        return Entry(key, trace, loads(text), blob.size, created, seconds, self, digest, table, whole)
 
     def _code(self, name: str, header: bytes, rows: bytes, text: bytes) -> bytes:
         # Every part has a fixed length or one that the header states, but for the name, which is counted

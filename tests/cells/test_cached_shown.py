@@ -1,6 +1,8 @@
 """What is typed, and what is shown: outputs, status lines, errors, and the shell's corners."""
 
 import asyncio
+import decimal
+import json
 
 import pytest
 
@@ -42,6 +44,46 @@ def test_an_input_that_the_run_changed_is_not_told_as_the_run_left_it(cell, cach
     assert "d changed" in last_run().reason
     assert "dict 3" not in last_run().reason
     assert "dict 2" in last_run().reason
+
+
+@pytest.mark.parametrize(
+    ("before", "edit", "told"),
+    [
+        ("def f(x=1): return x", "def f(x=2): return x", "f changed (the default of x differs)"),
+        (
+            "def make(k):\n  return lambda: k\nf = make(1)",
+            "f = make(2)",
+            "f changed (k, which it closes over, differs)",
+        ),
+        (
+            "class C:\n  lim = 1\n  def go(self): return self.lim\nf = C().go",
+            "C.lim = 2",
+            "class C changed (lim differs)",
+        ),
+        (
+            "import decimal\ndef f(): return decimal.Decimal(1) / 3",
+            "decimal.getcontext().prec = 7",
+            "the decimal context changed (at its default → set)",
+        ),
+        ("d = {'a': 1, 'b': 2}\nf = d.copy", "d['b'] = 3", "f changed"),
+    ],
+)
+def test_a_miss_says_what_of_an_input_differs(cell, cached, request, before, edit, told):
+    context = decimal.getcontext().copy()
+    request.addfinalizer(lambda: decimal.setcontext(context))
+    cell(before)
+    cached("r = f()")
+    cell(edit)
+    cached("r = f()")
+
+    assert told in last_run().reason
+
+
+def test_a_cell_is_stored_while_a_function_of_the_standard_library_is_replaced(cell, cached, monkeypatch):
+    monkeypatch.setattr(json, "dumps", lambda _value: "replaced")
+
+    assert cached("import json\nr = json.dumps(1)") == "miss"
+    assert cached("import json\nr = json.dumps(1)") == "hit"
 
 
 def test_what_is_no_value_is_told_without_a_type(cell, cached, tmp_path):
