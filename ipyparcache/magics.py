@@ -16,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from ipyparcache import settings
 from ipyparcache.analysis.cell import has_top_level_await
-from ipyparcache.cells import auto, cached, loops, reports, runs
+from ipyparcache.cells import ahead, auto, cached, loops, reports, runs
 from ipyparcache.cells.cached import CACHED_OPTIONS, Asked, CachedOptions
 from ipyparcache.cells.loops import CellPlan, LoopOptions
 from ipyparcache.cells.options import (
@@ -257,6 +257,8 @@ def _run_loops(
     reports.note_report(report)
     for loop in report.loops:
         asked.add(loop.asked)
+    if plan.options.backend == "processes":
+        ahead.note_use(shell, max((len({row[0] for row in loop.rows}) for loop in report.loops), default=0))
     seconds = time.perf_counter() - started
     count = sum(loop.iterations for loop in report.loops)
     reason = f"{count} iterations" if raised is None else f"it raised {type(raised).__name__}"
@@ -364,15 +366,16 @@ def load_ipython_extension(shell: Any) -> None:
             transformers.append(transformer)
     cached.install(shell)
     if hasattr(shell, "kernel"):
-        _warm_up()
+        _warm_up(shell)
 
 
-def _warm_up() -> None:
+def _warm_up(shell: Any) -> None:
     """Start in the background what the first parallel cell would wait for."""
     warm = settings.current().warm
     if warm == "off" or not can_have_processes():
         return
     the_pool().preload(("ipyparcache.cells.iteration",))
+    ahead.install(shell)
     if warm == "on":
         the_pool().warm_up(cpu_count())
     else:
@@ -389,4 +392,5 @@ def unload_ipython_extension(shell: Any) -> None:
         for name in ("cached", "parallel", "parcache"):
             shell.magics_manager.magics[kind].pop(name, None)
     auto.switch(on=False)
+    ahead.uninstall(shell)
     cached.uninstall(shell)

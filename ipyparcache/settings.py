@@ -169,7 +169,8 @@ ROWS: Mapping[str, Row] = {
     "warm": Row(
         _one_of("auto", "on", "off"),
         lambda: "auto",
-        "what %load_ext starts: on the workers, auto only the server that forks them, off nothing",
+        "what %load_ext starts: on the workers, auto the server that forks them, off nothing; workers import "
+        "what the notebook imports: with on always, with auto where it has run loops on them before",
         "auto, on or off",
     ),
 }

@@ -18,10 +18,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ipyparcache.engine.cpus import physical_memory
+from ipyparcache.engine.cpus import inner_threads, physical_memory
 from ipyparcache.engine.launching import Server, accept, append_only, spawn, start_method
 from ipyparcache.engine.transport import (
     CANCEL,
+    INLINE,
     Block,
     Channel,
     Message,
@@ -133,7 +134,7 @@ class Pool:
             if modules:
                 for worker in self._workers.values():
                     if worker.leased_to is None and not worker.gone:
-                        worker.tasks.send(("import", modules))
+                        worker.tasks.send(("import", modules, None, None))
 
     def preload(self, modules: tuple[str, ...]) -> None:
         """Have workers, also those to come, load modules before they need them; returns at once."""
@@ -142,6 +143,20 @@ class Pool:
             if self._server is not None:
                 self._server.channel.send(("load", modules))
             self.warm_up(0, modules)
+
+    def prepare(self, count: int, modules: tuple[str, ...], version: int, state: bytes) -> None:
+        """Have this many workers load modules in surroundings of this version; returns at once."""
+        if len(state) > INLINE:  # the first call brings them
+            return
+        with self._lock:
+            self.warm_up(count)
+            for worker in self._workers.values():
+                if worker.leased_to is None and not worker.gone:
+                    known = worker.state_version == version
+                    with contextlib.suppress(OSError):  # it has just ended, which the next call notices
+                        limits = (inner_threads(count), False)
+                        worker.tasks.send(("import", modules, limits, None if known else state))
+                        worker.state_version = version
 
     def start_server(self) -> None:
         """Start the fork server if there is to be one; it gets ready while the caller goes on."""

@@ -539,7 +539,14 @@ class Worker:
             elif kind == "sync":
                 self.bell.send(("sync", message[1]))
             elif kind == "import":
-                self._import(message[1])
+                _, names, limits, state = message
+                if limits is not None:
+                    self.limits = limits
+                    try:
+                        self._put_in_place(state)
+                    except Exception:
+                        self.state = state  # the next call raises it
+                self._import(names)
             elif kind == "exit":
                 return
 
