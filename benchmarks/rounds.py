@@ -1,4 +1,8 @@
-"""Several ways to do one thing, measured in turn, so that a loaded machine is unkind to all of them alike."""
+"""Several ways to do one thing, measured in turn, so that a loaded machine is unkind to all of them alike.
+
+Each begins when the machine has come to rest from the one before: who still starts or ends workers, as after an
+error, would slow whoever follows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import psutil
 
 OURS = "ipyparcache"
 
@@ -69,6 +75,13 @@ def repeated(run: Callable[[], float], times: int) -> Callable[[], float]:
     return runs
 
 
+def rest() -> None:
+    """Wait until the processors have next to nothing to do, half a second at most."""
+    until = time.monotonic() + 0.5
+    while psutil.cpu_percent(interval=0.05) > 15 and time.monotonic() < until:
+        pass
+
+
 def measure(contest: Contest, rounds: int) -> dict[str, Standing]:
     """Run everybody once without counting, then in turn; each round begins with another one."""
     names = list(contest.contestants)
@@ -78,6 +91,7 @@ def measure(contest: Contest, rounds: int) -> dict[str, Standing]:
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            rest()
             seconds[name].append(contest.contestants[name]())
     return {name: Standing(statistics.median(taken), min(taken)) for name, taken in seconds.items()}
 
