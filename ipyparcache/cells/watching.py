@@ -135,11 +135,27 @@ def _own_state(obj: Any, is_user_code: Callable[[object], bool]) -> State | None
         return "items", list(obj)
     if kind is dict or kind is OrderedDict or kind is defaultdict:
         return "dict", dict(obj)
+    if kind in _as_before:
+        return _as_before[kind]
+    state = _state_of_kind(obj, kind, is_user_code)
+    if (state is None or (state == ("constant",) and kind is not type)) and (
+        kind.__module__.partition(".")[0] in ("numpy", "pandas")
+    ):
+        _as_before[kind] = state
+    return state
+
+
+_as_before: dict[type, State | None] = {}  # of classes of which all objects have the same
+
+
+def _state_of_kind(obj: Any, kind: Any, is_user_code: Callable[[object], bool]) -> State | None:
     if kind is set:
         return "set", set(obj)
     if kind is bytearray:
         return "bytes", bytes(obj)
     if kind is types.FunctionType:
+        if obj.__closure__ is None and not obj.__dict__ and not is_user_code(obj.__module__):
+            return ("constant",)
         contents = []
         for part in obj.__closure__ or ():
             try:
