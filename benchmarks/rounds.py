@@ -1,7 +1,7 @@
 """Several ways to do one thing, measured in turn, so that a loaded machine is unkind to all of them alike.
 
-Each begins when the machine has come to rest from the one before: who still starts or ends workers, as after an
-error, would slow whoever follows.
+Each begins when the machine has come to rest from the one before: who still starts or ends workers, as after
+an error, would slow whoever follows.
 """
 
 from __future__ import annotations
