@@ -502,6 +502,10 @@ def _store(
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
     if record.tracebacks:
         raise NotStorable("it shows the traceback of an error that did not end it")
+    printed = {event.name for event in record.events() if isinstance(event, outputs.Stream)}
+    for name in outputs.streams_of_the_user(is_user_code):
+        if name in printed:
+            raise NotStorable(f"it prints to sys.{name}, which the notebook replaced")
     changed = cell.inputs.ignored.changed()
     if changed:
         raise NotStorable(f"it changes `{changed[0][0]}`, which --ignore leaves out")

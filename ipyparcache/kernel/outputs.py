@@ -371,7 +371,14 @@ def display_facts(shell: Any, is_user_code: Callable[[str | None], bool]) -> str
             if code is not None and is_user_code(getattr(printer, "__module__", None)):
                 consts = [const for const in code.co_consts if not hasattr(const, "co_code")]
                 facts.append((mime, kind.__qualname__, code.co_code.hex(), repr(consts), code.co_names))
+    facts += [("stream", name) for name in streams_of_the_user(is_user_code)]
     return repr(facts + _figure_facts())
+
+
+def streams_of_the_user(is_user_code: Callable[[str | None], bool]) -> list[str]:
+    """Which of the standard streams the user put an object of a class of his own in the place of."""
+    names = ("stdout", "stderr")
+    return [name for name in names if is_user_code(type(getattr(sys, name)).__module__)]
 
 
 def _figure_facts() -> list[object]:

@@ -1,6 +1,7 @@
 """What is not stored and says why, and what goes wrong: the result of the cell stays."""
 
 import signal
+import sys
 
 import pytest
 
@@ -76,6 +77,25 @@ def test_names_that_are_taken_from_the_notebook_as_a_module_are_inputs(cell, cac
 
     assert cached(body) == "miss"
     assert names["r"] == (2, 2)
+
+
+def test_what_is_printed_to_a_stream_of_the_notebook_is_not_stored(cell, cached, names, request):
+    plain = sys.stdout
+    request.addfinalizer(lambda: setattr(sys, "stdout", plain))
+    body = "print('heard')\nr = 1"
+    cached(body)
+    cell(
+        "import sys\nplain, told = sys.stdout, []\n"
+        "class Tee:\n"
+        "  def write(self, text): told.append(text); return plain.write(text)\n"
+        "  def flush(self): plain.flush()\n"
+        "sys.stdout = Tee()"
+    )
+
+    assert [cached(body), cached(body)] == ["not stored", "not stored"]
+    assert "it prints to sys.stdout" in last_run().reason
+    assert "".join(names["told"]).count("heard") == 2
+    assert cached("r = 2") == "miss"
 
 
 def test_a_row_that_may_be_one_of_the_inputs_is_not_stored(cell, cached, names):
