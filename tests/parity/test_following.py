@@ -74,6 +74,19 @@ def test_a_callback_class_is_replaced(package, options):
     assert shown.n == COUNT
 
 
+def test_a_replaced_callback_counts_with_one_job_too_here():
+    shown = bar()
+
+    class Callback(ipyparcache.parallel.BatchCompletionCallBack):
+        def __call__(self, *args, **kwargs):
+            shown.update(n=self.batch_size)
+            return super().__call__(*args, **kwargs)
+
+    with replaced(ipyparcache.parallel, "BatchCompletionCallBack", Callback):
+        ran(ipyparcache.Parallel(n_jobs=1), ipyparcache)
+    assert shown.n == COUNT
+
+
 @EVERYWHERE
 def test_a_callback_class_keeps_what_it_is_made_with(package, options):
     made = []

@@ -376,3 +376,12 @@ def test_the_default_backend_is_an_attribute():
 
     assert (before, during) == ("loky", ("threading", "ThreadingBackend"))
     assert type(front.Parallel()._backend).__name__ == "LokyBackend"
+
+
+def test_the_order_of_a_dict_counts_for_memory_here(tmp_path):
+    seen = []
+    for package in (joblib, ipyparcache):
+        cached = package.Memory(tmp_path / package.__name__, verbose=0).cache(list)
+        seen.append((cached({"a": 1, "b": 2}), cached({"b": 2, "a": 1})))
+
+    assert seen == [(["a", "b"], ["a", "b"]), (["a", "b"], ["b", "a"])]
