@@ -114,6 +114,26 @@ def _marshalled(value: Any) -> bytes | None:
         return None  # too long
 
 
+def _numbers(value: Any) -> bytes | None:
+    """A list or tuple of ints of 32 bits, or of floats, as bytes whose form shows that it holds nothing else.
+
+    Every element takes the same number of bytes, of which the first tells its kind: a third of the time that
+    asking each for its type takes.
+    """
+    if not isinstance(value, (list, tuple)):
+        return None
+    kind = type(value[0])
+    mark, step = (b"i", 5) if kind is int else (b"g", 9)
+    if kind not in (int, float) or type(value[-1]) is not kind or type(value[len(value) // 2]) is not kind:
+        return None
+    try:
+        data = marshal.dumps(value, 2)
+    except ValueError:
+        return None
+    head = len(data) - step * len(value)
+    return data if head == 5 and data[head::step] == mark * len(value) else None
+
+
 class Packed(Record):
     """The pickled arguments of a batch, and of the batches that are parts of it."""
 
@@ -264,7 +284,8 @@ class Packing:
             return known
         if known is not None:
             del self._containers[id(value)]
-        flat = _is_flat(value)
+        numbers = _numbers(value)
+        flat = numbers is not None or _is_flat(value)
         if careful and not flat:
             return None  # what lies inside may change between two tasks, unseen
         buffers = pickling.Buffers(OUT_OF_BAND)
@@ -272,7 +293,7 @@ class Packing:
         try:
             if not flat:
                 payload = pickling.dumps(value, self._version, buffers)
-            elif (marshalled := _marshalled(value)) is not None:
+            elif (marshalled := numbers or _marshalled(value)) is not None:
                 form, payload = "m", marshalled
             else:
                 payload = pickle.dumps(value, 5)

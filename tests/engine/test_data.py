@@ -1,5 +1,6 @@
 import faulthandler
 import functools
+import hashlib
 import os
 import pickle
 import subprocess
@@ -424,3 +425,41 @@ def test_a_call_at_the_end_of_the_interpreter_works():
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
     assert (found.stdout, found.stderr) == ("[1, 2]\n", "")
+
+
+def told(container, number):
+    rows = repr([(type(value).__name__, value) for value in container])
+    return type(container).__name__, hashlib.sha256(rows.encode()).hexdigest()
+
+
+def with_one(value, where):
+    found = list(range(10_001))
+    found[where] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        list(range(-5000, 5001)),
+        tuple(range(10_001)),
+        [n / 7 for n in range(10_001)],
+        [-0.0, float("nan"), float("inf"), *[0.1] * 10_000],
+        with_one(1 << 31, 3),
+        with_one(-(1 << 31), 3),
+        with_one(True, 7),
+        with_one(None, 7),
+        with_one(np.int64(3), 7),
+        with_one(1.5, 7),
+        with_one("\x05\x00\x00\x00i", 7),
+        with_one([1], 7),
+        with_one(b"i" * 40, 7),
+        [1.0, *range(10_000), 2.0],
+        [True] * 10_001,
+    ],
+    ids=lambda container: f"{type(container).__name__} with {container[3]!r} and {container[7]!r}",
+)
+def test_long_lists_of_numbers_arrive_as_they_are(container):
+    found = values(told, [(container, n) for n in range(4)], "processes")
+
+    assert found == [told(container, 0)] * 4
