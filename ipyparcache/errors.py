@@ -269,6 +269,22 @@ class EarlierValueLost(ChangeLost):
         return [f"EarlierValueLost: {self}"]
 
 
+class FilesMet(ChangeLost):
+    """Iterations that ran side by side used one file, and one of them wrote it."""
+
+    def __str__(self) -> str:
+        one = self.first == self.last
+        where = f"iteration {self.first}" if one else f"iterations {self.first} to {self.last}"
+        return (
+            f"line {self.line}: {where} ran beside {self.what}, and what one of them wrote there another "
+            f"reads, asks for, lists or writes: what the serial loop would have found is lost. The variables "
+            f"are as before iteration {self.first}; files stay as they are.\n{self.advice}"
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"FilesMet: {self}"]
+
+
 class ChangedSideBySide(ChangeLost):
     """Iterations on threads changed an object that they share: in no fixed order, and it cannot be undone."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping, Set
 
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells.chunks import Chunk, Reader
+from ipyparcache.cells.fileuses import Span
 from ipyparcache.cells.launch import is_generator, reaches
 from ipyparcache.cells.messages import ChunkResult, Failure, brief
 from ipyparcache.cells.tracebacks import with_traceback, without_our_frames
 from ipyparcache.digest.walk import find_path
-from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost
+from ipyparcache.errors import ChangedSideBySide, ChangeLost, EarlierValueLost, FilesMet
 
 SHOWN_LOST = 3  # names in the error of a change that was lost
 _NOTHING = object()
@@ -22,6 +24,10 @@ _DRAWN_ADVICE = (
 _EARLIER_ADVICE = (
     "If `{name}` is meant to be new in every iteration, assign it at the top of the body; else drop "
     "%%parallel from the cell."
+)
+_FILES_ADVICE = (
+    "Put the iteration into the file's name, or collect what belongs into it (`lines.append(...)`) and write "
+    "it once behind the loop, or drop %%parallel from the cell."
 )
 _LOST_ADVICE = (
     "Work on a copy made in the body (`own = copy.deepcopy(...)`), or return the new value and collect it "
@@ -91,6 +97,16 @@ def change_lost(result: ChunkResult, first: int, parfor: Parfor, reader: Reader)
     drawn = any("generator" in part for part in what) or any(map(is_generator, changed))
     advice = _DRAWN_ADVICE if drawn else _LOST_ADVICE
     return ChangeLost(parfor.line, shown, first, last, advice)
+
+
+def files_met(parfor: Parfor, path: str, other: Span, first: int, last: int) -> FilesMet:
+    """What to raise where two chunks used one file while both ran."""
+    near = os.path.relpath(path)
+    shown = path if near.startswith(os.pardir) else near
+    what = f"the entries of the folder {shown!r}" if path.endswith(os.sep) else f"the file {shown!r}"
+    one = other.first == other.last
+    beside = f"iteration {other.first}" if one else f"iterations {other.first} to {other.last}"
+    return FilesMet(parfor.line, f"{beside}, using {what}", first, last, _FILES_ADVICE)
 
 
 def changed_side_by_side(target: object, last: int, parfor: Parfor, reader: Reader) -> ChangedSideBySide:

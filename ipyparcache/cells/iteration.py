@@ -28,7 +28,7 @@ from ipyparcache.analysis.body import (
     VALUE,
 )
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
-from ipyparcache.cells import holding, standins, travel, watching
+from ipyparcache.cells import fileuses, holding, standins, travel, watching
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
 from ipyparcache.cells.losses import Losses
@@ -201,6 +201,14 @@ class _Run:
 
     def chunk(self, first: int, items: object, emit_records: bool) -> ChunkResult:
         """Run the iterations of a chunk, numbered from `first`."""
+        with fileuses.noted() as uses:
+            result = self._chunk(first, items, emit_records)
+        if uses.found:
+            result.files = uses.ended()
+            result.ended = time.monotonic()
+        return result
+
+    def _chunk(self, first: int, items: object, emit_records: bool) -> ChunkResult:
         result = ChunkResult(started=time.monotonic(), pid=os.getpid())
         elements = items.elements if isinstance(items, Packed) else items
         assert isinstance(elements, Sequence | range)

@@ -12,8 +12,9 @@ from ipyparcache.analysis.columns import Columns
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
+from ipyparcache.cells.fileuses import Meetings
 from ipyparcache.cells.journal import PLAIN
-from ipyparcache.cells.messages import Failure, Left
+from ipyparcache.cells.messages import ChunkResult, Failure, Left
 from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer, run_while_raised
@@ -69,10 +70,13 @@ class Merger:
         self.measured = measured
         self._columns = [_column_written(site, parfor) for site in parfor.sites] if parfor.columns else []
         self._touched: dict[int, object] = {}
+        self._meetings = Meetings()
 
     def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
         """Merge a chunk that is over; yields elements, and raises what ended it."""
         result = chunk.result
+        if result is not None and result.files:
+            self._check_files(chunk, result)
         lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
         failure = result.failure if result is not None else None
         apart = self.relay.marked and bool(chunk.events)
@@ -196,6 +200,14 @@ class Merger:
             raise failures.noted(
                 of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
             ) from None
+
+    def _check_files(self, chunk: Chunk, result: ChunkResult) -> None:
+        """No iteration may meet an earlier one at a file while both run."""
+        last = chunk.first + max(0, result.ran - 1)
+        met = self._meetings.add(chunk.first, last, result.started, result.ended, result.files)
+        if met is not None:
+            path, other = met
+            raise failures.files_met(self.parfor, path, other, chunk.first, last)
 
     def _check_names(self, failure: Failure, chunk: Chunk, left: Left) -> None:
         bound = self.namespace.keys() & set(self.parfor.temporaries) - set(left[2])

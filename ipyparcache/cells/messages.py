@@ -113,6 +113,10 @@ class ChunkResult:
         what cannot be stored.
     ran, seconds
         How many iterations ran, the last one in part if it failed, and how long together.
+    ended
+        When it ended, by the clock of `started`.
+    files
+        What was done with files, by path, as `FileUses` tells it.
     refers
         Whether what is handed back refers to live objects of the kernel.
     generators
@@ -125,6 +129,8 @@ class ChunkResult:
     ran: int = 0
     seconds: float = 0.0
     started: float = 0.0
+    ended: float = 0.0
+    files: dict[str, int] = field(default_factory=dict)
     pid: int = 0
     observed: list[Any] | None = None
     refers: bool = False

@@ -351,6 +351,8 @@ class Traveller(pickle.Pickler):
         if kind is re.Match:
             facts = (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
             return NotImplemented if match(*facts) is None else (match, facts)
+        if kind.__name__ == "_TemporaryFileWrapper" and kind.__module__ == "tempfile":
+            raise TypeError("cannot pickle a temporary file")  # it would fail where it is unpickled
         handle = spent.facts_of(obj)
         if handle is not None:
             return spent.make, handle

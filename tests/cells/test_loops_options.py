@@ -166,7 +166,8 @@ def test_a_retried_iteration_leaves_the_traces_of_its_last_attempt_only(tmp_path
     namespace = new_namespace("import os\nout, total = [], 0")
     namespace["folder"] = str(tmp_path)
     cell = (
-        "for x in range(4):\n    print('try', x)\n    total += x\n    n = len(os.listdir(folder))\n"
+        "for x in range(4):\n    print('try', x)\n    total += x\n"
+        "    n = len(os.listdir(folder)) if x == 2 else 2\n"
         "    if x == 2 and n < 2:\n"
         "        open(os.path.join(folder, str(n)), 'w').close()\n"
         "        raise OSError('again')\n"
