@@ -30,6 +30,8 @@ from ipyparcache.errors import ParcacheError
 
 OUT_OF_BAND_BYTES = 64 * 1024  # smaller buffers stay inside the pickle
 
+OWNED_BYTES = 1 << 20  # larger arrays lie in the memory of their entry
+
 Reduction = tuple[Any, ...]
 
 
@@ -194,7 +196,7 @@ class ArrayOwners:
                 raise NotStorable("an array shares part of its memory with an input")
         owner = owner_of(array)
         if owner is array:
-            return NotImplemented
+            return _reduce_owner(array)
         if id(owner) in self._shared or not (array.flags.c_contiguous or array.flags.f_contiguous):
             return self._view(array, owner)
         return NotImplemented
@@ -205,6 +207,22 @@ class ArrayOwners:
         offset = array.__array_interface__["data"][0] - source.__array_interface__["data"][0]
         made = (source, offset, array.shape, array.strides, array.dtype, array.flags.writeable)
         return _make_view, made
+
+
+def _reduce_owner(array: Any) -> Any:
+    """How to pickle an array that owns its memory, so that it does again: as numpy would, and a copy."""
+    if not array.flags.owndata or array.nbytes >= OWNED_BYTES:
+        return NotImplemented
+    made = array.__reduce_ex__(5)
+    return (_make_owner, made[1]) if made[0].__name__ == "_frombuffer" else made
+
+
+def _make_owner(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
+    numpy = importlib.import_module("numpy")
+    held = numpy.frombuffer(buffer, dtype=dtype)
+    made = held.reshape(shape, order=order).copy(order=order)
+    made.flags.writeable = held.flags.writeable
+    return made
 
 
 def owner_of(array: Any) -> Any:

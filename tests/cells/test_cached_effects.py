@@ -468,3 +468,21 @@ def test_a_match_and_a_bunch_come_back_whole(cell, cached, names, restart):
     assert (names["m"].groups(), names["m"].span()) == (("bb",), (1, 3))
     assert names["b"].__dict__ == {"_deprecated_key_to_warnings": {}}
     assert names["b"].data.shape == (150, 4)
+
+
+@pytest.mark.parametrize("size", [5, 20_000])  # inside the pickle, beside it
+def test_an_array_that_is_not_mapped_owns_its_memory_after_a_hit(cell, cached, names, restart, size):
+    for expected in ("miss", "hit"):
+        restart()
+        cell("import numpy as np")
+        assert (
+            cached(f"a = np.arange({size}.)\nb = np.ones((2, 3), order='F')\nb.flags.writeable = False")
+            == expected
+        )
+
+    cell("view = a[1:]\nsame = view.base is a\ndel view\na.resize(3)")
+    assert names["same"]
+    assert names["a"].tolist() == [0, 1, 2]
+    assert names["b"].flags.owndata
+    assert names["b"].flags.f_contiguous
+    assert not names["b"].flags.writeable
