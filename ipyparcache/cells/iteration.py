@@ -201,7 +201,7 @@ class _Run:
 
     def chunk(self, first: int, items: object, emit_records: bool) -> ChunkResult:
         """Run the iterations of a chunk, numbered from `first`."""
-        with fileuses.noted() as uses:
+        with fileuses.noted() as uses, _inside_a_loop(self.body.in_loop):
             result = self._chunk(first, items, emit_records)
         if uses.found:
             result.files = uses.ended()
@@ -586,6 +586,28 @@ def _names_ipython(code: types.CodeType) -> bool:
     return any(name.startswith("IPython") for name in code.co_names) or any(
         _names_ipython(part) for part in code.co_consts if isinstance(part, types.CodeType)
     )
+
+
+class _KernelsLoop:
+    """Stands for the event loop that the cell runs in."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"the event loop of the notebook is not on a worker (its `{name}` was asked for)")
+
+
+@contextlib.contextmanager
+def _inside_a_loop(in_loop: bool) -> Iterator[None]:
+    """Let no event loop be run, where the cell itself runs in one."""
+    asyncio: Any = sys.modules.get("asyncio") if in_loop else None
+    if asyncio is None:
+        yield
+        return
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(_KernelsLoop())
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(before)
 
 
 def _differs(name: str, attribute: str, value: object) -> bool:

@@ -423,6 +423,14 @@ def is_generator(value: object) -> bool:
     return (module, name) == ("torch", "Generator")
 
 
+def runs_in_loop() -> bool:
+    """Whether this thread is inside of an event loop, as cells are, that cannot be entered again."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or hasattr(asyncio, "_nest_patched"):
+        return False
+    return asyncio._get_running_loop() is not None
+
+
 def figures_open() -> bool:
     """Whether pyplot has open figures in this process."""
     pyplot = sys.modules.get("matplotlib.pyplot")

@@ -30,6 +30,7 @@ from ipyparcache.cells.launch import (
     LocalModules,
     figures_open,
     keeps_references,
+    runs_in_loop,
     seeded_libraries,
 )
 from ipyparcache.cells.leftovers import leftover
@@ -152,6 +153,7 @@ class LoopRun:
         self.launch.check_drawn()
         self.launch.check_tables()
         self.local = LocalModules()
+        self._in_loop = runs_in_loop()
         seeds_itself = self.options.seed is None and not self._is_threaded
         self._seeds = seeded_by(parfor, namespace) if seeds_itself else ()
         change = change_by_call(parfor, namespace, lambda name: name == travel.MAIN)
@@ -300,6 +302,7 @@ class LoopRun:
                 self.marked,
                 self.counters,
                 self._seeds,
+                self._in_loop,
                 sources_of([code, *self.parcel.codes()]),
                 self.parcel.data,
                 tuple(self.parcel.buffers),

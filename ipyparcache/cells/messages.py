@@ -51,6 +51,8 @@ class Body:
         Names with what they begin the first iteration with, and by what they differ from one to the next.
     seeds
         Libraries whose global generator every iteration seeds.
+    in_loop
+        Whether the cell runs inside of an event loop, so that another cannot be run in it.
     sources
         Lines of the cells that the code comes from, by their name.
     """
@@ -74,6 +76,7 @@ class Body:
     marks: bool
     counters: tuple[tuple[str, int, int], ...]
     seeds: tuple[str, ...]
+    in_loop: bool
     sources: dict[str, list[str]]
     parcel: bytes
     buffers: tuple[Any, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import pytest
@@ -352,3 +353,24 @@ def test_a_global_that_a_local_module_rebinds_is_lost(tmp_path, monkeypatch):
     assert isinstance(error, ChangeLost)
     assert "`loops_counter.n`" in str(error)
     assert namespace["out"] == []
+
+
+def test_a_body_cannot_run_an_event_loop_where_the_cell_runs_in_one():
+    setup = "import asyncio\nasync def add(x):\n    return x + 1\nout = []\n"
+    cell = (
+        "for x in range(3):\n    made = add(x)\n    try:\n        y = asyncio.run(made)\n"
+        "    finally:\n        made.close()\n    out.append(y)"
+    )
+    alone, inside = new_namespace(setup), new_namespace(setup)
+
+    async def run():
+        return parallel(inside, cell)
+
+    _, error, _ = parallel(alone, cell + "\ndel made")
+    _, raised, _ = asyncio.run(run())
+
+    assert error is None
+    assert alone["out"] == [1, 2, 3]
+    assert isinstance(raised, RuntimeError)
+    assert "cannot be called from a running event loop" in str(raised)
+    assert inside["out"] == []
