@@ -38,7 +38,7 @@ from ipyparcache.digest import environment, generators, openfiles, process
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import Traversal
 from ipyparcache.digest.states import put_state
-from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable
+from ipyparcache.errors import DamagedEntry, StoreUnavailable, Unrepeatable, Unrestorable
 from ipyparcache.kernel import outputs
 from ipyparcache.kernel.namespace import (
     interrupt_main_thread,
@@ -260,7 +260,7 @@ def _guarded(cell: _Cell, step: Callable[[], Any]) -> Any:
     """Run a step of caching; whatever it raises means that the cell runs and is not stored."""
     try:
         return step()
-    except (NoKey, NotStorable, StoreUnavailable, Unrepeatable) as error:
+    except (NoKey, NotStorable, StoreUnavailable, Unrepeatable, Unrestorable) as error:
         cell.no_key = str(error)
     except Exception as error:
         cell.no_key = f"{type(error).__name__} in ipyparcache: {error}"

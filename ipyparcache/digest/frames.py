@@ -7,7 +7,8 @@ that of arrays.
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from blake3 import blake3
 
 from ipyparcache.digest.arrays import Array, content_digest, dtype_facts
 from ipyparcache.digest.instances import ReducedKind
-from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure
+from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure, same
 from ipyparcache.errors import Unrestorable
 
 
@@ -206,7 +207,10 @@ class FrameKind(Kind):
         for column in self._digests(walk, obj, columns_of(obj)):
             own.append(_objects_in(column.values) if isinstance(column, Column) else column)
         labels = walk.apart().run(Wrapped(obj.index)), walk.apart().run(Wrapped(obj.columns))
-        return [own, labels, _told_apart(obj)]
+        return [[own, labels, _told_apart(obj)], _axes_of(obj)]
+
+    def is_as(self, walk: Walk, obj: Any, mark: Any) -> bool:
+        return _is_as(self.mark(walk, obj), obj, mark)
 
     def state(self, obj: Any) -> object:
         return {"frame": pd.DataFrame(obj.copy(deep=False)), **_told_apart(obj)}
@@ -219,6 +223,36 @@ class FrameKind(Kind):
         """Columns by label, and the index, for explanations."""
         found: list[tuple[str, object]] = [("index", Wrapped(value.index))]
         return found + [(str(column.name), column) for column in columns_of(value)]
+
+
+class _Axis(NamedTuple):
+    """The labels that a frame or series had, and how they were named."""
+
+    labels: Any
+    names: list[object]
+
+
+def _axes_of(obj: Any) -> list[_Axis]:
+    return [_Axis(labels, list(labels.names)) for labels in obj.axes]
+
+
+def _is_as(now: Any, obj: Any, mark: Any) -> bool:
+    """Whether a frame or series is as marked.
+
+    Raises
+    ------
+    Unrestorable
+        If its labels were named anew in place and something else holds them, which the name is seen through.
+    """
+    if same(now[0], mark[0]):
+        return True
+    for new, old in zip(now[1], mark[1], strict=True):
+        if new.labels is old.labels and not same(new.names, old.names):
+            holders = gc.get_referrers(new.labels)
+            own = [one for one in holders if type(one) in (_Axis, Wrapped) or one is obj._mgr.axes]
+            if len(holders) > len(own):
+                raise Unrestorable(type(obj).__name__, "its labels got another name, and others share them")
+    return False
 
 
 def _told_apart(obj: Any) -> dict[str, object]:
@@ -287,7 +321,11 @@ class SeriesKind(Kind):
         values = obj.array
         column = Column(None, values)
         own = _objects_in(_plain(values)) if _holds_objects(_plain(values)) else walk.apart().run(column)
-        return [obj.name, walk.apart().run(Wrapped(obj.index)), own, _told_apart(obj)]
+        facts = [obj.name, walk.apart().run(Wrapped(obj.index)), own, _told_apart(obj)]
+        return [facts, _axes_of(obj)]
+
+    def is_as(self, walk: Walk, obj: Any, mark: Any) -> bool:
+        return _is_as(self.mark(walk, obj), obj, mark)
 
     def state(self, obj: Any) -> object:
         return {"series": pd.Series(obj.copy(deep=False)), "name": obj.name, **_told_apart(obj)}

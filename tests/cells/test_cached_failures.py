@@ -98,6 +98,17 @@ def test_what_is_printed_to_a_stream_of_the_notebook_is_not_stored(cell, cached,
     assert cached("r = 2") == "miss"
 
 
+def test_a_name_of_labels_that_frames_share_is_given_without_storing(cell, cached, names):
+    cell("import pandas as pd\ndf = pd.DataFrame({'a': [1, 2]}, index=['p', 'q'])")
+    assert cached("df.index.name = 'alone'") == "miss"
+
+    cell("other = pd.Series([1, 2], index=df.index)")
+
+    assert cached("df.index.name = 'shared'") == "not stored"
+    assert "others share them" in last_run().reason
+    assert names["other"].index.name == "shared"
+
+
 def test_a_row_that_may_be_one_of_the_inputs_is_not_stored(cell, cached, names):
     cell("import pandas as pd\nrows = list(pd.DataFrame({'a': [2, 1]}).itertuples())")
 
