@@ -491,10 +491,11 @@ class _Run:
     def _unpicked(self, arrived: Any) -> Any:
         """The element of those that came with items of containers, which find their places."""
         element, items = arrived
-        for (root, position), item in zip(self.body.picked, items, strict=True):
-            self.namespace[root] = own = {}
+        for (root, position, is_list), item in zip(self.body.picked, items, strict=True):
+            key = element if position is None else element[position]
+            self.namespace[root] = own = _Listed() if is_list else {}
             if item:
-                own[element if position is None else element[position]] = item[0]
+                own[key] = item[0]
         return element
 
     def _travels(self, value: object, known: dict[int, travel.Key], objects: bool) -> bool:
@@ -586,6 +587,13 @@ def _names_ipython(code: types.CodeType) -> bool:
     return any(name.startswith("IPython") for name in code.co_names) or any(
         _names_ipython(part) for part in code.co_consts if isinstance(part, types.CodeType)
     )
+
+
+class _Listed(dict[object, object]):
+    """Stands for a list of which the iteration has one item, or none."""
+
+    def __missing__(self, key: object) -> object:
+        raise IndexError("list index out of range")
 
 
 class _KernelsLoop:

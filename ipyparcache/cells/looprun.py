@@ -295,7 +295,10 @@ class LoopRun:
                     for rows in (*self.own.whole, *self.own.picked)
                     if rows.changes
                 ),
-                tuple((rows.root, rows.position) for rows in self.own.picked),
+                tuple(
+                    (rows.root, rows.position, type(self.namespace[rows.root]) is list)
+                    for rows in self.own.picked
+                ),
                 self.exempt,
                 self.launch.safe_sites(),
                 figures_open(),

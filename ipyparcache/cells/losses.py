@@ -43,7 +43,7 @@ class Losses:
         exempt = {id(arrived.objects[n]) for n in body.exempt if n in arrived.objects}
         roots = {n: v for n, v in self.namespace.items() if not n.startswith("__") and id(v) not in exempt}
         self._before, self._whole = watching.states_of(watched, roots, is_user_code)
-        self._hidden = _HIDDEN | set(body.assigned) | {root for root, _ in body.picked}
+        self._hidden = _HIDDEN | set(body.assigned) | {root for root, *_ in body.picked}
         self._fixed = {name: value for name, value in self.namespace.items() if name not in self._hidden}
         self._modules_before = {
             name: dict(values)

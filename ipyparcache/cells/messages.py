@@ -38,7 +38,7 @@ class Body:
         Containers of which each iteration has its own item: name, site that puts it back, the position of
         the key in the element (None: the element is the key), whether a full slice stands before the key.
     picked
-        Those whose items travel with the elements, with the position of the key.
+        Those whose items travel with the elements, with the position of the key, and whether each is a list.
     exempt
         Numbers of the objects that may change for that reason.
     safe
@@ -69,7 +69,7 @@ class Body:
     secret: bytes | None
     by_names: bool
     own_rows: tuple[tuple[str, int, int | None, bool], ...]
-    picked: tuple[tuple[str, int | None], ...]
+    picked: tuple[tuple[str, int | None, bool], ...]
     exempt: frozenset[int]
     safe: frozenset[int]
     figures_open: bool

@@ -103,7 +103,7 @@ class OwnItems:
         Raises
         ------
         LoopRefused
-            If an earlier iteration had the same key, or a list is asked for what it has not.
+            If an earlier iteration had the same key, or an array is asked for what it has not.
         """
         found: list[tuple[object, ...]] = []
         for rows in self.picked:
@@ -111,9 +111,9 @@ class OwnItems:
             key = element if rows.position is None else element[rows.position]
             try:
                 item: tuple[object, ...] = (container[key],)
-            except (LookupError, TypeError):
-                if type(container) is not dict:
-                    raise carried(rows, self.namespace) from None
+            except (LookupError, TypeError) as error:
+                if type(container) is not dict and not (type(container) is list and type(key) is int):
+                    raise carried(rows, self.namespace) from error
                 item = ()
             seen = self._seen.get(rows.root)
             if seen is not None and rows.stores:

@@ -66,6 +66,10 @@ LOOPS = {
         "for k in ['a', 'x', 'b']:\n    try:\n        ds[k]['w'] = ds[k]['w'] + 1\n"
         "    except KeyError:\n        ds[k] = {'w': 0}",
     ),
+    "a number that is out of range": (
+        "ls = [[1], [2]]",
+        "for i in range(3):\n    ls[i].append(len(ls[i]))",
+    ),
     "a failure in the middle": (
         "nets = {k: Net(i) for i, k in enumerate('abcd')}",
         "for k in nets:\n    nets[k].train()\n    z = 1 / (nets[k].n - 3)\n    nets[k].train()",
