@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import gc
 import genericpath
 import getpass
 import importlib.util
@@ -18,7 +19,7 @@ import posixpath
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
 from ipyparcache.digest import modules, openfiles
@@ -368,6 +369,37 @@ def _take_wrappers_out() -> None:
             setattr(owner, name, plain)
         for supported in _SUPPORTS:
             supported.discard(wrapped)
+        kept = sys.getrefcount(wrapped) - _UNREFERRED
+        if kept > 0:
+            _replace(wrapped, plain, kept)
+
+
+_UNREFERRED = 2  # by the variable above and by the call that asks
+
+
+def _replace(wrapped: Any, plain: Any, kept: int) -> None:
+    """Put the plain function in the `kept` places where the run keeps our wrapper: names, containers."""
+    main = vars(sys.modules["__main__"])
+    names = [name for name, value in main.items() if value is wrapped]
+    for name in names:
+        main[name] = plain
+    if len(names) == kept:  # looking for the others takes long
+        return
+    for holder in gc.get_referrers(wrapped):
+        if isinstance(holder, dict):
+            _replace_among(holder, list(holder.items()), wrapped, plain)
+        elif isinstance(holder, list):
+            _replace_among(holder, list(enumerate(holder)), wrapped, plain)
+        elif isinstance(holder, CellType):
+            holder.cell_contents = plain
+        elif modules.is_user_code(type(holder).__module__) and hasattr(holder, "__dict__"):
+            _replace_among(vars(holder), list(vars(holder).items()), wrapped, plain)
+
+
+def _replace_among(holder: Any, items: list[tuple[Any, Any]], wrapped: Any, plain: Any) -> None:
+    for place, value in items:
+        if value is wrapped:
+            holder[place] = plain
 
 
 # ---- environment variables

@@ -242,6 +242,27 @@ def test_a_question_is_noted_under_the_name_by_which_a_module_imported_it(
     assert not all_hold(rows)
 
 
+def test_what_a_run_keeps_of_functions_that_are_watched_is_the_functions_themselves() -> None:
+    kept: dict[str, Any] = {}
+
+    class Holder:
+        pass
+
+    Holder.__module__ = "__main__"
+    held: Any = Holder()
+    with FileWatch():
+        kept |= {"stat": os.stat, "all": [os.getcwd]}
+        held.ask = os.access
+        inner = os.readlink
+
+    def look() -> object:
+        return inner
+
+    assert kept == {"stat": os.stat, "all": [os.getcwd]}
+    assert held.ask is os.access
+    assert look() is os.readlink
+
+
 def test_the_state_of_a_seeded_generator_that_is_only_looked_at_counts(seeds_watched: None) -> None:
     np.random.seed(3)
     rows = rows_of(lambda: np.random.get_state())
