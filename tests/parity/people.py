@@ -287,7 +287,7 @@ def answer(function):
             found = repr(function())
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
-    return found, sorted({str(one.message) for one in caught if one.category is UserWarning})
+    return found, sorted({str(one.message) for one in caught if issubclass(one.category, UserWarning)})
 
 
 if __name__ == "__main__":

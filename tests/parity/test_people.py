@@ -19,11 +19,11 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("people")
     running = {}
     for package in ("joblib", "ipyparcache"):
-        command = [sys.executable, str(SCRIPT), package, str(folder / package)]
+        command = [sys.executable, str(SCRIPT), package, str(folder / f"{package}.json")]
         homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"), str(folder))
         running[package] = subprocess.Popen(command, cwd=folder, env={**os.environ, **homes})
     assert [process.wait(120) for process in running.values()] == [0, 0]
-    return [json.loads((folder / package).read_text(encoding="utf-8")) for package in running]
+    return [json.loads((folder / f"{package}.json").read_text(encoding="utf-8")) for package in running]
 
 
 def names():
