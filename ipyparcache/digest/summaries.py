@@ -10,8 +10,9 @@ from types import FunctionType
 from typing import Any
 
 from ipyparcache.digest.instances import InstanceKind
+from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import ABSENT, Traversal
-from ipyparcache.digest.walk import PRIMITIVES, Walk, class_dict, module_of, type_name
+from ipyparcache.digest.walk import PRIMITIVES, NoDigest, Walk, class_dict, module_of, type_name
 
 _MOST_OBJECTS = 100_000  # that a root with parts reaches
 _MOST_PARTS = 1000
@@ -41,7 +42,8 @@ def summary_of(traversal: Traversal, root: str) -> Summary:
     labelled = _parts_of(traversal, value)
     if labelled is not None and traversal.count_of(root) <= _MOST_OBJECTS:
         for label, child in labelled:
-            parts[label] = Walk(traversal, root, isolated=True).run(child).hex()[:16]
+            with suppress(NoDigest):  # of a part alone that the root knows how to do without
+                parts[label] = Walk(traversal, root, isolated=True).run(child).hex()[:16]
     text = repr(value) if type(value) in PRIMITIVES and len(repr(value)) <= 80 else ""
     return Summary(type_name(value), _size_of(value), digest.hex()[:32], parts, text)
 
@@ -49,6 +51,8 @@ def summary_of(traversal: Traversal, root: str) -> Summary:
 def _parts_of(traversal: Traversal, value: object) -> list[tuple[str, object]] | None:
     kind = traversal.kind_of(type(value))
     labelled: list[tuple[str, object]]
+    if isinstance(value, FunctionType | type) and not is_user_code(value.__module__):
+        return None  # the version of its package stands for it
     if isinstance(value, FunctionType):
         labelled = list(_parts_of_function(value))
     elif isinstance(value, type):

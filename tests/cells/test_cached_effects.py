@@ -486,3 +486,10 @@ def test_an_array_that_is_not_mapped_owns_its_memory_after_a_hit(cell, cached, n
     assert names["b"].flags.owndata
     assert names["b"].flags.f_contiguous
     assert not names["b"].flags.writeable
+
+
+def test_a_class_of_a_library_that_holds_a_lock_is_an_input_like_others(cell, cached, names):
+    cell("from tqdm import tqdm\ntqdm.set_lock(tqdm.get_lock())")
+
+    assert cached("n = tqdm.__name__") == "miss"
+    assert cached("n = tqdm.__name__") == "hit"
