@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
+from ipyparcache.engine.backends.processes import ProcessCrew
+from ipyparcache.engine.batches import Batch, CallOptions
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.engine.worker import emit
 from ipyparcache.errors import TaskCancelled, TaskTimeout
@@ -437,3 +439,31 @@ def test_inner_threads_are_limited():
 
     assert values(count, [()] * 2, "processes", inner_threads=1) == [("1", {1})] * 2
     assert values(count, [()] * 2, "processes", inner_threads=3)[0][0] == "3"
+
+
+def slowly_up_to(number, held_up_at, release):
+    time.sleep(0.01)  # so long that each end is told
+    while number == held_up_at and not os.path.exists(release):
+        time.sleep(0.005)
+    return number
+
+
+def test_what_was_read_before_it_was_told_is_not_read_again(tmp_path):
+    release = str(tmp_path / "release")
+    crew = ProcessCrew(slowly_up_to, 1, CallOptions(prompt=True))
+    try:
+        batch = Batch(0, [(number, 5, release) for number in range(6)])
+        crew.send(0, batch)
+        # All but the last task have ended, and their ends were told: nobody has listened yet.
+        assert ended(lambda: (running := crew.running(0)) is not None and running[1] == 5)
+        now = time.monotonic()
+        assert crew._overdue(0, now) == []  # the first of two looks
+        found = crew._overdue(0, now + 1)
+        found += crew.poll(0.1)
+        (tmp_path / "release").touch()
+        while not found[-1].complete:
+            found += crew.poll(1)
+    finally:
+        crew.close()
+
+    assert [value for report in found for value in report.values] == list(range(6))

@@ -345,6 +345,8 @@ class ProcessCrew(Crew):
         batch = worker.outstanding[0]
         self._printed.pass_on(worker, live=False, upto=done)
         before = self._count_read[lane]
+        if done <= before and not complete:
+            return []  # what it tells was overdue when it was sent, and has been read
         times = array("d", [begun])
         times.frombytes(ends)
         if len(times) > done - before + 1:
@@ -354,8 +356,6 @@ class ProcessCrew(Crew):
             worker.outstanding.popleft()
             self._count_read[lane] = self._ring_read[lane] = 0
             self._printed.forget(worker, batch.slot)
-        if done == before and not complete:
-            return []
         return [report]
 
     def _read_outcomes(
