@@ -502,6 +502,8 @@ def _store(
     observed: list[Sequence[str]] = [*environment.observed_rows(seen, trust_shell=cell.options.trust_shell)]
     if record.tracebacks:
         raise NotStorable("it shows the traceback of an error that did not end it")
+    if record.incomplete:
+        raise NotStorable("what it printed through descriptors 1 and 2 did not arrive in time")
     printed = {event.name for event in record.events() if isinstance(event, outputs.Stream)}
     for name in outputs.streams_of_the_user(is_user_code):
         if name in printed:

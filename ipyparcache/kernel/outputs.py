@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 OWN = "ipyparcache"  # metadata key of everything that we show ourselves
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-DRAIN_SECONDS = 2.0  # how long to wait for the kernel's pump of descriptors 1 and 2
+DRAIN_SECONDS = 10.0  # how long to wait at most for the kernel's pump of descriptors 1 and 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Record:
         self._events: list[OutputEvent] = []
         self.values: list[object] = []  # of the results shown
         self.tracebacks = 0  # shown: also of errors that did not end the cell, as of a `__repr__`
+        self.incomplete = False  # whether texts may still be under way in the kernel's pump
         self.muted = 0  # a shell without a front end writes displays to stdout: they are recorded as displays
 
     def add(self, event: OutputEvent) -> None:
@@ -200,7 +201,8 @@ class _StreamTap:
         return True
 
     def end_drain(self, deadline: float) -> None:
-        self.drained.wait(max(0.0, deadline - time.monotonic()))
+        if not self.drained.wait(max(0.0, deadline - time.monotonic())):
+            self.record.incomplete = True
         if self.held:
             self.write_inner(self.held)
             self.record.add(Stream(self.name, self.held))

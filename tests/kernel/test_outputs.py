@@ -1,9 +1,12 @@
+import io
 import os
 import sys
+import threading
 
 import pytest
 from IPython.display import HTML, clear_output, display
 
+from ipyparcache.kernel import outputs
 from ipyparcache.kernel.outputs import (
     OWN,
     Clear,
@@ -167,6 +170,28 @@ def test_in_a_kernel_a_stream_that_the_user_put_around_its_own_shows_nothing_of_
     assert sorted(piped_kernel.run(source).stdout.split()) == ["descriptor", "python"]
     piped_kernel.run("sys.stdout = plain\nfound = ''.join(e.text for e in record.events())")
     assert piped_kernel.run("sorted(found.split())").shown() == ["['descriptor', 'python']"]
+
+
+def test_a_record_knows_that_the_pump_of_a_descriptor_did_not_deliver(shell, monkeypatch):
+    class Pumped(io.StringIO):
+        """A stream whose pump is alive and brings nothing."""
+
+    over = threading.Event()
+    pumped = Pumped()
+    pumped.watch_fd_thread = threading.Thread(target=lambda: over.wait(), daemon=True)
+    pumped.watch_fd_thread.start()
+    monkeypatch.setattr(sys, "stdout", pumped)
+    monkeypatch.setattr(outputs, "DRAIN_SECONDS", 0.01)
+    record = Record()
+    try:
+        with recording(shell, record, silenced=False):
+            print("python")
+    finally:
+        over.set()
+        pumped.watch_fd_thread.join()
+
+    assert record.incomplete
+    assert record.events() == (Stream("stdout", "python\n"),)
 
 
 def test_clearing_is_recorded(shell):
