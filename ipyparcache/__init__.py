@@ -69,11 +69,13 @@ _HOMES = {
 
 # Modules that `import joblib` loads, so that programs ask for them as attributes.
 _MODULES = (
+    "_memmapping_reducer",
     "_parallel_backends",
     "_store_backends",
     "backports",
     "compressor",
     "disk",
+    "executor",
     "externals",
     "func_inspect",
     "hashing",

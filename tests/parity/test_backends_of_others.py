@@ -268,6 +268,14 @@ def test_the_pool_of_joblib_is_shut_down_where_programs_look_for_it():
     assert not before & after
 
 
+def test_the_pool_of_joblib_with_arrays_in_files_is_shut_down_where_programs_look_for_it():
+    executor = ipyparcache.executor.get_memmapping_executor(2)
+    assert executor is ipyparcache.externals.loky.get_reusable_executor(2)
+    assert executor.submit(abs, -3).result() == 3
+    executor.shutdown()
+    assert ipyparcache.executor.get_memmapping_executor(2) is not executor
+
+
 def test_the_pool_of_joblib_is_the_same_until_it_is_shut_down():
     get = ipyparcache.externals.loky.get_reusable_executor
     first = get(max_workers=2)

@@ -577,7 +577,10 @@ IMPORTED = """
     externals.loky.process_executor: TerminatedWorkerError BrokenProcessPool
     _parallel_backends: LokyBackend ThreadingBackend SequentialBackend MultiprocessingBackend
     _parallel_backends: ParallelBackendBase AutoBatchingMixin FallbackToBackend inside_dask_worker
-    _store_backends: StoreBackendBase StoreBackendMixin CacheItemInfo CacheWarning
+    _store_backends: StoreBackendBase StoreBackendMixin CacheItemInfo CacheWarning FileSystemStoreBackend
+    _store_backends: concurrency_safe_rename concurrency_safe_write mkdirp rm_subdirs
+    _memmapping_reducer: has_shareable_memory
+    executor: get_memmapping_executor
 """
 
 

@@ -4,11 +4,13 @@ import datetime
 import importlib
 import io
 import os
+import pickle
 
 import joblib
 import pytest
 
 import ipyparcache
+from ipyparcache.storage import store
 
 BOTH = pytest.mark.parametrize("package", [joblib, ipyparcache], ids=["joblib", "ours"])
 KINDS = pytest.mark.parametrize("lists", [True, False], ids=["listing", "silent"])
@@ -73,7 +75,7 @@ def object_store(package, lists):
 @pytest.fixture
 def memory(package, lists, monkeypatch):
     backend, objects = object_store(package, lists)
-    tables = {joblib: joblib.memory._STORE_BACKENDS, ipyparcache: ipyparcache.storage.store.STORE_BACKENDS}
+    tables = {joblib: joblib.memory._STORE_BACKENDS, ipyparcache: store.STORE_BACKENDS}
     monkeypatch.setitem(tables[package], "objects", backend)
     package.register_store_backend("objects", backend)
     made = package.Memory("bucket://x", backend="objects", verbose=0, backend_options={"bucket": "x"})
@@ -147,3 +149,108 @@ def test_the_store_is_kept_small(memory, lists):
     memory[0].reduce_size(items_limit=2)
     assert len(memory[0].store_backend.get_items()) == 2
     assert sum(cached.check_call_in_cache(x) for x in range(5)) == 2
+
+
+@pytest.fixture
+def names(package):
+    return importlib.import_module(f"{package.__name__}._store_backends")
+
+
+@pytest.fixture
+def files(names, tmp_path):
+    backend = names.FileSystemStoreBackend()
+    backend.configure(str(tmp_path / "store"))
+    return backend
+
+
+@BOTH
+def test_a_backend_that_changes_a_step_of_the_file_systems(package, names, monkeypatch, tmp_path):
+    opened = []
+
+    class Watched(names.FileSystemStoreBackend):
+        def _open_item(self, f, mode):
+            opened.append(mode)
+            return open(f, mode)
+
+    tables = {joblib: joblib.memory._STORE_BACKENDS, ipyparcache: store.STORE_BACKENDS}
+    monkeypatch.setitem(tables[package], "watched", Watched)
+    memory = package.Memory(str(tmp_path), backend="watched", verbose=0)
+    double, runs = counted()
+
+    assert [memory.cache(double)(1), memory.cache(double)(1)] == [[1, 1], [1, 1]]
+    assert runs == [1]
+    assert {"wb", "rb"} <= set(opened)
+    assert len(memory.store_backend.get_items()) == 1
+
+
+@BOTH
+def test_what_a_backend_inherits_keeps_objects_by_name(files, capsys):
+    call = ("module", "function", "0" * 32)
+    assert not files.contains_item(call)
+    with pytest.raises(KeyError):
+        files.load_item(call)
+
+    files.dump_item(call, {"a": [1, 2]})
+    files.store_metadata(call, {"duration": 1.5})
+    files.store_cached_func_code(call[:2], "def function(): pass\n")
+
+    assert files.contains_item(call)
+    assert files.load_item(call, verbose=0) == {"a": [1, 2]}
+    assert files.get_metadata(call) == {"duration": 1.5}
+    assert files.get_metadata(call[:2]) == {}
+    assert files.get_cached_func_code(call[:2]) == "def function(): pass\n"
+    assert files.get_item_info(call) == {"location": os.path.join(files.location, *call)}
+    assert files.get_cached_func_info(call[:2]) == {"location": os.path.join(files.location, *call[:2])}
+    assert [item.path for item in files.get_items()] == [os.path.join(files.location, *call)]
+    files.clear_item(call)
+    assert not files.contains_item(call)
+    files.dump_item(call, 1)
+    files.clear()
+    assert files.get_items() == []
+    assert repr(files) == f'FileSystemStoreBackend(location="{files.location}")'
+
+
+@BOTH
+def test_what_a_backend_inherits_keeps_the_store_small(files):
+    for index in range(4):
+        call = ("function", f"{index:032}")
+        files.dump_item(call, "a" * 1000)
+        os.utime(os.path.join(files.location, *call, "output.pkl"), (1e9 + index, 1e9))
+    with pytest.raises(ValueError, match="positive"):
+        files.enforce_store_limits(None, None, datetime.timedelta(days=-1))
+    files.enforce_store_limits("2.5K")
+    assert {os.path.basename(item.path) for item in files.get_items()} == {f"{2:032}", f"{3:032}"}
+    files.enforce_store_limits(None, 1)
+    assert {os.path.basename(item.path) for item in files.get_items()} == {f"{3:032}"}
+    files.enforce_store_limits(None, None, datetime.timedelta(days=1))
+    assert files.get_items() == []
+
+
+@BOTH
+@pytest.mark.parametrize("error", [RuntimeError, pickle.PicklingError])
+def test_what_a_backend_inherits_warns_of_what_cannot_be_written(package, files, names, error):
+    class Stubborn:
+        def __reduce__(self):
+            raise error("will not go")
+
+    kind = FutureWarning if error is pickle.PicklingError else names.CacheWarning
+    with pytest.warns(kind, match="will not go"):
+        files.dump_item(("function", "0" * 32), Stubborn())
+    # joblib leaves the beginning of the file where a PicklingError ended it
+    assert package is joblib or not files.contains_item(("function", "0" * 32))
+
+
+@BOTH
+def test_a_file_is_replaced_whole_or_not_at_all(files, names):
+    call = ("module", "function")
+    files.store_cached_func_code(call, "first")
+
+    def failing(name, mode):
+        open(name, mode).close()
+        raise RuntimeError("disk full")
+
+    files._open_item = failing
+    with pytest.raises(RuntimeError, match="disk full"):
+        files.store_cached_func_code(call, "second")
+    del files._open_item
+    assert files.get_cached_func_code(call) == "first"
