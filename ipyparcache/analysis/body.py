@@ -34,6 +34,9 @@ NOW = "__ipyparcache_now__"
 UNFINISHED = "__ipyparcache_unfinished__"
 
 
+THROUGH = "__ipyparcache_through__"
+
+
 #: Stands in a log entry for a name that is not bound.
 UNBOUND = "\0unbound"
 
@@ -142,6 +145,8 @@ class Builder:
     always: frozenset[int] = frozenset()
     unstable: Callable[[ast.stmt], tuple[str, ...]] = lambda _statement: ()
     missed: Mapping[int, Sequence[frozenset[str]]] = field(default_factory=dict)
+    through: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    managers: frozenset[str] = frozenset()
     sites: list[Site] = field(default_factory=list)
     tails: list[Tail] = field(default_factory=list)
 
@@ -190,9 +195,10 @@ class Builder:
             return [new]
         if isinstance(node, ast.With | ast.AsyncWith):
             assert isinstance(new, ast.With | ast.AsyncWith)
-            swallows = any("suppress" in ast.unparse(item.context_expr) for item in node.items)
-            new.body = self.block(node.body, guarded=guarded or swallows)
-            return [new]
+            after = guarded or any(self._does_something(item.context_expr) for item in node.items)
+            new.body = self.block(node.body, guarded=after)
+            doubted = [ast.Constant(name) for name in sorted(self.through.get(id(node), ()))]
+            return [new, _call_statement(THROUGH, [*doubted], node)] if doubted else [new]
         if isinstance(node, ast.Match):
             assert isinstance(new, ast.Match)
             new.cases = [
@@ -236,6 +242,11 @@ class Builder:
         )
         replays = any(id(statement) in self.found for statement in statements_of(statements))
         return prints or replays or any(map(bound_names, statements))
+
+    def _does_something(self, manager: ast.expr) -> bool:
+        """Whether what ends a `with` may go on after an exception, or do what is seen afterwards."""
+        names = {part.id for part in ast.walk(manager) if isinstance(part, ast.Name)}
+        return "suppress" in ast.unparse(manager) or not names.isdisjoint(self.managers)
 
     def _handler(self, node: ast.ExceptHandler, *, guarded: bool) -> ast.ExceptHandler:
         new = copy.copy(node)

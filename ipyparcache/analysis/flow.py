@@ -52,9 +52,13 @@ class Flow:
 
     Attributes
     ----------
+    distrusting
+        Whether any `with` may swallow an exception, not only one that is seen to.
     unfinished
         By the id of a `try` out of which an exception ends the iteration: for every statement of its
         `finally`, the names that it may read then without their having been assigned.
+    through
+        By the id of a `with`: the names that are assigned behind it unless it swallowed an exception.
     """
 
     helper_reads: Callable[[str], Iterable[str]] = lambda _name: ()
@@ -64,7 +68,9 @@ class Flow:
     deleted: dict[str, ast.AST] = field(default_factory=dict)
     deleted_early: dict[str, ast.AST] = field(default_factory=dict)
     inner_globals: dict[str, ast.AST] = field(default_factory=dict)
+    distrusting: bool = False
     unfinished: dict[int, list[frozenset[str]]] = field(default_factory=dict)
+    through: dict[int, frozenset[str]] = field(default_factory=dict)
     _breaks: list[list[State]] = field(default_factory=list)
     _leaving: list[tuple[int, list[State]]] = field(default_factory=list)
     _caught: int = 0
@@ -118,7 +124,7 @@ class Flow:
             case ast.Try() | ast.TryStar():
                 return self._try(node, state)
             case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
-                return self._with(items, body, state)
+                return self._with(node, items, body, state)
             case ast.Match(subject=subject, cases=cases):
                 return self._match(subject, cases, state)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -233,17 +239,23 @@ class Flow:
             early = {name for name in inner.reads if inner.early(name) is not None}
             found.append(frozenset(early) - known)
 
-    def _with(self, items: list[ast.withitem], body: list[ast.stmt], state: State) -> State:
-        swallows = False
+    def _with(
+        self, node: ast.With | ast.AsyncWith, items: list[ast.withitem], body: list[ast.stmt], state: State
+    ) -> State:
+        swallows = self.distrusting
         for item in items:
             state = self._expr(item.context_expr, state)
             swallows = swallows or "suppress" in ast.unparse(item.context_expr)
             if item.optional_vars is not None:
                 state = self._bind(item.optional_vars, state)
-        self._caught += swallows
+        self._caught += 1  # it may go on after an exception, and what it does at its end comes first
         end = self._block(body, state)
-        self._caught -= swallows
-        return _join(end, state) if swallows else end
+        self._caught -= 1
+        if swallows:
+            return _join(end, state)
+        if end is not None and state is not None:
+            self.through[id(node)] = end - state
+        return end
 
     def _match(self, subject: ast.expr, cases: list[ast.match_case], state: State) -> State:
         state = self._expr(subject, state)

@@ -61,6 +61,7 @@ class Facts:
     modules: frozenset[str] = frozenset()
     drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
     tables: frozenset[str] = frozenset()  # frames of pandas whose columns have one name each
+    managers: frozenset[str] = frozenset()  # the notebook's own context managers, and what makes them
 
 
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:

@@ -573,7 +573,18 @@ class _Classifier:
         unstable = Unstable(self.body, self.targets).at
         own = frozenset(flow.bound)
         missed = {at: [names & own for names in every] for at, every in flow.unfinished.items()}
-        builder = Builder(self.found, self.targets, frozenset(map(id, self.body)), unstable, missed)
+        wary = Flow(self._helper_reads, self._holes_of, distrusting=True)
+        wary.run(self.body, (*self.targets, ITEM, *(counter.name for counter in self.counters)))
+        doubted = {name for name in wary.bound if wary.early(name) is not None} | wary.deleted_early.keys()
+        builder = Builder(
+            self.found,
+            self.targets,
+            frozenset(map(id, self.body)),
+            unstable,
+            missed,
+            {at: names & doubted for at, names in flow.through.items()},
+            self.facts.managers,
+        )
         statements = builder.block(self.body, guarded=False)
         own_rows = [
             replace(rows, site=builder.row(rows)) if rows.changes else rows for rows in self.own_rows.values()

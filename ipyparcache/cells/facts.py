@@ -28,10 +28,13 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
     modules: set[str] = set()
     drawn: set[str] = set()
     tables: set[str] = set()
+    managers: set[str] = set()
     for name in names:
         value = namespace.get(name)
         if _is_table(value):
             tables.add(name)
+        if _makes_managers(value, namespace):
+            managers.add(name)
         if draws_into(value):
             drawn.add(name)
             continue
@@ -41,7 +44,16 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
         plain = _function_of(value)
         if plain is not None and plain.__globals__ is namespace:
             helpers[name] = _helper(plain, namespace)
-    return Facts(helpers, frozenset(modules), frozenset(drawn), frozenset(tables))
+    return Facts(helpers, frozenset(modules), frozenset(drawn), frozenset(tables), frozenset(managers))
+
+
+def _makes_managers(value: object, namespace: Mapping[str, Any]) -> bool:
+    """Whether a value is a context manager of the notebook's own making, or makes such."""
+    kind = value if isinstance(value, type) else type(value)
+    if hasattr(kind, "__exit__"):
+        return kind.__module__ == namespace.get("__name__")
+    made = getattr(value, "__wrapped__", None)
+    return isinstance(made, types.FunctionType) and made.__globals__ is namespace and _is_of_library(value)
 
 
 def _is_table(value: object) -> bool:
@@ -103,9 +115,10 @@ def _function_of(value: object) -> types.FunctionType | None:
     return None
 
 
-def _is_of_library(function: types.FunctionType) -> bool:
+def _is_of_library(function: object) -> bool:
     """Whether a function that wraps another was made by the standard library, as by `contextmanager`."""
-    return function.__globals__.get("__name__") in ("contextlib", "functools")
+    where = getattr(function, "__globals__", {})
+    return where.get("__name__") in ("contextlib", "functools")
 
 
 def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helper:

@@ -72,12 +72,18 @@ def value_lost(error: BaseException, failure: Failure, parfor: Parfor, bound: Se
     name = error.name if type(error) is NameError else None
     if name is None or name not in bound:
         return None
-    advice = _EARLIER_ADVICE.format(name=name)
-    return EarlierValueLost(parfor.line, name, failure.iteration, failure.iteration, advice)
+    return earlier_value_lost(name, failure.iteration, parfor)
+
+
+def earlier_value_lost(name: str, number: int, parfor: Parfor) -> EarlierValueLost:
+    """What to raise where an iteration reads what an earlier one left in a variable."""
+    return EarlierValueLost(parfor.line, name, number, number, _EARLIER_ADVICE.format(name=name))
 
 
 def change_lost(result: ChunkResult, first: int, parfor: Parfor, reader: Reader) -> ChangeLost:
     """What to raise for the changes that began in iteration `first`."""
+    if result.earlier is not None and result.earlier[0] == first:
+        return earlier_value_lost(result.earlier[1], first, parfor)
     objects = reader.parcel.objects
     last = max(entry[1] for entry in result.lost if entry[0] == first)
     what: list[str] = []

@@ -22,6 +22,7 @@ from ipyparcache.analysis.body import (
     KEY,
     LOG,
     NOW,
+    THROUGH,
     UNBIND,
     UNBOUND,
     UNFINISHED,
@@ -182,6 +183,7 @@ class _Run:
         self.namespace[HASHED] = hashed
         self.namespace[UNBIND] = self.unbound.append
         self.namespace[UNFINISHED] = self.unfinished
+        self.namespace[THROUGH] = self.unfinished.through
         self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
         self.namespace[TEXT_OF] = text_of
 
@@ -266,7 +268,7 @@ class _Run:
                 took, begun = ended - begun, ended
                 result.ran += 1
                 result.seconds += took
-                if failed:
+                if failed or result.earlier is not None:
                     break
                 if self.losses.cost and self.losses.cost < CHECK_SHARE * took:
                     self.losses.look(checked, number, result.lost)
@@ -286,7 +288,7 @@ class _Run:
                 sys.modules[MAIN] = before
         self._flush(result, emit=False)
         self.journal.close()
-        if observed is not None and result.failure is None and not result.lost:
+        if observed is not None and result.failure is None and not result.loses:
             result.observed = _rows_of(observed)
         result.refers = self._refers
         if self.body.seeds:
@@ -325,7 +327,7 @@ class _Run:
             log.clear()
         if self.unbound:
             self.unbound.clear()
-        self.unfinished.tails.clear()
+        self.unfinished.clear()
         namespace[ITEM] = element
         for name, begin, step in self.body.counters:
             namespace[name] = begin + step * number
@@ -334,7 +336,7 @@ class _Run:
         except BaseException as error:
             self._raised = error
             return False
-        if self.unfinished.tails:
+        if self.unfinished:
             return False
         if self.showing.draws and self.showing.open_figures():
             return False
@@ -364,7 +366,7 @@ class _Run:
 
     def _forget(self, number: int, result: ChunkResult) -> None:
         """Drop what a failed attempt left."""
-        result.failure = None
+        result.failure = result.earlier = None
         result.records = [record for record in result.records if record[0] != number]
 
     def _iteration(self, number: int, element: Any, packed: bool, result: ChunkResult, emit: bool) -> bool:
@@ -377,7 +379,7 @@ class _Run:
             namespace.pop(name, None)
         log.clear()
         self.unbound.clear()
-        self.unfinished.tails.clear()
+        self.unfinished.clear()
         failure: BaseException | None = None
         arrived: object = None
         rows: list[tuple[int, Any, Any, Any, Any]] = []
@@ -420,8 +422,7 @@ class _Run:
         if self.showing.drew_on:
             self.showing.drew_on = False
             result.lost.append((number, number, None, "the current figure of pyplot"))
-        if failure is None and self.unfinished.tails:
-            result.lost.append(self.unfinished.swallowed(number))
+        self.unfinished.note(number, result, failed=failure is not None)
         value = namespace.pop(VALUE, None) if self.body.yields else None
         element = namespace.pop(ITEM, None)
         for row in rows:

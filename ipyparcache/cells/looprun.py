@@ -670,10 +670,8 @@ class LoopRun:
                 self.report.asked = _joined_rows(self.report.asked, result.observed)
             if self.cache is not None:
                 self._store(chunk, result, self.cache)
-            if result.failure is not None or result.lost:
-                self._stop_feeding = (
-                    self._stop_feeding or self.options.on_error != "collect" or bool(result.lost)
-                )
+            if result.failure is not None or result.loses:
+                self._stop_feeding = self._stop_feeding or self.options.on_error != "collect" or result.loses
         else:
             chunk.error = outcome
             chunk.at = self._read_what_is_left(chunk, outcome)
@@ -683,7 +681,7 @@ class LoopRun:
 
     def _store(self, chunk: Chunk, result: ChunkResult, cache: LoopCache) -> None:
         """Keep what an iteration left, or note why it cannot be kept."""
-        if result.failure is not None or result.lost:
+        if result.failure is not None or result.loses:
             return
         if chunk.key is None:
             self._not_kept["its element has no digest"] += 1

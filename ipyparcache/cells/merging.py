@@ -77,7 +77,7 @@ class Merger:
         result = chunk.result
         if result is not None and result.files:
             self._check_files(chunk, result)
-        lost_from = min((entry[0] for entry in result.lost), default=None) if result is not None else None
+        lost_from = result.lost_from() if result is not None else None
         failure = result.failure if result is not None else None
         apart = self.relay.marked and bool(chunk.events)
         one_by_one = bool(chunk.objects or self._columns) or self.stops_early or apart

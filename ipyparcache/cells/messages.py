@@ -110,6 +110,9 @@ class ChunkResult:
     lost
         Changed objects of the parcel by number, and changed names: (first iteration, last, number or None,
         name).
+    earlier
+        An iteration and a variable that it may read as an earlier one left it, where a `with` swallowed an
+        exception.
     observed
         With `--cached`, and under `%%cached`: what the iterations asked of files and environment; None if
         they did
@@ -129,6 +132,7 @@ class ChunkResult:
     records: list[tuple[int, bytes, list[Any]]] = field(default_factory=list)
     failure: Failure | None = None
     lost: list[tuple[int, int, int | None, str]] = field(default_factory=list)
+    earlier: tuple[int, str] | None = None
     ran: int = 0
     seconds: float = 0.0
     started: float = 0.0
@@ -138,6 +142,16 @@ class ChunkResult:
     observed: list[Any] | None = None
     refers: bool = False
     generators: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loses(self) -> bool:
+        """Whether something is lost."""
+        return bool(self.lost) or self.earlier is not None
+
+    def lost_from(self) -> int | None:
+        """The first iteration of which something is lost."""
+        first = [entry[0] for entry in self.lost] + ([self.earlier[0]] if self.earlier else [])
+        return min(first, default=None)
 
 
 def brief(value: object) -> str:
@@ -165,17 +179,35 @@ and the types of bindings that cannot come home."""
 
 
 class Unfinished:
-    """Which parts of `finally` an iteration leaves to the kernel.
+    """Which parts of `finally` an iteration leaves to the kernel, and what it has not assigned elsewhere.
 
     Parameters
     ----------
     namespace
         In which the body runs.
+
+    Attributes
+    ----------
+    missing
+        Variables that a `with` of the body left unassigned, as it swallowed an exception.
     """
 
     def __init__(self, namespace: Mapping[str, object]) -> None:
         self.namespace = namespace
         self.tails: list[int] = []
+        self.missing: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.tails or self.missing)
+
+    def clear(self) -> None:
+        """Begin an iteration."""
+        self.tails.clear()
+        self.missing.clear()
+
+    def through(self, *names: str) -> None:
+        """A `with` is over behind which these are assigned."""
+        self.missing += [name for name in names if name not in self.namespace]
 
     def __call__(self, tail: int, *names: str) -> bool:
         """Whether to leave this part: one of the names is missing, or another part was left before."""
@@ -187,6 +219,14 @@ class Unfinished:
     def swallowed(self, number: int) -> tuple[int, int, None, str]:
         """The change that is lost where the iteration goes on although an exception came by here."""
         return number, number, None, "what a `finally` of the body is to change"
+
+    def note(self, number: int, result: ChunkResult, *, failed: bool) -> bool:
+        """Take note of what an iteration, which is over, has lost; whether it has."""
+        if self.missing and result.earlier is None:
+            result.earlier = number, self.missing[0]
+        if self.tails and not failed:
+            result.lost.append(self.swallowed(number))
+        return bool(self.missing or (self.tails and not failed))
 
 
 @dataclass(frozen=True)

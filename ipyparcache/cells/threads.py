@@ -16,7 +16,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, UNBIND, UNFINISHED, VALUE
+from ipyparcache.analysis.body import (
+    CONTENT,
+    HASHED,
+    ITEM,
+    KEY,
+    LOG,
+    NOW,
+    THROUGH,
+    UNBIND,
+    UNFINISHED,
+    VALUE,
+)
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import standins
 from ipyparcache.cells.iteration import (
@@ -97,14 +108,13 @@ class ThreadTask:
             result.seconds += time.monotonic() - begun
             if error is None and self.marks:
                 emit_event(ENDED, (number, AT_END))
+            lost = namespace[UNFINISHED].note(number, result, failed=error is not None)
             if error is not None:
                 text = f"{type(error).__name__}: {error}"
                 tails = tuple(namespace[UNFINISHED].tails)
                 shown = brief(element) if self.yields else ""
                 result.failure = Failure(number, error, text, traceback_rows(error), tails, shown)
-                break
-            if namespace[UNFINISHED].tails:
-                result.lost.append(namespace[UNFINISHED].swallowed(number))
+            if lost or error is not None:
                 break
         result.records.append((first, b"", done))
         return result
@@ -116,7 +126,7 @@ class ThreadTask:
             namespace.pop(name, None)
         log.clear()
         unbound.clear()
-        namespace[UNFINISHED].tails.clear()
+        namespace[UNFINISHED].clear()
         namespace[ITEM] = element
         self._own.number = number
         for name, begin, step in self.counters:
@@ -146,7 +156,8 @@ class ThreadTask:
             unbound: list[str] = []
             logged = functools.partial(self._log_marked, log) if self.marks else log.append
             namespace.update({LOG: logged, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
-            namespace[UNFINISHED] = Unfinished(namespace)
+            namespace[UNFINISHED] = unfinished = Unfinished(namespace)
+            namespace[THROUGH] = unfinished.through
             namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of

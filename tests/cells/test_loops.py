@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ipyparcache.cells.tracebacks import without_our_frames
-from ipyparcache.errors import ChangeLost
+from ipyparcache.errors import EarlierValueLost, LoopRefused
 from tests.cells.sessions import FAILS_AT_3, describe, new_namespace, parallel, serial
 
 SAME = {
@@ -281,23 +281,51 @@ def test_finally_of_a_failed_iteration_runs_in_the_kernel_whatever_runs_the_loop
 
 SWALLOWED = {
     "read_behind": "    with Quiet():\n        z = risky(n)\n    out.append(z)",
-    "read_in_finally": (
-        "    with Quiet():\n        try:\n            z = risky(n)\n        finally:\n            y = z"
+    "read_where_its_absence_is_swallowed": (
+        "    with Quiet():\n        z = risky(n)\n"
+        "    try:\n        out.append(z)\n    except Exception:\n        out.append(None)"
+    ),
+    "read_by_a_helper_behind": (
+        "    with Quiet():\n        K = risky(n)\n"
+        "    try:\n        print(times_k(n))\n    finally:\n        risky(n)"
+    ),
+    "deleted_behind": (
+        "    with Quiet():\n        z = risky(n)\n    with Quiet():\n        del z\n        out.append(n)"
     ),
 }
 
 
+QUIET = (
+    FAILS_AT_3 + "\nK = 2\ndef times_k(x): return x * K\n"
+    "class Quiet:\n    def __enter__(self): pass\n    def __exit__(self, *_): return True"
+)
+
+
 @pytest.mark.parametrize("name", SWALLOWED)
-def test_a_value_of_an_earlier_iteration_that_no_worker_has_is_told_as_lost(name):
-    namespace = new_namespace(
-        FAILS_AT_3 + "\nclass Quiet:\n    def __enter__(self): pass\n    def __exit__(self, *_): return True"
-    )
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"backend": "threads"}, {"cached": True}])
+def test_a_value_of_an_earlier_iteration_that_no_worker_has_is_told_as_lost(name, options):
+    namespace = new_namespace(QUIET)
+    before_it_runs = "backend" in options and "helper" in name  # functions of threads read the live names
 
-    _, error, _ = parallel(namespace, f"for n in range(5):\n{SWALLOWED[name]}", chunk=1)
+    _, error, _ = parallel(namespace, f"for n in range(5):\n{SWALLOWED[name]}", **options)
 
-    assert isinstance(error, ChangeLost)
+    if before_it_runs:
+        assert isinstance(error, LoopRefused)
+        return
+    assert isinstance(error, EarlierValueLost)
     assert "lost" in str(error)
     assert namespace["n"] == 2
+
+
+def test_what_a_with_left_unassigned_and_no_one_reads_is_not_missed():
+    cell = "for n in range(5):\n    with Quiet():\n        z = risky(n)\n        out.append(z)"
+    plain, tested = new_namespace(QUIET), new_namespace(QUIET)
+    serial(plain, cell)
+
+    _, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert describe(tested) == describe(plain)
 
 
 @pytest.mark.parametrize("name", SAME)

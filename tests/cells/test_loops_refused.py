@@ -38,6 +38,27 @@ REFUSED = {
         "        out.append(z)\n        continue",
         "z",
     ),
+    "finally_before_the_end_of_a_with": (
+        FAILS_AT_3
+        + "\nclass Loud:\n    def __enter__(self): pass\n    def __exit__(self, *_): print('left')",
+        "for n in range(5):\n    with Loud():\n        try:\n            z = risky(n)\n"
+        "        finally:\n            print(z)",
+        "z",
+    ),
+    "a_write_that_the_notebooks_manager_may_swallow": (
+        "short = [0, 0]\n"
+        "class Quiet:\n    def __enter__(self): pass\n    def __exit__(self, *_): return True\n"
+        "quiet = Quiet()",
+        "for n in range(4):\n    with quiet:\n        short[n] = n",
+        "short",
+    ),
+    "a_write_behind_which_the_notebooks_generator_prints": (
+        "import contextlib\nshort = [0, 0]\n"
+        "@contextlib.contextmanager\ndef told():\n    try:\n        yield\n    finally:\n"
+        "        print('end')",
+        "for n in range(4):\n    with told():\n        short[n] = n",
+        "short",
+    ),
     "functions_of_a_comprehension": ("", "fs = [lambda: i for i in range(3)]", "i"),
     "a_method_handed_on": ("out = []", "for i in range(3):\n    list(map(out.append, [i]))", "out.append"),
     "a_generator_collected": (
