@@ -34,6 +34,9 @@ DYNAMIC_ATTRIBUTES = frozenset(
         "get_type_hints",
     }
 )
+LINE_ATTRIBUTES = frozenset(  # on which lines code stands: comments above it change that, and are no input
+    {"co_firstlineno", "co_lines", "co_linetable", "co_lnotab", "co_positions", "f_lineno", "tb_lineno"}
+)
 DYNAMIC_IMPORTS = frozenset({"getsource", "getsourcelines", "get_type_hints"})  # often imported by name
 DYNAMIC_DOTTED = frozenset({"inspect.stack", "inspect.trace", "runpy.run_path", "runpy.run_module"})
 
@@ -62,6 +65,16 @@ def identifiers(text: str) -> set[str]:
             found.add("".join(word))
             word = []
     return {name for name in found if name.isidentifier()}
+
+
+def line_uses(tree: ast.AST) -> list[DynamicUse]:
+    """Where the cell asks on which lines code stands."""
+    found = [
+        DynamicUse(node.lineno, f".{node.attr}")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in LINE_ATTRIBUTES
+    ]
+    return sorted(found, key=lambda use: use.line)
 
 
 def dynamic_uses(tree: ast.AST) -> list[DynamicUse]:

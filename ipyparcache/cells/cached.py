@@ -25,6 +25,7 @@ import blake3
 from ipyparcache import settings
 from ipyparcache.analysis.cell import (
     dynamic_uses,
+    line_uses,
     star_imports,
 )
 from ipyparcache.analysis.shellcalls import without_shell_calls
@@ -298,6 +299,8 @@ def _refuse_dynamic(tree: ast.Module) -> None:
     uses = dynamic_uses(tree)
     if uses:
         raise NoKey(f"line {uses[0].line} uses {uses[0].what}, whose reach cannot be known")
+    for use in line_uses(tree):
+        raise NoKey(f"line {use.line} uses {use.what}: {inputs.LINES_ARE_NO_INPUT}")
     for line, module in star_imports(tree):
         if is_user_code(module):
             raise NoKey(f"line {line} imports * from {module}")

@@ -28,6 +28,7 @@ from ipyparcache.analysis.cell import (
     DYNAMIC_ATTRIBUTES,
     DYNAMIC_CALLS,
     DYNAMIC_VALUES,
+    LINE_ATTRIBUTES,
     attributes_read,
     identifiers,
     identity_text,
@@ -41,12 +42,13 @@ from ipyparcache.digest.summaries import summary_of
 from ipyparcache.errors import ParcacheError, Undigestible
 from ipyparcache.kernel.namespace import collector_paused
 
-FORMAT = 2  # of keys and payloads; a change orphans all entries
+FORMAT = 3  # of keys and payloads; a change orphans all entries
 
 # Calls that look up names inside their string arguments.
 NAME_LOOKUPS = frozenset(
     {"query", "eval", "sql", "execute", "ols", "wls", "gls", "logit", "probit", "mixedlm", "glm"}
 )
+LINES_ARE_NO_INPUT = "on which line code stands is no input"
 SOURCE_LIMIT = 20_000  # characters of a source that are kept to explain a miss
 
 
@@ -227,6 +229,10 @@ def _refuse_dynamic_helpers(traversal: Traversal) -> None:
             dynamic |= names & DYNAMIC_VALUES
         if dynamic:
             raise NoKey(f"the function `{function}` uses {min(dynamic)}, whose reach cannot be known")
+        if names & LINE_ATTRIBUTES:
+            raise NoKey(
+                f"the function `{function}` uses {min(names & LINE_ATTRIBUTES)}: {LINES_ARE_NO_INPUT}"
+            )
 
 
 def reached_functions(traversal: Traversal) -> Iterator[types.FunctionType]:

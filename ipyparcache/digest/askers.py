@@ -10,7 +10,15 @@ from ipyparcache.digest import modules
 # Our wrappers stand between who asks and the system.
 _WRAPPING = frozenset(
     f"{__package__}.{name}"
-    for name in ("openfiles", "audited", "unaudited", "environment", "generators", "libsettings")
+    for name in (
+        "openfiles",
+        "audited",
+        "unaudited",
+        "environment",
+        "generators",
+        "registries",
+        "warningfilters",
+    )
 )
 
 

@@ -1,11 +1,12 @@
 """The global random generators: their states, who seeded them, whether a run drew from them.
 
-Seeds, and warning filters like them, can be noted only by who watches from the beginning: `install` wraps the
+Seeds, warning filters and codecs can be noted only by who watches from the beginning: `install` wraps the
 functions that set them.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import random
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import libsettings, modules, openfiles, unaudited
+from ipyparcache.digest import modules, openfiles, registries, unaudited, warningfilters
 from ipyparcache.digest.openfiles import Seen
 from ipyparcache.digest.walk import KINDS, Kind, Walk, dumps
 
@@ -109,7 +110,7 @@ _installed = False
 
 
 def install(user_cells_ran: bool) -> None:
-    """Begin to watch who seeds generators and who sets warning filters.
+    """Begin to watch who seeds generators, sets warning filters and registers codecs.
 
     Parameters
     ----------
@@ -126,8 +127,11 @@ def install(user_cells_ran: bool) -> None:
             if user_cells_ran:
                 seeded.add(name)
         modules.AFTER_LOADING[generator.library] = functools.partial(_loaded, name)
+    warningfilters.begin(user_cells_ran)
     for setter in ("filterwarnings", "simplefilter"):
-        _patch(warnings, setter, libsettings.noting_filters(getattr(warnings, setter)), "warnings")
+        _patch(warnings, setter, warningfilters.noting_others(getattr(warnings, setter)), "warnings")
+    for registrar, note in registries.CODEC_REGISTRARS.items():
+        _patch(codecs, registrar, registries.noting_codecs(getattr(codecs, registrar), note), "codecs")
 
 
 def uninstall() -> None:
@@ -138,6 +142,7 @@ def uninstall() -> None:
             if getattr(module, name) is wrapped:
                 setattr(module, name, plain)
     _patched.clear()
+    warningfilters.end()
     for generator in GENERATORS.values():
         modules.AFTER_LOADING.pop(generator.library, None)
     _installed = False

@@ -158,20 +158,15 @@ def _named(handler: object) -> object:
 
 # ---- how warnings are shown
 
-_FIRST_FILTERS = list(warnings.filters)
-
 
 def warning_display() -> dict[str, object]:
-    """The functions that show warnings, if they are not Python's own; whether its filters were dropped."""
+    """The functions that show warnings, if they are not Python's own."""
     found: dict[str, object] = {}
     for name in ("showwarning", "formatwarning"):
         shown = getattr(warnings, name)
         plain = getattr(warnings, f"_{name}_orig", None)
         if shown is not plain and plain is not None:
             found[name] = _named(shown)
-    now = {id(one) for one in warnings.filters}
-    if _FIRST_FILTERS and not any(id(one) in now for one in _FIRST_FILTERS):
-        found["filters"] = "none of Python's own"
     return found
 
 

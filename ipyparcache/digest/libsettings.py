@@ -13,7 +13,6 @@ import operator
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -21,8 +20,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from ipyparcache.digest import interpreter, openfiles, registries
-from ipyparcache.digest.askers import is_asked_by_user
+from ipyparcache.digest import interpreter, registries, warningfilters
 from ipyparcache.digest.instances import logger_facts
 from ipyparcache.digest.objects import digest_of
 from ipyparcache.errors import Undigestible
@@ -311,28 +309,6 @@ def _leave(_state: object) -> None:
     """What there is to restore of such a setting."""
 
 
-user_filters: list[tuple[Any, ...]] = []
-
-
-def _filter_facts() -> list[str]:
-    """The warning filters that the user set, in force now; those of libraries come and go with imports."""
-    return [_filter_text(one) for one in warnings.filters if any(one is own for own in user_filters)]
-
-
-def _filter_text(one: Any) -> str:
-    action, message, category, module, line = one
-    patterns = [
-        part.pattern if part is not None and not isinstance(part, str) else part for part in (message, module)
-    ]
-    return repr((action, patterns, f"{category.__module__}.{category.__qualname__}", line))
-
-
-def _restore_filters(filters: Any) -> None:
-    warnings.filters[:] = filters  # type: ignore[index]
-    user_filters.extend(one for one in filters if not any(one is own for own in user_filters))
-    warnings._filters_mutated()  # type: ignore[attr-defined]
-
-
 SETTINGS = (
     Setting(
         "decimal context",
@@ -385,6 +361,15 @@ SETTINGS = (
         registries.namespaces,
         registries.restore_namespaces,
         frozenset({"xml"}),
+    ),
+    Setting("codecs", "codecs", registries.codecs_of_user, _nothing, _leave),
+    Setting(
+        "types of files",
+        "mimetypes",
+        registries.file_types,
+        _nothing,
+        _leave,
+        frozenset({"mimetypes", "email", "http", "requests", "urllib", "wsgiref"}),
     ),
     Setting("sys.argv", "sys", registries.special_arguments, _nothing, _leave, _ARGUMENT_PARSERS),
     Setting(
@@ -471,7 +456,9 @@ SETTINGS = (
         _restore_character_locale,
         frozenset({"locale"}),
     ),
-    Setting("warning filters", "warnings", _filter_facts, lambda: list(warnings.filters), _restore_filters),
+    Setting(
+        "warning filters", "warnings", warningfilters.facts, warningfilters.capture, warningfilters.restore
+    ),
     Setting("how warnings are shown", "warnings", interpreter.warning_display, _nothing, _leave),
     Setting(
         "NumPy print options",
@@ -514,25 +501,3 @@ SETTINGS = (
         frozenset({"sklearn", "imblearn", "xgboost", "lightgbm"}),
     ),
 )
-
-
-def noting_filters(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that sets a warning filter, wrapped so that the user's own filters are known."""
-
-    @functools.wraps(plain)
-    def set_filter(*arguments: Any, **options: Any) -> Any:
-        users = False
-        with openfiles.bookkeeping():
-            users = is_asked_by_user(sys._getframe(1))
-        if not users:  # libraries do this thousands of times, and take it back
-            return plain(*arguments, **options)
-        before = list(warnings.filters)
-        result = plain(*arguments, **options)
-        with openfiles.bookkeeping():
-            user_filters.extend(
-                one for one in warnings.filters if not any(one is earlier for earlier in before)
-            )
-            del user_filters[:-1000]
-        return result
-
-    return set_filter

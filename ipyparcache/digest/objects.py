@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from ipyparcache.digest import code, modules, patches
+from ipyparcache.digest import code, modules, patches, registries
 from ipyparcache.digest.instances import find_kind, is_user_definition
 from ipyparcache.digest.walk import (
     KINDS,
@@ -258,7 +258,7 @@ class Traversal:
             for attribute in modules.changed_attributes(part):
                 self.note_read(part, attribute, vars(sys.modules[part]))
         if modules.origin_of(name) in ("library", "standard"):
-            self.reach_module(sys.modules[name], None)
+            self.reach_module(sys.modules[name], None, imported=True)
 
     def follow(self, ignored: Container[str] = ()) -> dict[str, bytes]:
         """Add every name that reached code reads and that is no root yet, until nothing new is found.
@@ -284,11 +284,12 @@ class Traversal:
         """Globals of the notebook or of a module."""
         return self.main if owner == "__main__" else vars(sys.modules[owner])
 
-    def reach_module(self, module: ModuleType, names: Iterable[str] | None) -> None:
+    def reach_module(self, module: ModuleType, names: Iterable[str] | None, imported: bool = False) -> None:
         """Note a module object that code holds, and the attributes that may be taken from it (None: any).
 
-        Of a local module they count by live value. Of a distribution only those do that the user put there:
-        functions and classes of the notebook or of a local module.
+        Of a local module they count by live value. Of a distribution only those do that the user may have put
+        there: functions and classes of the notebook or of a local module, and plain data, unless code has
+        merely `imported` the module.
         """
         self._looked_up += 1
         name = module.__name__
@@ -312,6 +313,8 @@ class Traversal:
         own = patches.patches_of(module)
         self._patches[patches.place_of(module)] = module, own
         if names is None:
+            if not imported:
+                self._note_settings(module)
             for attribute in sorted(own):
                 self.note_read(name, attribute, namespace)
             for value in list(namespace.values()):
@@ -332,7 +335,21 @@ class Traversal:
             elif isinstance(value, type):
                 self.reach_class(value)
             elif origin == "standard" and isinstance(value, ModuleType):
-                self.reach_module(value, None)  # `collections.abc`: which of its attributes is not told
+                # `collections.abc`: which of its attributes is not told
+                self.reach_module(value, None, imported=True)
+
+    def _note_settings(self, module: ModuleType) -> None:
+        """Note the plain data of a distribution's module, of which code may take any by a computed name."""
+        told = {
+            name: sorted(map(repr, value)) if type(value) is set else value
+            for name, value in list(vars(module).items())
+            if not name.startswith("_") and _is_plain_setting(name, value)
+        }
+        if module is sys:  # which are those of the kernel's own start
+            told.pop("orig_argv", None)
+            if registries.special_arguments() is None:
+                told.pop("argv", None)
+        self.digests[f"settings of {module.__name__}"] = blake3(dumps(sorted(told.items()), 2)).digest()
 
     def reach_class(self, cls: type) -> None:
         """Note a class of a distribution: methods that the user put on it are roots of their own."""

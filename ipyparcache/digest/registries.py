@@ -5,13 +5,16 @@ Only what differs from a fresh interpreter is told, so that it makes no differen
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
-from ipyparcache.digest import modules
+from ipyparcache.digest import modules, openfiles
+from ipyparcache.digest.askers import is_asked_by_user
 
 # ---- dialects of csv
 
@@ -112,6 +115,93 @@ def _set_logger(logger: Any, level: int, disabled: bool, propagate: bool) -> Non
     logger.disabled, logger.propagate = disabled, propagate
 
 
+# ---- codecs
+
+_error_handlers: dict[str, object] = {}  # those that the user registered, by name
+_codec_finders: list[object] = []  # functions of the user that find a codec by its name
+
+
+def codecs_of_user() -> dict[str, object]:
+    """What the user registered with the codecs module, which tells of nothing that it holds."""
+    found: dict[str, object] = {
+        f"errors {name}": handler for name, handler in sorted(_error_handlers.items())
+    }
+    return {**found, **({"finders": list(_codec_finders)} if _codec_finders else {})}
+
+
+def _note_handler(name: str, handler: object) -> None:
+    _error_handlers[name] = handler
+
+
+def _forget_finder(finder: object) -> None:
+    _codec_finders[:] = [one for one in _codec_finders if one is not finder]
+
+
+CODEC_REGISTRARS: dict[str, Callable[..., None]] = {
+    "register_error": _note_handler,
+    "register": _codec_finders.append,
+    "unregister": _forget_finder,
+}
+
+
+def noting_codecs(plain: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    """A function that registers something with the codecs module, wrapped so that the user's is known."""
+
+    @functools.wraps(plain)
+    def register(*arguments: Any) -> Any:
+        result = plain(*arguments)
+        with openfiles.bookkeeping():
+            if is_asked_by_user(sys._getframe(1)):
+                note(*arguments)
+        return result
+
+    return register
+
+
+# ---- types of files by their endings
+
+
+def file_types() -> dict[str, dict[str, Any]]:
+    """What the tables of the mimetypes module hold besides what it and the system bring; falsy if nothing."""
+    mimetypes = sys.modules["mimetypes"]
+    now = _type_tables(mimetypes, mimetypes._db)
+    plain = _plain_types(mimetypes._db is not None, tuple(mimetypes.knownfiles))
+    if now == plain:
+        return {}
+    return {name: _items_that_differ(table, plain[name]) for name, table in now.items()}
+
+
+def _items_that_differ(now: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: now.get(key) for key in sorted({*now, *plain}) if now.get(key) != plain.get(key)}
+
+
+def _type_tables(mimetypes: Any, known: Any) -> dict[str, dict[str, Any]]:
+    """The tables that are asked: those of the module until it has looked into the system's files."""
+    if known is None:
+        tables = {"types": mimetypes.types_map, "common types": mimetypes.common_types}
+        return {**tables, "encodings": mimetypes.encodings_map, "suffixes": mimetypes.suffix_map}
+    tables = {"types": known.types_map[True], "common types": known.types_map[False]}
+    endings = {"endings": known.types_map_inv[True], "common endings": known.types_map_inv[False]}
+    return {**tables, **endings, "encodings": known.encodings_map, "suffixes": known.suffix_map}
+
+
+@functools.cache
+def _plain_types(has_looked: bool, files: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    mimetypes: Any = sys.modules["mimetypes"]
+    if has_looked:
+        fresh = mimetypes.MimeTypes()
+        for file in files:
+            if os.path.isfile(file):
+                fresh.read(file)
+        return _type_tables(mimetypes, fresh)
+    return {
+        "types": mimetypes._types_map_default,
+        "common types": mimetypes._common_types_default,
+        "encodings": mimetypes._encodings_map_default,
+        "suffixes": mimetypes._suffix_map_default,
+    }
+
+
 # ---- arguments of the command line
 
 _first_arguments = list(sys.argv)
@@ -179,6 +269,7 @@ _REGISTRARS = frozenset(
     {
         ("_codecs", "register"),
         ("_codecs", "register_error"),
+        ("_codecs", "unregister"),
         ("_sqlite3", "register_adapter"),
         ("_sqlite3", "register_converter"),
         ("sqlite3", "register_adapter"),
