@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ipyparcache.cells import dictlike
 from ipyparcache.cells.shortforms import ATOMS as ATOMS
 from ipyparcache.cells.shortforms import short_form
 from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
@@ -351,6 +352,8 @@ class Traveller(pickle.Pickler):
         if kind is re.Match:
             facts = (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
             return NotImplemented if match(*facts) is None else (match, facts)
+        if isinstance(obj, dict) and (parts := dictlike.reduced(obj)) is not None:
+            return parts
         if kind.__name__ == "_TemporaryFileWrapper" and kind.__module__ == "tempfile":
             raise TypeError("cannot pickle a temporary file")  # it would fail where it is unpickled
         handle = spent.facts_of(obj)

@@ -143,6 +143,11 @@ SAME = {
         "xs, out, d, total = [5, 4, 0, 2, 1], ['kept'], {}, 1\ndef inv(x):\n    return 20 / x",
         "for i, x in enumerate(xs):\n    d[i] = x\n    q = inv(x)\n    out.append(q)\n    total += x",
     ),
+    "dicts_whose_attributes_are_their_items": (
+        "class Fields(dict):\n    def __init__(self, **items):\n        super().__init__(items)\n"
+        "        self.__dict__ = self\nxs, out = [Fields(a=i) for i in range(4)], []",
+        "for x in xs:\n    x.b = x.a * 2\n    x['c'] = x['b'] + 1\n    out.append(Fields(d=x.c))",
+    ),
     "finally_reads_what_try_was_to_assign": (
         FAILS_AT_3,
         "for n in range(5):\n    try:\n        v = risky(n)\n    except ValueError:\n        v = 0\n"
