@@ -364,7 +364,7 @@ class Parallel(Followed):
             "temp_folder": folder,
             "max_nbytes": limit,
             "mmap_mode": mode,
-            "verbose": self.verbose,
+            "verbose": max(0, self.verbose - 50),  # what is told of arrays; the rest is told here
         }
         return {**extra, **self._kwargs}
 

@@ -185,6 +185,7 @@ def as_list(call: Parallel, iterable: Iterable[Triple], count: int) -> list[Any]
                 call._took(run, done)
             else:
                 call.n_completed_tasks += len(done.values)
+                call.n_dispatched_batches += 1
                 if call._early is not None:
                     call._early.append((len(done.values), done.times[-1] - done.times[0], done.worker))
             if done.failed:

@@ -334,8 +334,11 @@ class EngineBackend(ParallelBackendBase):
 
     @property
     def submits(self) -> bool:
-        """Whether a subclass wants batches handed over one by one, to do more with them."""
-        return type(self).submit is not EngineBackend.submit or hasattr(type(self), "apply_async")
+        """Whether a subclass wants batches handed over one by one, to do more with them or inside of them."""
+        kind = type(self)
+        follows = kind.submit is EngineBackend.submit
+        follows &= kind.get_nested_backend is ParallelBackendBase.get_nested_backend
+        return not follows or hasattr(kind, "apply_async")
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many workers a value of `n_jobs` stands for: -1 all processors, -2 all but one."""
