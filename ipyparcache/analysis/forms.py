@@ -73,13 +73,27 @@ COPYING_METHODS = frozenset({"extend", "update", "extendleft", "subtract", "writ
 
 #: Functions that change their first argument, for statements of their own.
 REPLAYED_FUNCTIONS = frozenset(
-    {"heapq.heappush", "heappush", "bisect.insort", "insort", "bisect.insort_right", "bisect.insort_left"}
+    {"bisect.insort", "insort", "bisect.insort_right", "bisect.insort_left"}
+    | {
+        f"{heapq}{f}"
+        for heapq in ("heapq.", "")
+        for f in ("heappush", "heappop", "heapreplace", "heappushpop", "heapify")
+    }
+    | {"np.fill_diagonal", "np.place", "np.putmask"}
     | {"np.add.at", "numpy.add.at", "np.subtract.at", "np.maximum.at", "np.minimum.at", "np.put", "np.copyto"}
 )
 
 
-#: The same, keeping what they are given as it is.
+#: Functions that change their first argument, but not the same way in another process.
+SHUFFLING_FUNCTIONS = frozenset({"random.shuffle", "np.random.shuffle", "numpy.random.shuffle"})
+
+
+#: Those of `REPLAYED_FUNCTIONS`, keeping what they are given as it is.
 SETTING_FUNCTIONS = frozenset({"setattr", "delattr", "operator.setitem", "operator.delitem"})
+
+
+#: All functions that change their first argument, wherever they are called.
+CHANGING_FUNCTIONS = REPLAYED_FUNCTIONS | SETTING_FUNCTIONS | SHUFFLING_FUNCTIONS | {"next"}
 
 
 #: `x = F(x, e)` with one of these is a reduction; a list or tuple around `x` counts.
@@ -122,7 +136,9 @@ def changed_roots(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield from _owner_of(call)
         case ast.Call(func=ast.Attribute(attr=method)) if method in TAKING_METHODS or _in_place(node):
             yield from _owner_of(node)
-        case ast.Call(func=ast.Name(id="next"), args=[taken, *_]):
+        case ast.Call(func=ast.Name() | ast.Attribute() as function, args=[taken, *_]) if (
+            ast.unparse(function) in CHANGING_FUNCTIONS
+        ):
             path = path_of(taken)
             if path is not None:
                 yield path.root, node
@@ -390,7 +406,11 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
         if isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
             assigns.add(part.target.id)
             continue
-        found = _collected_call(part, bound, carried) or _item_write(part, bound, carried)
+        found = (
+            _collected_call(part, bound, carried)
+            or _item_write(part, bound, carried)
+            or _collected_function(part, bound, carried)
+        )
         if found is None:
             return None
         for root, attribute in found.roots.items():
@@ -659,6 +679,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
                 return keys(target) and expr(value)
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=[])):
                 return keys(owner) and all(map(expr, args))
+            case ast.Expr(value=ast.Call(func=ast.Name(), args=args, keywords=[])):
+                return all(map(expr, args))
         return False
 
     def keys(node: ast.expr) -> bool:

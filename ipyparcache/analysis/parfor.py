@@ -20,6 +20,7 @@ from ipyparcache.analysis.columns import Columns, columns_of, only_asked, writes
 from ipyparcache.analysis.counters import Counter, counters_of
 from ipyparcache.analysis.flow import Flow, Read, Unstable, free_names
 from ipyparcache.analysis.forms import (
+    CHANGING_FUNCTIONS,
     PROGRESS_METHODS,
     RECOGNISED,
     Found,
@@ -447,8 +448,10 @@ class _Classifier:
                     if isinstance(place, ast.Call) and (_is_stream(place) or _is_function_of(place)):
                         continue
                     raise _Refused(refusals.ModuleChanged(line, root))
-                if isinstance(place, ast.Call) and isinstance(place.func, ast.Name):
+                if isinstance(place, ast.Call) and ast.unparse(place.func) == "next":
                     raise _Refused(refusals.TakenByNext(line, root))
+                if isinstance(place, ast.Call) and ast.unparse(place.func) in CHANGING_FUNCTIONS:
+                    raise _Refused(refusals.ChangedByFunction(line, root, ast.unparse(place.func)))
                 if isinstance(place, ast.Call) and isinstance(place.func, ast.Attribute):
                     raise _Refused(refusals.MutatorResult(line, root, place.func.attr))
                 read = next(

@@ -424,6 +424,21 @@ class TakenByNext(Refusal):
 
 
 @dataclass(frozen=True)
+class ChangedByFunction(Refusal):
+    """A function of a library changes an outer object: its result is used, or another one each time."""
+
+    function: str = ""
+
+    SAYS = (
+        "`{function}(...)` changes `{variable}`, so what an iteration finds there depends on those before it"
+    )
+    INSTEAD = (
+        "Collect here what it is to be given (`items.append(...)`) and call it in a loop without %%parallel, "
+        "or let each iteration work on a copy of its own (`own = list({variable})`)."
+    )
+
+
+@dataclass(frozen=True)
 class SameFile(Refusal):
     """A file that every iteration writes."""
 

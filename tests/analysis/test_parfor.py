@@ -123,6 +123,8 @@ REFUSED = {
     "for j in x: last = j\n    y = last": (refusals.CarriedVariable, "last"),
     "np.add(x, 1, out=acc)": (refusals.TargetNotAName, "acc"),
     "y = next(source)": (refusals.TakenByNext, "source"),
+    "y = heapq.heappop(heap)": (refusals.ChangedByFunction, "heap"),
+    "random.shuffle(deck)": (refusals.ChangedByFunction, "deck"),
     "f = open('log', 'a')": (refusals.SameFile, None),
     "np.savetxt('a.txt', x)": (refusals.SameFile, None),
     "writes(x)": (refusals.SameFile, None),
