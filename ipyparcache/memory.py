@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipyparcache.digest.containers import PartsKind
@@ -141,7 +139,7 @@ class Memory(Logger):
         self.compress = compress
         if compress and mmap_mode is not None:
             warnings.warn("Compressed results cannot be memmapped", stacklevel=2)
-        self.location = os.fspath(location) if isinstance(location, str | Path) else location
+        self.location = location
         self.store_backend = open_results(
             location, backend, mmap_mode, compress, self.backend_options, verbose
         )
