@@ -152,8 +152,10 @@ class _Run:
         if body.token:
             holding.begin(body.token)
         self.showing = Showing(self._sendable, self.patches, figures_open=body.figures_open)
-        if b"IPython" in body.parcel or _names_ipython(body.code):
+        if _names("IPython", body):
             importlib.import_module("IPython.display")  # so that its functions can be replaced
+        if body.in_loop and _names("asyncio", body):
+            importlib.import_module("asyncio")  # so that it can be told that a loop runs
         know_sources(body.sources)
         self._hide()
         with self._as_main():  # digests of functions follow the names that they read there
@@ -583,11 +585,15 @@ class _Run:
         return Failure(number, pickle.dumps((data, []), 5), text, rows, tails, shown)
 
 
-def _names_ipython(code: types.CodeType) -> bool:
-    """Whether code, or code inside of it, imports from IPython."""
-    return any(name.startswith("IPython") for name in code.co_names) or any(
-        _names_ipython(part) for part in code.co_consts if isinstance(part, types.CodeType)
-    )
+def _names(library: str, body: Body) -> bool:
+    """Whether the body of a loop, or what it brings along, may import from a library."""
+
+    def mentions(code: types.CodeType) -> bool:
+        return any(name.startswith(library) for name in code.co_names) or any(
+            mentions(part) for part in code.co_consts if isinstance(part, types.CodeType)
+        )
+
+    return library.encode() in body.parcel or mentions(body.code)
 
 
 class _Listed(dict[object, object]):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ipyparcache.engine.pool import shutdown_workers
 from ipyparcache.errors import ChangedSideBySide, ChangeLost, LoopRefused
 from tests.cells.sessions import FAILS_AT_3, describe, new_namespace, parallel, refusal_of, serial
 
@@ -376,10 +377,11 @@ def test_a_global_that_a_local_module_rebinds_is_lost(tmp_path, monkeypatch):
     assert namespace["out"] == []
 
 
-def test_a_body_cannot_run_an_event_loop_where_the_cell_runs_in_one():
-    setup = "import asyncio\nasync def add(x):\n    return x + 1\nout = []\n"
+@pytest.mark.parametrize("first", ["", "    import asyncio\n"])
+def test_a_body_cannot_run_an_event_loop_where_the_cell_runs_in_one(first):
+    setup = "async def add(x):\n    return x + 1\nout = []\n" + ("" if first else "import asyncio\n")
     cell = (
-        "for x in range(3):\n    made = add(x)\n    try:\n        y = asyncio.run(made)\n"
+        f"for x in range(3):\n{first}    made = add(x)\n    try:\n        y = asyncio.run(made)\n"
         "    finally:\n        made.close()\n    out.append(y)"
     )
     alone, inside = new_namespace(setup), new_namespace(setup)
@@ -387,8 +389,9 @@ def test_a_body_cannot_run_an_event_loop_where_the_cell_runs_in_one():
     async def run():
         return parallel(inside, cell)
 
-    _, error, _ = parallel(alone, cell + "\ndel made")
+    shutdown_workers()  # those of other tests may have imported it
     _, raised, _ = asyncio.run(run())
+    _, error, _ = parallel(alone, cell + "\ndel made")
 
     assert error is None
     assert alone["out"] == [1, 2, 3]
