@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import random
 import re
 import threading
 
@@ -260,6 +261,19 @@ def test_hash_of_what_cannot_be():
         return m.hash(local)
 
     same(found)
+
+
+def test_hash_of_random_generators_goes_by_their_state():
+    def found(m):
+        one, other = np.random.RandomState(1), np.random.RandomState(1)
+        names = [m.hash(one), m.hash(other)]
+        other.random_sample()
+        one_of_python = random.Random(1)
+        names += [m.hash(other), m.hash(one_of_python), m.hash(random.Random(1)), m.hash(random.Random(2))]
+        return [names.index(name) for name in names]
+
+    same(found)
+    assert found(ipyparcache) == [0, 0, 2, 3, 3, 5]
 
 
 def counted(x, y=1, *rest, k=2, **more):
