@@ -9,14 +9,14 @@ import gc
 import importlib
 import inspect
 import multiprocessing
-import os
+import pickle
 import threading
 import time
+import warnings
 import weakref
 from typing import ClassVar
 
 import joblib
-import numpy as np
 import pytest
 
 import ipyparcache
@@ -457,80 +457,93 @@ def test_calls_inside_of_calls_without_end_are_a_recursion_error(package):
         deeper()
 
 
-# ---- arrays in files
+# ---- errors, and calls inside of calls
+
+BACKENDS = ["loky", "threading", "multiprocessing", "sequential"]
 
 
-def where(array):
-    return array.filename if isinstance(array, np.memmap) else None
+class Unwilling:
+    def __reduce__(self):
+        raise RuntimeError("will not go")
 
 
-def test_an_array_is_written_once_and_each_call_has_a_folder_of_its_own(tmp_path):
-    array, equal = np.ones(1000), np.ones(1000)
-    call = Parallel(n_jobs=2, max_nbytes=10, temp_folder=tmp_path)
-    files = call(delayed(where)(one) for one in (array, array, equal))
-    (later,) = call([delayed(where)(array)])
-
-    assert files[0] == files[1] != files[2]
-    folders = {os.path.dirname(file) for file in (files[0], later)}
-    assert len(folders) == 2
-    assert {os.path.dirname(folder) for folder in folders} == {str(tmp_path)}
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_an_argument_that_cannot_be_sent_is_told_whatever_it_raises(backend):
+    with pytest.raises(pickle.PicklingError, match="the task to send"):
+        Parallel(n_jobs=2, backend=backend)(delayed(id)(Unwilling()) for _ in range(3))
 
 
-def test_a_managed_call_keeps_its_folder(tmp_path):
-    array = np.ones(1000)
-    with Parallel(n_jobs=2, max_nbytes=10, temp_folder=tmp_path) as call:
-        files = [call([delayed(where)(array)])[0] for _ in range(2)]
-        assert os.listdir(tmp_path) == [os.path.basename(os.path.dirname(files[0]))]
-    assert files[0] == files[1]
-    assert os.listdir(tmp_path) == []
+def fail_or_wait(number, wait):
+    if number == 1:
+        raise LookupError(number)
+    wait(60)
 
 
-def test_files_lie_where_each_call_says(tmp_path, monkeypatch):
-    array = np.ones(1000)
-    places = [tmp_path / name for name in ("first", "second", "environment")]
-    monkeypatch.setenv("JOBLIB_TEMP_FOLDER", str(places[2]))
-    files = [
-        Parallel(n_jobs=2, max_nbytes=10, temp_folder=place)([delayed(where)(array)])[0]
-        for place in (*places[:2], None)
-    ]
+@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
+def test_the_first_error_waits_for_no_other_task(backend):
+    gate = threading.Event()
+    wait = gate.wait if backend == "threading" else time.sleep
+    began = time.monotonic()
+    with pytest.raises(LookupError):
+        Parallel(n_jobs=2, backend=backend, batch_size=1)(
+            delayed(fail_or_wait)(number, wait) for number in range(50)
+        )
+    gate.set()
 
-    assert [os.path.dirname(os.path.dirname(file)) for file in files] == list(map(str, places))
-
-
-def modes(array):
-    return [os.stat(path).st_mode & 0o777 for path in (array.filename, os.path.dirname(array.filename))]
+    assert time.monotonic() - began < 30
 
 
-def test_files_are_the_users_alone():
-    assert Parallel(n_jobs=2, max_nbytes=10)([delayed(modes)(np.ones(1000))]) == [[0o600, 0o700]]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_managed_call_stands_an_input_that_raises(backend):
+    def tasks(count):
+        for number in range(count):
+            yield delayed(abs)(-number)
+        raise LookupError("in the input")
+
+    with Parallel(n_jobs=2, backend=backend) as parallel:
+        for count in (0, 1, 20):
+            with pytest.raises(LookupError, match="in the input"):
+                parallel(tasks(count))
+            assert parallel(delayed(abs)(-number) for number in range(3)) == [0, 1, 2]
 
 
-def test_no_mapping_at_all_is_no_mapping():
-    assert Parallel(n_jobs=2, max_nbytes=10, mmap_mode=None)([delayed(where)(np.ones(1000))]) == [None]
+def inner(backend, number):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # where a pool cannot be nested
+        return Parallel(n_jobs=2, backend=backend)(delayed(pow)(number, n) for n in range(3))
 
 
-@pytest.mark.parametrize(
-    ("limit", "mapped"),
-    [
-        ("1K", True),
-        ("1.5M", False),
-        ("2G", False),
-        (7999, True),
-        (8000.5, True),
-        (8001, False),
-        (None, False),
-    ],
-)
-def test_a_limit_is_a_number_or_a_text(limit, mapped):
-    (found,) = Parallel(n_jobs=2, max_nbytes=limit, mmap_mode="r")([delayed(where)(np.ones(1000))])
+@pytest.mark.parametrize("below", BACKENDS)
+@pytest.mark.parametrize("above", BACKENDS)
+def test_any_backend_runs_inside_of_any_other(above, below):
+    found = Parallel(n_jobs=2, backend=above)(delayed(inner)(below, number) for number in range(2))
 
-    assert (found is not None) is bool(mapped)
+    assert found == [[1, 0, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_of_any_name_may_call(backend, monkeypatch):
+    monkeypatch.setattr(threading.current_thread(), "name", "renamed")
+    found = []
+
+    def call():  # a warning would be an error here
+        found.append(Parallel(n_jobs=2, backend=backend)(delayed(abs)(-n) for n in range(3)))
+
+    call()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert found == [[0, 1, 2]] * 2
 
 
 @BOTH
-def test_a_limit_that_is_no_size_is_told(package):
-    with pytest.raises(ValueError, match="size"):
-        package.Parallel(n_jobs=2, max_nbytes="x")([package.delayed(abs)(1)] * 2)
+def test_a_backend_may_be_used_for_many_calls(package, front):
+    backend = front.BACKENDS["threading"]()
+    for _ in range(2):
+        assert package.Parallel(n_jobs=2, backend=backend)([package.delayed(abs)(-1)] * 3) == [1, 1, 1]
+
+
+# ---- more
 
 
 def test_descriptors_of_methods_travel():

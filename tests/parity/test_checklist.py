@@ -9,6 +9,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 FILES = {
+    "arrays": "parity/test_arrays.py",
     "at_once": "parallel/test_at_once.py",
     "backends": "parallel/test_backends.py",
     "caching": "parity/test_caching.py",

@@ -26,9 +26,10 @@ from ipyparcache.engine.backends.base import (
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
-def _run_pickled(payload: bytes) -> Any:
+def _run_pickled(payload: bytes) -> bytes | _Failed:
+    """What a batch gives, pickled; by the pool's own protocol, arrays would lose the order of their bytes."""
     try:
-        return pickle.loads(payload)()
+        return bytes(ForkingPickler.dumps(pickle.loads(payload)(), pickle.HIGHEST_PROTOCOL))
     except (
         BaseException
     ) as error:  # the pool would lose a KeyboardInterrupt, and the call would wait for ever
@@ -47,7 +48,7 @@ def _pickled(batch: Callable[[], Any]) -> bytes:
     """The batch as a child unpickles it: by reference where that does, as a fork has all modules."""
     if not filebacked.is_active():
         try:
-            return bytes(ForkingPickler.dumps(batch))
+            return bytes(ForkingPickler.dumps(batch, pickle.HIGHEST_PROTOCOL))
         except Exception:  # lambdas, closures and what else only goes by value
             return pickling.dumps(batch, "multiprocessing")
     return pickling.dumps(batch, "multiprocessing")
@@ -187,7 +188,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             if isinstance(error, KeyboardInterrupt):
                 raise error
             Error(error, out.text).unwrap()
-        return out
+        return pickle.loads(out)
 
     def terminate(self) -> None:
         """End the pool."""
