@@ -11,6 +11,8 @@ from ipyparcache.analysis.walk import statements_of
 
 _BY_CELL = frozenset({"loc", "at"})
 
+Branches = tuple[tuple[int, bool], ...]
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -46,7 +48,7 @@ def columns_of(root: str, body: Sequence[ast.stmt], key: str | None) -> Columns 
     constants: set[str] = set()
     written: set[str] = set()
     reads_key = writes_key = False
-    reads: list[tuple[int, int]] = []
+    reads: list[ast.Name] = []
     stores = {id(place): statement for statement, place in writes_of(body, root)}
     by_cell = any(isinstance(place.value, ast.Attribute) for _, place in writes_of(body, root))
     for node in (part for statement in body for part in ast.walk(statement)):
@@ -54,7 +56,6 @@ def columns_of(root: str, body: Sequence[ast.stmt], key: str | None) -> Columns 
         if used is None:
             continue
         name, column = used
-        place = (name.lineno, name.col_offset)
         covered.add(id(name))
         if isinstance(column, ast.Slice) or (column is None and by_cell):  # a cell of a new row adds the row
             return None
@@ -68,7 +69,7 @@ def columns_of(root: str, body: Sequence[ast.stmt], key: str | None) -> Columns 
             return None
         if column is None:
             continue
-        reads.append(place)
+        reads.append(name)
         texts = set(_texts(column))
         if isinstance(column, ast.Name) and column.id == key:
             reads_key = True
@@ -80,12 +81,33 @@ def columns_of(root: str, body: Sequence[ast.stmt], key: str | None) -> Columns 
     if not stores or any(id(name) not in covered for name in names) or written & constants:
         return None
     repeats = any(isinstance(s, ast.For | ast.While) for s in statements_of(body))
-    first = min((s.end_lineno or s.lineno, s.end_col_offset or 0) for s in stores.values())
-    later = bool(reads) and (repeats or max(reads) > first)
+    where = dict(_branches(body, ()))
+    later = bool(reads) and (
+        repeats or any(_follows(read, write, where) for read in reads for write in stores.values())
+    )
     if later and reads_key and writes_key:
         return None
     line = min(statement.lineno for statement in stores.values())
     return Columns(root, frozenset(constants), reads_key, later, frozenset(written), line)
+
+
+def _branches(body: Sequence[ast.AST], around: Branches) -> Iterator[tuple[int, Branches]]:
+    """By the id of a node: the branches of `if` statements in which it stands."""
+    for node in body:
+        yield id(node), around
+        if isinstance(node, ast.If):
+            yield from _branches([node.test], around)
+            yield from _branches(node.body, (*around, (id(node), True)))
+            yield from _branches(node.orelse, (*around, (id(node), False)))
+        else:
+            yield from _branches(list(ast.iter_child_nodes(node)), around)
+
+
+def _follows(read: ast.Name, write: ast.stmt, where: dict[int, Branches]) -> bool:
+    """Whether an iteration may come from a write to a read that stands behind it."""
+    behind = (read.lineno, read.col_offset) > (write.end_lineno or write.lineno, write.end_col_offset or 0)
+    apart = {(at, not taken) for at, taken in where[id(write)]} & set(where[id(read)])
+    return behind and not apart
 
 
 def writes_of(body: Sequence[ast.stmt], root: str) -> Iterator[tuple[ast.Assign, ast.Subscript]]:

@@ -322,6 +322,10 @@ def _item_write(statement: ast.stmt, bound: set[str], carried: set[str]) -> Foun
     path = path_of(target)
     if path is None or path.root in bound:
         return None
+    if method == "item" and isinstance(target, ast.Subscript) and _is_length(target.slice, path.root):
+        holes = [value, *path.holes[:-1]]
+        before = frozenset(range(1, len(holes)))
+        return Found(statement, holes, {path.root: None}, set(), "item", frozenset({0}), before)
     if method == "item" and _reads_own_key(value, target, path.root):
         return _own_key(statement, target, value, path)
     # Python evaluates the value of a plain assignment before the target's keys, of an augmented one after
@@ -330,6 +334,20 @@ def _item_write(statement: ast.stmt, bound: set[str], carried: set[str]) -> Foun
     place = 0 if method != "augmented" else len(path.holes)
     keys = frozenset(range(len(ahead))) - {place}
     return Found(statement, ahead, {path.root: path.attribute}, set(), method, frozenset({place}), keys)
+
+
+def _is_length(key: ast.expr, root: str) -> bool:
+    """`len(df)`, `len(df.index)`: where the next item of what an outer name stands for goes."""
+    match key:
+        case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=name)], keywords=[]):
+            return name == root
+        case ast.Call(
+            func=ast.Name(id="len"),
+            args=[ast.Attribute(value=ast.Name(id=name), attr="index")],
+            keywords=[],
+        ):
+            return name == root
+    return False
 
 
 def _several_targets(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
@@ -406,15 +424,10 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
         if isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
             assigns.add(part.target.id)
             continue
-        found = (
-            _collected_call(part, bound, carried)
-            or _item_write(part, bound, carried)
-            or _collected_function(part, bound, carried)
-        )
-        if found is None:
+        path = _changed_by(part, bound, carried)
+        if path is None:
             return None
-        for root, attribute in found.roots.items():
-            outer[root] = attribute if root not in outer else None
+        outer[path.root] = path.attribute if path.root not in outer else None
     tested = {
         n.id for n in ast.walk(statement.test) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
     }
@@ -425,6 +438,25 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
     if not _plain_operands(statement, ours, holes):
         return None
     return Found(statement, holes, {**outer, **dict.fromkeys(assigns)}, assigns, "conditional")
+
+
+def _changed_by(statement: ast.stmt, bound: set[str], carried: set[str]) -> Path | None:
+    """The object from outside that a statement changes; what the operands are is another question."""
+    path: Path | None = None
+    match statement:
+        case (
+            ast.Assign(targets=[ast.Subscript() | ast.Attribute() as target])
+            | ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target)
+        ):
+            path = path_of(target)
+        case _:
+            found = _collected_call(statement, bound, carried) or _collected_function(
+                statement, bound, carried
+            )
+            if found is not None:
+                [(root, attribute)] = found.roots.items()
+                path = Path(root, attribute, ())
+    return path if path is not None and path.root not in bound else None
 
 
 def _made_on_demand(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:

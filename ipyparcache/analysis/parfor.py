@@ -300,12 +300,19 @@ class _Classifier:
         for statement in statements:
             for recognise in (self._column, *RECOGNISED, self._drawing):
                 found = recognise(statement, bound, carried)
-                if found is not None and not (found.roots.keys() & self.facts.modules):
+                if found is not None and not self._asks_the_notebook(found):
                     self.found[id(statement)] = found
                     break
             else:
                 for block in blocks_of(statement):
                     self._recognise(block, bound, carried)
+
+    def _asks_the_notebook(self, found: Found) -> bool:
+        """Whether what the kernel is to execute changes a module, or calls a function of the notebook."""
+        names = {node.id for node in template_nodes(found) if isinstance(node, ast.Name)}
+        return not (
+            found.roots.keys().isdisjoint(self.facts.modules) and names.isdisjoint(self.facts.helpers)
+        )
 
     def _drawing(self, statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
         """`ax.plot(x, y)`, `axes[i].set_title(t)` on what is drawn into: the calls are made in the kernel."""

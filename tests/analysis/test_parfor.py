@@ -123,6 +123,7 @@ REFUSED = {
     "for j in x: last = j\n    y = last": (refusals.CarriedVariable, "last"),
     "np.add(x, 1, out=acc)": (refusals.TargetNotAName, "acc"),
     "y = next(source)": (refusals.TakenByNext, "source"),
+    "best = pick(best, x)": (refusals.CarriedVariable, "best"),
     "y = heapq.heappop(heap)": (refusals.ChangedByFunction, "heap"),
     "random.shuffle(deck)": (refusals.ChangedByFunction, "deck"),
     "f = open('log', 'a')": (refusals.SameFile, None),
