@@ -34,8 +34,8 @@ def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     while frame is not None and limit:
         limit -= 1
         code = frame.f_code
-        if code.co_filename.startswith("<frozen importlib"):
-            importing = True
+        if code.co_filename.startswith(_IMPORT_SYSTEM):
+            importing = importing or not _is_asked_for_data(frame)
             frame = frame.f_back
             continue
         name = frame.f_globals.get("__name__")
@@ -66,6 +66,13 @@ def asker_of(frame: FrameType | None, limit: int = 120) -> tuple[str, str]:
     return found or ("library", "import" if importing else "")
 
 
+def _is_asked_for_data(frame: FrameType) -> bool:
+    """Whether the import system does not import, but reads a file that lies beside a module (`pkgutil`)."""
+    above = frame.f_back
+    is_first = above is not None and not above.f_code.co_filename.startswith(_IMPORT_SYSTEM)
+    return is_first and frame.f_code.co_name == "get_data"
+
+
 def is_asked_by_user(frame: FrameType | None) -> bool:
     """Whether the nearest frame that is not of the standard library is the user's own: `asker_of` for what
     libraries do thousands of times, as it looks no further than that frame.
@@ -82,6 +89,7 @@ def is_asked_by_user(frame: FrameType | None) -> bool:
     return False
 
 
+_IMPORT_SYSTEM = "<frozen importlib"
 _METADATA = ("importlib.metadata", "importlib_metadata", "importlib.resources", "pkg_resources")
 _ENGINE_FOLDERS = ("joblib_memmapping_folder_", "pymp-", "loky-")  # what pools exchange arrays through
 _SYSTEM_FOLDERS = ("/proc/", "/sys/", "/dev/")

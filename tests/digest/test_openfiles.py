@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ READERS: dict[str, Callable[[], object]] = {
     "pandas": lambda: pd.read_csv("data.txt"),
     "shutil": lambda: shutil.copyfile("data.txt", "copy.txt"),
     "absolute path": lambda: read(os.path.abspath("data.txt")),
+    "loader of a module": lambda: SourceFileLoader("module", "module.py").get_data("data.txt"),
 }
 
 
