@@ -371,7 +371,12 @@ def _prepare(cell: _Cell, entry: Entry) -> Prepared:
     )
     with holding as heard:  # an import prints again what the record tells already
         payload, defined, known = keeping.unpack(
-            source, entry.manifest["definitions"], pickled, buffers, entry.manifest.get("referred")
+            source,
+            entry.manifest["definitions"],
+            pickled,
+            buffers,
+            entry.manifest.get("referred"),
+            entry.manifest.get("parts"),
         )
     if not process.can_restore(payload["process"]):
         raise NotStorable("what the cell changed in the process cannot be brought back here")
@@ -551,6 +556,7 @@ def _store(
         "deleted": kept.deleted,
         "definitions": kept.definitions,
         "referred": kept.referred,
+        "parts": kept.parts,
         "seconds": body_seconds,
         "ran": time.time(),
         "left": kept.digests,

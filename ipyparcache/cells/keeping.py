@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from ipyparcache.analysis.cell import first_line_of
 from ipyparcache.analysis.definitions import QUIET_NAMES, Definition, re_executable_definitions
-from ipyparcache.cells import values
+from ipyparcache.cells import parts, values
 from ipyparcache.cells.inputs import Inputs, global_writes
 from ipyparcache.cells.values import ArrayOwners, NotStorable
 from ipyparcache.digest.instances import INSTANCES
@@ -55,6 +55,7 @@ class Kept:
     deleted: list[str]
     definitions: list[int]  # statements of the cell that a hit executes again
     referred: list[int] | None  # places among what both sides know that the payload refers to; None: any
+    parts: parts.Parts | None
     digests: dict[str, str]  # of what it left, by name, to compare another run with
     changed: frozenset[str]  # inputs of which something was changed in place
 
@@ -275,6 +276,7 @@ def _keep(
     repeated = [definition.index for definition in definitions]
     known = source.known(defined)
     original = _digested(source, payload, known)
+    fixed = parts.kept(source.inputs.traversal, original, known)
     _refuse_nan_keys(original)
     numpy = sys.modules.get("numpy")
     arrays = [] if numpy is None else [array for _, array in original.instances(numpy.ndarray)]
@@ -282,18 +284,19 @@ def _keep(
         part for _, _, state in payload["states"] if isinstance(state, dict) for part in state.values()
     ]
     owners = ArrayOwners(arrays, [thing for thing in known if _is_array(thing)], contents)
+    everything = _Joined([known, parts.live(source.inputs.traversal, fixed)])
     try:
-        pickled, buffers = values.pack(payload, known, source.namespace, _is_taken_apart, owners)
+        pickled, buffers = values.pack(payload, everything, source.namespace, _is_taken_apart, owners)
     except NotStorable as error:
         raise NotStorable(_blame(source, payload, known, error)) from error
     referred = _referred(source, original, known, defined)
     try:
-        _try_out(source, original, known, defined, repeated, pickled, buffers, referred)
+        _try_out(source, original, known, defined, repeated, pickled, buffers, referred, fixed)
     except NotStorable:
         if referred is None:
             raise
         referred = None
-        _try_out(source, original, known, defined, repeated, pickled, buffers, referred)
+        _try_out(source, original, known, defined, repeated, pickled, buffers, referred, fixed)
     digests = {root: digest.hex() for root, digest in original.digests.items()}
     in_buffers = _contents_of(buffers)
     return Kept(
@@ -304,6 +307,7 @@ def _keep(
         left.deleted,
         repeated,
         referred,
+        fixed,
         digests,
         frozenset(root for root, _ in mutated),
     )
@@ -334,6 +338,7 @@ def unpack(
     pickled: Any,
     buffers: Sequence[Any],
     referred: Sequence[int] | None = None,
+    fixed: parts.Parts | None = None,
 ) -> tuple[Any, Any, Any]:
     """Put a payload together beside the namespace.
 
@@ -350,10 +355,24 @@ def unpack(
     ----------------
     referred : sequence of int
         Places among `known` that the payload refers to; all if None.
+    fixed : Parts
+        Immutable objects of the inputs that it refers to.
+
+    Raises
+    ------
+    NotStorable
+        If the inputs hold other objects than these at their places.
     """
     defined = source.execute_apart(definitions)
     with collector_paused():
         known = source.known(defined)
+        if fixed is not None:
+            live = parts.live(source.inputs.traversal, fixed)
+            if parts.digest_of_parts(live, source.namespace, known) != fixed[1]:
+                raise NotStorable("its inputs share equal objects otherwise than before")
+            if referred is not None:
+                referred = [*referred, *range(len(known), len(known) + len(live))]
+            known = _Joined([known, live])
         payload = values.unpack(pickled, buffers, known, referred)
         for name, state in payload["memos"].items():
             put_state(defined[name], state)
@@ -489,10 +508,11 @@ def _try_out(
     pickled: bytes,
     buffers: Sequence[Any],
     referred: Sequence[int] | None,
+    fixed: parts.Parts | None,
 ) -> None:
     """Put the payload together again, over the same buffers, and compare."""
     again, defined_again, known_again = unpack(
-        source, repeated, pickled, [buffer.raw() for buffer in buffers], referred
+        source, repeated, pickled, [buffer.raw() for buffer in buffers], referred, fixed
     )
     digests = {name: _digest_or_none(thing, source) for name, thing in defined.items()}
     with _standing_in(source.namespace, defined_again):  # what was made again calls itself by name

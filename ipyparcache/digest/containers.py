@@ -223,6 +223,7 @@ class PartsKind(Kind):
     def __init__(self, tag: bytes, parts_of: Callable[[Any], Sequence[object]], atomic: bool = False):
         self.tag = tag
         self.atomic = atomic
+        self.is_told_apart = not atomic
         self.parts_of = parts_of
 
     def write(self, walk: Walk, obj: Any) -> None:

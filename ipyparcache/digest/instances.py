@@ -40,6 +40,7 @@ class InstanceKind(Kind):
         self.slots = slots_of(cls)
         self.has_dict = cls.__dictoffset__ != 0
         self.mutable = self.has_dict or bool(self.slots) or base is None or base.mutable
+        self.is_told_apart = not self.mutable
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"instance")
@@ -128,7 +129,7 @@ class ReducedKind(Kind):
 
     def __init__(self, mutable: bool):
         self.mutable = mutable
-        self.atomic = not mutable
+        self.atomic = self.is_told_apart = not mutable
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.token(b"reduced")

@@ -67,6 +67,7 @@ class RememberedWalk(NamedTuple):
     arrays: tuple[tuple[int, int, int], ...]  # number, start and end in memory
     modules: tuple[str, ...]
     classes: tuple[type, ...]  # of distributions
+    fixed: list[object]  # the immutable ones that are told apart
 
 
 class Traversal:
@@ -215,12 +216,14 @@ class Traversal:
                 tuple(place[1:] for place in self.arrays[arrays:]),
                 tuple(found),
                 tuple(cls for cls in named if module_of(cls) != "builtins"),
+                walk.numbered.fixed,
             )
         return digest
 
     def _add_remembered(self, root: str, walk: RememberedWalk) -> bytes:
         self.digests[root] = walk.digest
         numbered = self._roots[root] = Numbered(walk.objects)
+        numbered.fixed = walk.fixed
         places = walk.places.keys()
         if places.isdisjoint(self._first.keys()) and self._is_new_to_recalled(places):
             self._recalled.append((root, walk.places))
@@ -430,6 +433,10 @@ class Traversal:
     def lists_of_objects(self) -> list[list[object]]:
         """The mutable objects of each root, in the same order; not to be changed."""
         return [self._roots[root].objects for root in sorted(self._roots)]
+
+    def fixed(self) -> list[object]:
+        """The immutable objects that are told apart, in an order that inputs share which share them alike."""
+        return [thing for root in sorted(self._roots) for thing in self._roots[root].fixed]
 
     def instances(self, *classes: type) -> Iterator[tuple[str, Any]]:
         """The mutable objects of some classes, with the root of each."""

@@ -51,6 +51,7 @@ class Kind(ABC):
 
     mutable = True
     atomic = False  # an immutable leaf
+    is_told_apart = False  # immutable, and people may ask whether it is this very object: dates, named tuples
     covers: frozenset[str] = frozenset()  # entries of `__dict__` that are told by other means
 
     @abstractmethod
@@ -100,7 +101,7 @@ PROVIDERS = {
 class Numbered:
     """The mutable objects of one root, by number, with what tells whether they changed."""
 
-    __slots__ = ("many", "marks", "objects", "together")
+    __slots__ = ("fixed", "many", "marks", "objects", "together")
 
     def __init__(self, objects: list[object] | None = None):
         self.objects = [] if objects is None else objects
@@ -108,6 +109,7 @@ class Numbered:
         self.many: list[tuple[int, list[Any]]] = []
         """Number of the first, and copies, of plain containers met here first and together."""
         self.together: list[tuple[int, int]] = []  # number of the first, and how many
+        self.fixed: list[object] = []  # immutable objects that are told apart, as often as they were met
 
 
 class Walk:
@@ -157,8 +159,11 @@ class Walk:
             self.out += dumps(obj, 2) if obj == obj else dumps(_canonical(obj), 2)
             return
         kind = self.traversal.kind_of(cls)
-        if kind.mutable and not self._number(obj, kind):
-            return
+        if kind.mutable:
+            if not self._number(obj, kind):
+                return
+        elif kind.is_told_apart:
+            self.numbered.fixed.append(obj)
         kind.write(self, obj)
         if len(self.out) > _LARGE and not self._opened:
             self._hasher.update(self.out)

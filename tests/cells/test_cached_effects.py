@@ -493,3 +493,51 @@ def test_a_class_of_a_library_that_holds_a_lock_is_an_input_like_others(cell, ca
 
     assert cached("n = tqdm.__name__") == "miss"
     assert cached("n = tqdm.__name__") == "hit"
+
+
+@pytest.mark.parametrize(
+    ("setup", "body", "same"),
+    [
+        ("import datetime as dt\nxs = [dt.date(2024, 1, n) for n in (1, 3, 2)]", "y = max(xs)", "y is xs[1]"),
+        ("from decimal import Decimal\nxs = {'a': Decimal('1.5')}", "y = xs['a']", "y is xs['a']"),
+        ("from pathlib import Path\nx = Path('a')", "y = {x: 1}", "next(iter(y)) is x"),
+        (
+            "import pandas as pd\nxs = (pd.Timestamp(5), pd.Timestamp(5))",
+            "y = xs[1]",
+            "y is xs[1] is not xs[0]",
+        ),
+        (
+            "from collections import namedtuple\nE = namedtuple('E', 'a b')\nxs = [E(2, [1]), E(1, [])]",
+            "by = {e.a: e for e in xs}; xs.sort(); xs[0].b.append(7)",
+            "by[1] is xs[0] and by[2] is xs[1] and by[1].b == [7]",
+        ),
+        (
+            "from fractions import Fraction\nxs = [(Fraction(1, n), n) for n in range(1, 2000)]",
+            "y = [f for f, n in xs if n % 2]; z = y[3]",
+            "z is y[3] is xs[6][0]",
+        ),
+    ],
+)
+def test_immutable_objects_of_the_inputs_stay_the_same_objects(
+    cell, cached, names, restart, setup, body, same
+):
+    cell(setup)
+    cached(body)
+    assert eval(same, names)
+    restart()
+    cell(setup)
+
+    assert cached(body) == "hit"
+    assert eval(same, names)
+
+
+def test_equal_objects_that_are_shared_otherwise_are_no_hit_that_mixes_them_up(cell, cached, names):
+    make = "from fractions import Fraction\nfrom typing import NamedTuple\n"
+    make += "class Pair(NamedTuple):\n  one: Fraction\n  two: Fraction\n"
+    cell(make + "p = Pair(Fraction(1, 2), Fraction(1, 3)); xs = [p, Pair(*p), Fraction(1, 5)]")
+    body = "y = xs[2]"
+    cached(body)
+    cell("xs[1] = p")
+
+    assert cached(body) in ("hit", "miss")
+    assert names["y"] is names["xs"][2]

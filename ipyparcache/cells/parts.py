@@ -1,0 +1,59 @@
+"""Immutable objects of the inputs that a cell's results hold: after a hit, `max(dates)` is one of the dates.
+
+Digests do not tell equal immutable objects apart, so these have no numbers as mutable ones do. They are told
+by when the walk of the inputs meets them, and by a digest of them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ipyparcache.digest.objects import Traversal
+from ipyparcache.errors import Undigestible
+
+Parts = tuple[list[int], str]
+"""Places among the immutable objects of the inputs, and the digest of what lies there."""
+
+MOST = 10_000  # where there are more, equal objects take their places, which costs less
+
+
+def kept(inputs: Traversal, left: Traversal, known: Sequence[object]) -> Parts | None:
+    """The immutable objects of the inputs that are among what a cell left; None if there are none.
+
+    Parameters
+    ----------
+    inputs, left : Traversal
+    known : sequence of object
+        What exists on both sides besides them.
+    """
+    held = {id(thing) for thing in left.fixed()}
+    if not held:
+        return None
+    found: dict[int, int] = {}
+    for place, thing in enumerate(inputs.fixed()):
+        if id(thing) in held:
+            found.setdefault(id(thing), place)
+    if not 0 < len(found) <= MOST:
+        return None
+    places = sorted(found.values())
+    digest = digest_of_parts(live(inputs, (places, "")), inputs.main, known)
+    return None if digest is None else (places, digest)
+
+
+def live(inputs: Traversal, parts: Parts | None) -> list[object]:
+    """What lies at these places now."""
+    if parts is None:
+        return []
+    fixed = inputs.fixed()
+    return [fixed[place] for place in parts[0] if place < len(fixed)]
+
+
+def digest_of_parts(
+    things: list[object], namespace: Mapping[str, object], known: Sequence[object]
+) -> str | None:
+    """Digest of such objects, those in `known` by their place; None if they have none."""
+    traversal = Traversal(namespace, known, marking=False)
+    try:
+        return traversal.add("parts", things).hex()
+    except Undigestible:
+        return None
