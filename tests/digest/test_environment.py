@@ -673,13 +673,12 @@ def test_a_thread_that_runs_on_prevents_storing(notebook: Any) -> None:
 
 def test_a_process_that_runs_on_prevents_storing() -> None:
     before = process_state()
-    child = subprocess.Popen(["sleep", "30"])
-    try:
-        with pytest.raises(Unrepeatable, match="sleep 30"):
+    with subprocess.Popen(["cat", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        child.stdin.write("there\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "there\n"  # until it has begun, it has no command line
+        with pytest.raises(Unrepeatable, match="cat -"):
             process_changes(before)
-    finally:
-        child.kill()
-        child.wait()
 
 
 # ---- random generators
