@@ -37,6 +37,9 @@ UNFINISHED = "__ipyparcache_unfinished__"
 THROUGH = "__ipyparcache_through__"
 
 
+REFIT = "__ipyparcache_refit__"
+
+
 #: Stands in a log entry for a name that is not bound.
 UNBOUND = "\0unbound"
 
@@ -147,6 +150,7 @@ class Builder:
     missed: Mapping[int, Sequence[frozenset[str]]] = field(default_factory=dict)
     through: Mapping[int, frozenset[str]] = field(default_factory=dict)
     managers: frozenset[str] = frozenset()
+    refits: Mapping[int, Sequence[str]] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     tails: list[Tail] = field(default_factory=list)
 
@@ -178,7 +182,20 @@ class Builder:
         self.sites.append(Site(statement, 2, (rows.root,), frozenset(), "row", False, rows.line))
         return len(self.sites) - 1
 
+    def state(self, root: str, line: int) -> int:
+        """The number of a site that gives an object the attributes with which an iteration left its own."""
+        statement = ast.parse(f"{root}.__dict__ = {HOLE % 0}").body[0]
+        for node in ast.walk(statement):
+            if isinstance(node, ast.stmt | ast.expr):
+                node.lineno = node.end_lineno = line
+        self.sites.append(Site(statement, 1, (root,), frozenset(), REFIT, False, line))
+        return len(self.sites) - 1
+
     def _statement(self, node: ast.stmt, *, guarded: bool) -> list[ast.stmt]:
+        fresh = [_call_statement(REFIT, [ast.Constant(r)], node) for r in self.refits.get(id(node), ())]
+        return [*fresh, *self._built(node, guarded=guarded)]
+
+    def _built(self, node: ast.stmt, *, guarded: bool) -> list[ast.stmt]:
         found = self.found.get(id(node))
         if found is not None:
             return self._entry(found, guarded=guarded)

@@ -62,6 +62,7 @@ class Facts:
     drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
     tables: frozenset[str] = frozenset()  # frames of pandas whose columns have one name each
     managers: frozenset[str] = frozenset()  # the notebook's own context managers, and what makes them
+    learners: frozenset[str] = frozenset()  # estimators that forget, when they are fitted, what they knew
 
 
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:

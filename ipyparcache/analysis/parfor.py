@@ -32,6 +32,7 @@ from ipyparcache.analysis.forms import (
 )
 from ipyparcache.analysis.helpers import Facts, is_dynamic, is_fixed, written_path
 from ipyparcache.analysis.ownrows import OwnRows, keys_of, own_rows_of
+from ipyparcache.analysis.refits import Refit, refit_of
 from ipyparcache.analysis.refusals import Refusal
 from ipyparcache.analysis.walk import (
     blocks_of,
@@ -118,6 +119,8 @@ class Parfor:
         Tables of which an iteration may read columns and write others.
     tails
         Parts of `finally` left to the kernel where an iteration fails before it has assigned what they read.
+    refits
+        Estimators that an iteration fits before it uses them.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -142,6 +145,7 @@ class Parfor:
     counters: tuple[Counter, ...] = ()
     tails: tuple[Tail, ...] = ()
     columns: tuple[Columns, ...] = ()
+    refits: tuple[Refit, ...] = ()
 
 
 class _Refused(Exception):
@@ -202,6 +206,7 @@ class _Classifier:
     own_rows: dict[str, OwnRows] = field(default_factory=dict)
     counters: tuple[Counter, ...] = ()
     columns: dict[str, Columns] = field(default_factory=dict)
+    refits: dict[str, ast.stmt] = field(default_factory=dict)
 
     def parfor(self) -> Parfor:
         self.body = plainer(self.body, iter(range(10**6)))
@@ -214,6 +219,7 @@ class _Classifier:
         bound = set(plain.bound) | set(self.targets)
         carried = {name for name in bound if plain.early(name) is not None}
         self._find_columns(bound)
+        self._find_refits(plain)
         self.counters = (
             tuple(counters_of(self.body, carried, self.targets, self._helper_reads))
             if self.target is not None
@@ -280,6 +286,13 @@ class _Classifier:
             found = columns_of(root, self.body, key)
             if found is not None:
                 self.columns[root] = found
+
+    def _find_refits(self, flow: Flow) -> None:
+        asked = {node.id for node in ast.walk(self.iterable) if isinstance(node, ast.Name)}
+        for root in sorted(self.facts.learners - asked):
+            statement = refit_of(root, self.body, flow)
+            if statement is not None:
+                self.refits[root] = statement
 
     def _column(self, statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
         """`df['log_' + c] = f(df[c])` on a table: the column is put there in the kernel."""
@@ -594,11 +607,15 @@ class _Classifier:
             missed,
             {at: names & doubted for at, names in flow.through.items()},
             self.facts.managers,
+            {id(s): [r for r, other in self.refits.items() if other is s] for s in self.refits.values()},
         )
         statements = builder.block(self.body, guarded=False)
         own_rows = [
             replace(rows, site=builder.row(rows)) if rows.changes else rows for rows in self.own_rows.values()
         ]
+        refits = tuple(
+            Refit(root, builder.state(root, fit.lineno), fit.lineno) for root, fit in self.refits.items()
+        )
         if self.target is not None:
             # A loop over the one element, so that `continue` means what it did.
             one = ast.copy_location(ast.Tuple([ast.Name(ITEM, ast.Load())], ast.Load()), self.target)
@@ -651,6 +668,7 @@ class _Classifier:
             counters=self.counters,
             tails=tuple(builder.tails),
             columns=tuple(self.columns.values()),
+            refits=refits,
         )
 
     def _title(self) -> str:

@@ -34,7 +34,7 @@ def change_by_call(
         if path is None or path.holes or path.root not in parfor.reads or path.root not in namespace:
             continue
         found = _changed(node.func, namespace, is_user_code)
-        if found is not None:
+        if found is not None and path.root not in {refit.root for refit in parfor.refits}:
             what, function = found
             return refusals.ChangedByMethod(node.lineno, what, function)
     return None

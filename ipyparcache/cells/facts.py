@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipyparcache.analysis.helpers import Facts, Helper, changed_globals, changed_parameters, written_file
+from ipyparcache.cells import estimators
 from ipyparcache.cells.travel import globals_of, globals_written_by
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})
@@ -29,12 +30,15 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
     drawn: set[str] = set()
     tables: set[str] = set()
     managers: set[str] = set()
+    learners: set[str] = set()
     for name in names:
         value = namespace.get(name)
         if _is_table(value):
             tables.add(name)
         if _makes_managers(value, namespace):
             managers.add(name)
+        if estimators.forgets(value):
+            learners.add(name)
         if draws_into(value):
             drawn.add(name)
             continue
@@ -44,7 +48,14 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
         plain = _function_of(value)
         if plain is not None and plain.__globals__ is namespace:
             helpers[name] = _helper(plain, namespace)
-    return Facts(helpers, frozenset(modules), frozenset(drawn), frozenset(tables), frozenset(managers))
+    return Facts(
+        helpers,
+        frozenset(modules),
+        frozenset(drawn),
+        frozenset(tables),
+        frozenset(managers),
+        frozenset(learners),
+    )
 
 
 def _makes_managers(value: object, namespace: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from ipyparcache.analysis.body import (
     KEY,
     LOG,
     NOW,
+    REFIT,
     THROUGH,
     UNBIND,
     UNBOUND,
@@ -30,6 +31,7 @@ from ipyparcache.analysis.body import (
 )
 from ipyparcache.analysis.forms import TEXT as TEXT_OF
 from ipyparcache.cells import fileuses, holding, standins, travel, watching
+from ipyparcache.cells.estimators import Fitted
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of
 from ipyparcache.cells.losses import Losses
@@ -140,6 +142,7 @@ class _Run:
         self.log: list[tuple[Any, ...]] = []
         self.unbound: list[str] = []
         self.unfinished = Unfinished(self.namespace)
+        self.fitted = Fitted(self.namespace, self.log.append)
         self.known: dict[int, travel.Key] = {
             id(obj): ("b", number)
             for number, obj in self.arrived.objects.items()
@@ -186,6 +189,7 @@ class _Run:
         self.namespace[UNBIND] = self.unbound.append
         self.namespace[UNFINISHED] = self.unfinished
         self.namespace[THROUGH] = self.unfinished.through
+        self.namespace[REFIT] = self.fitted
         self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
         self.namespace[TEXT_OF] = text_of
 
@@ -222,7 +226,7 @@ class _Run:
         standins.put_in_place()
         checked = first
         self._flushed = result.started
-        simple = not (isinstance(items, Packed) or self.random or self.body.own_rows)
+        simple = not (isinstance(items, Packed) or self.random or self.body.own_rows or self.body.refits)
         self._raised: BaseException | None = None
         self._refers = False
         self.losses.begin()
@@ -402,6 +406,7 @@ class _Run:
             exec(self.body.code, namespace)
         except BaseException as error:
             failure = error
+        self.fitted.end(self.body.refits, failure)
         for state in whole.values():
             if not self._is_unchanged(arrived, state):
                 result.lost.append((number, number, None, f"the element of iteration {number}"))

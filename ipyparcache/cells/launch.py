@@ -166,7 +166,21 @@ class Launch:
             if shared is not None:
                 raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
             found |= {n for n, obj in parcel.objects.items() if obj is value}
+        for refit in self.parfor.refits:
+            value = self.namespace[refit.root]
+            others = [n for n in (*self.parfor.reads, *parcel.readers) if n != refit.root]
+            shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
+            if shared is not None or refit.root in parcel.readers:
+                other = shared or min(parcel.readers[refit.root])
+                raise refused(refusals.SharedWithResult(refit.line, refit.root, other, refit.line))
+            found |= {n for n, obj in parcel.objects.items() if obj is value}
         return frozenset(found)
+
+    def check_fitted(self, iterable: object) -> None:
+        """What iterations fit must not be met among the elements, too."""
+        for refit in self.parfor.refits:
+            if _leads_to(iterable, self.namespace[refit.root]):
+                raise refused(refusals.IterableChanged(self.parfor.line, refit.root, refit.line))
 
     def check_picked(self, parcel: travel.Parcel, own: OwnItems) -> bool:
         """Whether items that are to travel with their elements are reached by no other way.
@@ -265,6 +279,8 @@ class Launch:
                 if inside and not _is_log_entry(node):
                     why = "with --backend threads the body cannot keep a lambda in a container"
                     raise refused(refusals.NotSupported(inside[0].lineno, None, why))
+        for refit in self.parfor.refits:
+            raise refused(refusals.ChangedByMethod(refit.line, refit.root, f"{refit.root}.fit"))
         readers = {name: min(found) for name, found in parcel.readers.items()}
         for name in self.parfor.reads:
             helper = self.facts.helpers.get(name)
@@ -278,6 +294,7 @@ class Launch:
         parfor, namespace = self.parfor, self.namespace
         self._check_attributes(is_user_code)
         own = {rows.root for rows in parfor.own_rows} | {table.root for table in parfor.columns}
+        own |= {refit.root for refit in parfor.refits}
         changes = changes_of(parfor.sites, {n: v for n, v in namespace.items() if n not in own}, is_user_code)
         if not changes.roots:
             return changes

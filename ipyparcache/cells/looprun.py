@@ -226,6 +226,7 @@ class LoopRun:
         if goes_over_drawn(iterable):
             raise refused(refusals.ElementDrawnInto(self.parfor.line))
         self.own.check_keys(iterable)
+        self.launch.check_fitted(iterable)
         self._keys_read = self.launch.keys_read(iterable)
         code_of_elements = code_in(iterable, self._is_user_code)
         if code_of_elements:
@@ -300,6 +301,7 @@ class LoopRun:
                     for rows in self.own.picked
                 ),
                 self.exempt,
+                {refit.root: refit.site for refit in parfor.refits},
                 self.launch.safe_sites(),
                 figures_open(),
                 self.marked,
@@ -689,6 +691,8 @@ class LoopRun:
             self._not_kept["it seeds a global random generator, which is to be as it leaves it"] += 1
         elif result.observed is None:
             self._not_kept["it did what cannot be repeated from a store"] += 1
+        elif self.parfor.refits:
+            self._not_kept["it fits an object of the notebook"] += 1
         elif result.refers or self._changes_something(chunk):
             self._not_kept["it changes its element in place, or leaves objects of the notebook itself"] += 1
         else:

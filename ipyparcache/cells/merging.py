@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from typing import Any
 
 from ipyparcache.analysis.body import HOLE, Site
 from ipyparcache.analysis.columns import Columns
 from ipyparcache.analysis.parfor import Parfor
+from ipyparcache.analysis.refits import Refit
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
 from ipyparcache.cells.fileuses import Meetings
@@ -70,6 +71,7 @@ class Merger:
         self.measured = measured
         self._columns = [_column_written(site, parfor) for site in parfor.sites] if parfor.columns else []
         self._touched: dict[int, object] = {}
+        self._learned: dict[int, Set[str]] = {}  # by the number of a site: what its estimator has learned
         self._meetings = Meetings()
 
     def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
@@ -80,7 +82,7 @@ class Merger:
         lost_from = result.lost_from() if result is not None else None
         failure = result.failure if result is not None else None
         apart = self.relay.marked and bool(chunk.events)
-        one_by_one = bool(chunk.objects or self._columns) or self.stops_early or apart
+        one_by_one = bool(chunk.objects or self._columns or self.parfor.refits) or self.stops_early or apart
         if lost_from is None and failure is None and not one_by_one:
             values = self._merge_plain(chunk)
             if values:
@@ -178,6 +180,8 @@ class Merger:
         objects = chunk.objects_of(number)
         if self._columns:
             self._check_columns(number, left)
+        for refit in self.parfor.refits:
+            self._check_fitted(refit, number, left)
         if self._touched and any(id(obj) in self._touched for obj in objects.values()):
             raise ChangeLost(
                 self.parfor.line,
@@ -246,6 +250,16 @@ class Merger:
                 if last > number or column in table.constants or (table.reads_later and last == number):
                     self._column_lost(f"the column {column!r} of `{table.root}`, which is read, too,", number)
 
+    def _check_fitted(self, refit: Refit, number: int, left: Left) -> None:
+        """Each iteration must leave the same attributes in an estimator, so that no earlier one stays on."""
+        for entry in left[0]:
+            if entry[0] == refit.site:
+                if refit.site not in self._learned:
+                    self._learned[refit.site] = vars(self.namespace[refit.root]).keys() | entry[1].keys()
+                if self._learned[refit.site] != entry[1].keys():
+                    what = f"what `{refit.root}` keeps from before it is fitted"
+                    raise ChangeLost(self.parfor.line, what, number, number, _FITTED_ADVICE)
+
     def _column_lost(self, what: str, number: int) -> None:
         raise ChangeLost(self.parfor.line, what, number, number, _COLUMN_ADVICE)
 
@@ -290,6 +304,10 @@ def _column_written(site: Site, parfor: Parfor) -> tuple[Columns, int, bool] | N
 
 
 _MEET_ADVICE = "Let each iteration reach objects of its own, or drop %%parallel from the cell."
+_FITTED_ADVICE = (
+    "Fit an estimator of the iteration's own (`own = sklearn.base.clone(...)`), or drop %%parallel from "
+    "the cell."
+)
 _COLUMN_ADVICE = (
     "Write the new columns to a table of their own (`new = pd.DataFrame(index=...)` before the loop), or "
     "drop %%parallel from the cell."

@@ -40,7 +40,9 @@ class Body:
     picked
         Those whose items travel with the elements, with the position of the key, and whether each is a list.
     exempt
-        Numbers of the objects that may change for that reason.
+        Numbers of the objects that may change for that reason, or as they are fitted anew.
+    refits
+        Estimators that iterations fit anew, with the site that takes what is left in them.
     safe
         Numbers of the sites whose replay cannot raise.
     figures_open
@@ -71,6 +73,7 @@ class Body:
     own_rows: tuple[tuple[str, int, int | None, bool], ...]
     picked: tuple[tuple[str, int | None, bool], ...]
     exempt: frozenset[int]
+    refits: dict[str, int]
     safe: frozenset[int]
     figures_open: bool
     marks: bool

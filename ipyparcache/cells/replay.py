@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.analysis.body import HOLE, OURS, UNBOUND, Site
+from ipyparcache.analysis.body import HOLE, OURS, REFIT, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
@@ -50,6 +50,10 @@ class Replayer:
             self.failed_at = done
             site = self.parfor.sites[entries[done][0]]
             self._bind_until(site, entries[done], bindings, unbound)
+            for entry in entries[done + 1 :]:  # what was fitted before
+                later = self.parfor.sites[entry[0]]
+                if later.method == REFIT and later.line <= site.line:
+                    sites[entry[0]](*entry[1:])
             if site.line > self.parfor.touched_until:
                 self._change(changes, objects)
             elif changes:

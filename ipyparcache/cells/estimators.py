@@ -1,0 +1,73 @@
+"""Estimators of scikit-learn that iterations fit anew: what they are before, and what is left in them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+#: Those that fit their parts in place.
+_FIT_PARTS = frozenset({"Pipeline", "FeatureUnion"})
+#: Beginnings of attributes that are no parameters and yet are not learned.
+_SETTINGS = ("_sklearn_", "_skl_", "_metadata_request")
+#: Said of an iteration that failed.
+FIT_NOT_KEPT = "what this iteration fitted before it failed is not kept"
+
+
+def forgets(value: object) -> bool:
+    """Whether an object is an estimator that, when it is fitted, forgets all that it has learned before."""
+    base = sys.modules.get("sklearn.base")
+    if base is None or not isinstance(value, base.BaseEstimator):
+        return False
+    kind = type(value)
+    if not kind.__module__.startswith("sklearn.") or kind.__name__ in _FIT_PARTS:
+        return False
+    try:
+        parameters = value.get_params(deep=True)
+    except Exception:
+        return False
+    return not any(
+        (name.rpartition("__")[2] == "warm_start" and given) or _goes_on(given)
+        for name, given in parameters.items()
+    )
+
+
+def _goes_on(parameter: object) -> bool:
+    """Whether a parameter is not the same when it is used again: a random generator, an iterator."""
+    return type(parameter).__module__.startswith("numpy.random") or hasattr(parameter, "__next__")
+
+
+def make_fresh(estimator: Any) -> None:
+    """Let an estimator forget, in place, all but its parameters and settings."""
+    parameters = estimator.get_params(deep=False)
+    own = vars(estimator)
+    kept = {n: own[n] for n in own if n in parameters or n.startswith(_SETTINGS)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as that the class is deprecated
+        made = vars(type(estimator)(**parameters))
+    own.clear()
+    own.update(made | kept)
+
+
+class Fitted:
+    """On a worker: the estimators that an iteration has fitted so far."""
+
+    def __init__(self, namespace: Mapping[str, Any], log: Callable[[tuple[Any, ...]], None]) -> None:
+        self.namespace = namespace
+        self.log = log
+        self.names: dict[str, None] = {}
+
+    def __call__(self, name: str) -> None:
+        """The iteration is about to fit this one."""
+        make_fresh(self.namespace[name])
+        self.names[name] = None
+
+    def end(self, sites: Mapping[str, int], failure: BaseException | None) -> None:
+        """The iteration is over: log what is left in each, unless it failed."""
+        if failure is None:
+            for name in self.names:
+                self.log((sites[name], dict(vars(self.namespace[name]))))
+        elif self.names:
+            failure.add_note(FIT_NOT_KEPT)
+        self.names.clear()
