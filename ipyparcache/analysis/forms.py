@@ -449,6 +449,8 @@ def _changed_by(statement: ast.stmt, bound: set[str], carried: set[str]) -> Path
             | ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target)
         ):
             path = path_of(target)
+        case ast.Delete(targets=[ast.Subscript() as target]):
+            path = path_of(target)
         case _:
             found = _collected_call(statement, bound, carried) or _collected_function(
                 statement, bound, carried
@@ -707,6 +709,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
                 return isinstance(target, ast.Subscript | ast.Attribute) and keys(target)
             case ast.AugAssign(target=ast.Name(), value=value):
                 return expr(value)
+            case ast.Delete(targets=[ast.Subscript() as target]):
+                return keys(target)
             case ast.AugAssign(target=ast.Subscript() | ast.Attribute() as target, value=value):
                 return keys(target) and expr(value)
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=[])):

@@ -573,6 +573,7 @@ class _Classifier:
             and any(isinstance(a, ast.Name) and a.id == name for a in n.args)
         ]
         copied = {id(a) for call in whole for a in call.args}
+        copied |= set(self._copies_of(name))
         uses = [n for n in ast.walk(self.iterable) if isinstance(n, ast.Name) and n.id == name]
         if all(id(n) in copied for n in uses) or ".shape" in ast.unparse(self.iterable):
             return True
@@ -589,6 +590,31 @@ class _Classifier:
             if not (isinstance(first, ast.Name) and first.id in self.targets):
                 return False
         return True
+
+    def _copies_of(self, name: str) -> Iterator[int]:
+        """Places where the iterable copies: `xs.copy()`, `list(d.keys())`, `xs[:]` of what changes as a list."""
+        methods = {found.method for found in self.found.values() if name in found.roots}
+        for node in ast.walk(self.iterable):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name() as owner, attr="copy"), args=[], keywords=[]
+                ):
+                    yield id(owner)
+                case ast.Call(
+                    func=ast.Name(id="list" | "tuple" | "sorted" | "set" | "dict"),
+                    args=[
+                        ast.Call(
+                            func=ast.Attribute(value=ast.Name() as owner, attr="keys" | "values" | "items"),
+                            args=[],
+                        ),
+                        *_,
+                    ],
+                ):
+                    yield id(owner)
+                case ast.Subscript(value=ast.Name() as owner, slice=ast.Slice(None, None, None)) if (
+                    methods & {"append", "remove", "insert", "extend"}
+                ):
+                    yield id(owner)
 
     # the worker's body
 
