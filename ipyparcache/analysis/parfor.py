@@ -592,7 +592,7 @@ class _Classifier:
         return True
 
     def _copies_of(self, name: str) -> Iterator[int]:
-        """Places where the iterable copies: `xs.copy()`, `list(d.keys())`, `xs[:]` of what changes as a list."""
+        """Places where the iterable copies: `xs.copy()`, `list(d.keys())`, `xs[:]` of what is a list."""
         methods = {found.method for found in self.found.values() if name in found.roots}
         for node in ast.walk(self.iterable):
             match node:
