@@ -365,15 +365,15 @@ def unpack(
     """
     defined = source.execute_apart(definitions)
     with collector_paused():
-        known = source.known(defined)
+        offered = known = source.known(defined)
         if fixed is not None:
             live = parts.live(source.inputs.traversal, fixed)
             if parts.digest_of_parts(live, source.namespace, known) != fixed[1]:
                 raise NotStorable("its inputs share equal objects otherwise than before")
             if referred is not None:
                 referred = [*referred, *range(len(known), len(known) + len(live))]
-            known = _Joined([known, live])
-        payload = values.unpack(pickled, buffers, known, referred)
+            offered = _Joined([known, live])
+        payload = values.unpack(pickled, buffers, offered, referred)
         for name, state in payload["memos"].items():
             put_state(defined[name], state)
         return payload, defined, known

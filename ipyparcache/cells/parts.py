@@ -1,11 +1,12 @@
 """Immutable objects of the inputs that a cell's results hold: after a hit, `max(dates)` is one of the dates.
 
-Digests do not tell equal immutable objects apart, so these have no numbers as mutable ones do. They are told
-by when the walk of the inputs meets them, and by a digest of them all.
+So is `df.columns` the frame's own. Digests do not tell equal immutable objects apart, so that
+these have no number: they are told by when the walk of the inputs meets them, and by a digest of them all.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from ipyparcache.digest.objects import Traversal
@@ -27,6 +28,9 @@ def kept(inputs: Traversal, left: Traversal, known: Sequence[object]) -> Parts |
         What exists on both sides besides them.
     """
     held = {id(thing) for thing in left.fixed()}
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        held.update(id(labels) for _, labels in left.instances(pandas.Index))
     if not held:
         return None
     found: dict[int, int] = {}

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from ipyparcache.digest.arrays import Array, content_digest, dtype_facts
 from ipyparcache.digest.instances import ReducedKind
-from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Walk, is_pure, same
+from ipyparcache.digest.walk import FAMILIES, KINDS, NAMED, Kind, Met, Walk, is_pure, same
 from ipyparcache.errors import Unrestorable
 
 
@@ -126,6 +126,7 @@ class WrappedKind(Kind):
 
     def write(self, walk: Walk, obj: Any) -> None:
         walk.keep(obj)
+        walk.numbered.fixed.append(obj.index)
         write_index(walk, obj.index)
 
 
@@ -213,7 +214,7 @@ class FrameKind(Kind):
         return _is_as(self.mark(walk, obj), obj, mark)
 
     def state(self, obj: Any) -> object:
-        return {"frame": pd.DataFrame(obj.copy(deep=False)), **_told_apart(obj)}
+        return {"frame": _with_axes_of(obj, pd.DataFrame(obj.copy(deep=False))), **_told_apart(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         replace_content(obj, state["frame"])
@@ -249,7 +250,7 @@ def _is_as(now: Any, obj: Any, mark: Any) -> bool:
     for new, old in zip(now[1], mark[1], strict=True):
         if new.labels is old.labels and not same(new.names, old.names):
             holders = gc.get_referrers(new.labels)
-            own = [one for one in holders if type(one) in (_Axis, Wrapped) or one is obj._mgr.axes]
+            own = [one for one in holders if type(one) in (_Axis, Met, Wrapped) or one is obj._mgr.axes]
             if len(holders) > len(own):
                 raise Unrestorable(type(obj).__name__, "its labels got another name, and others share them")
     return False
@@ -271,6 +272,12 @@ def replace_content(obj: Any, source: Any) -> None:
         obj._update_inplace(source)
     except AttributeError as error:
         raise Unrestorable(type(obj).__name__, f"this pandas has no way to do it ({error})") from None
+
+
+def _with_axes_of(obj: Any, copied: Any) -> Any:
+    """A shallow copy with the very labels of a frame or series."""
+    copied._mgr.axes = list(obj._mgr.axes)
+    return copied
 
 
 def columns_of(frame: Any) -> list[Column]:
@@ -328,7 +335,8 @@ class SeriesKind(Kind):
         return _is_as(self.mark(walk, obj), obj, mark)
 
     def state(self, obj: Any) -> object:
-        return {"series": pd.Series(obj.copy(deep=False)), "name": obj.name, **_told_apart(obj)}
+        copied = _with_axes_of(obj, pd.Series(obj.copy(deep=False)))
+        return {"series": copied, "name": obj.name, **_told_apart(obj)}
 
     def put(self, obj: Any, state: Any) -> None:
         replace_content(obj, state["series"])

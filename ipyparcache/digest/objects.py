@@ -25,6 +25,7 @@ from ipyparcache.digest.walk import (
     KINDS,
     PRIMITIVES,
     Kind,
+    Met,
     Numbered,
     Walk,
     dumps,
@@ -67,7 +68,7 @@ class RememberedWalk(NamedTuple):
     arrays: tuple[tuple[int, int, int], ...]  # number, start and end in memory
     modules: tuple[str, ...]
     classes: tuple[type, ...]  # of distributions
-    fixed: list[object]  # the immutable ones that are told apart
+    fixed: Met  # the immutable ones that are told apart
 
 
 class Traversal:

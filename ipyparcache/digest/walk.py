@@ -98,6 +98,10 @@ PROVIDERS = {
 """Which of our modules registers the kinds of a library's types, imported when such a type is first met."""
 
 
+class Met(list[object]):
+    """Immutable objects that a walk met: a type of its own, as some ask who else holds an object."""
+
+
 class Numbered:
     """The mutable objects of one root, by number, with what tells whether they changed."""
 
@@ -109,7 +113,7 @@ class Numbered:
         self.many: list[tuple[int, list[Any]]] = []
         """Number of the first, and copies, of plain containers met here first and together."""
         self.together: list[tuple[int, int]] = []  # number of the first, and how many
-        self.fixed: list[object] = []  # immutable objects that are told apart, as often as they were met
+        self.fixed = Met()  # immutable objects that are told apart, as often as they were met
 
 
 class Walk:

@@ -511,6 +511,12 @@ def test_a_class_of_a_library_that_holds_a_lock_is_an_input_like_others(cell, ca
             "by = {e.a: e for e in xs}; xs.sort(); xs[0].b.append(7)",
             "by[1] is xs[0] and by[2] is xs[1] and by[1].b == [7]",
         ),
+        ("import pandas as pd\nx = pd.DataFrame({'a': [1]})", "y = x.columns", "y is x.columns"),
+        (
+            "import pandas as pd\nx = pd.DataFrame({'a': [1]}, index=['u']); labels = x.index",
+            "x['b'] = 2",
+            "x.index is labels and list(x) == ['a', 'b']",
+        ),
         (
             "from fractions import Fraction\nxs = [(Fraction(1, n), n) for n in range(1, 2000)]",
             "y = [f for f, n in xs if n % 2]; z = y[3]",

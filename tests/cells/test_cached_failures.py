@@ -109,10 +109,15 @@ def test_a_name_of_labels_that_frames_share_is_given_without_storing(cell, cache
     assert names["other"].index.name == "shared"
 
 
-def test_a_row_that_may_be_one_of_the_inputs_is_not_stored(cell, cached, names):
+def test_a_row_is_stored_if_it_is_one_of_the_inputs_and_not_if_it_is_a_new_one_of_their_class(
+    cell, cached, names
+):
     cell("import pandas as pd\nrows = list(pd.DataFrame({'a': [2, 1]}).itertuples())")
+    body = "best = min(rows, key=lambda row: row.a)"
 
-    assert cached("best = min(rows, key=lambda row: row.a)") == "not stored"
+    assert [cached(body), cached(body)] == ["miss", "hit"]
+    assert names["best"] is names["rows"][1]
+    assert cached("other = rows[0]._replace(a=5)") == "not stored"
     assert "of an input" in last_run().reason
 
 
