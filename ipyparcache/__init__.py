@@ -7,9 +7,13 @@ Each worker process imports `ipyparcache.engine.worker` and so runs this file fi
 from __future__ import annotations
 
 import importlib
+import sys
 
 TYPE_CHECKING = False  # type checkers take it for True; importing `typing` costs 5 ms
 if TYPE_CHECKING:  # the same names for type checkers, which resolve nothing at run time
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipyparcache.cells.runs import last_run as last_run
@@ -102,6 +106,40 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+class _UnderAnotherName:
+    """Finds our modules below another name of the package, and loads them as they are.
+
+    A program that sets `sys.modules["joblib"] = ipyparcache` has libraries import from us what they import
+    from joblib. Python would else load `joblib.memory` a second time, with classes that are not ours.
+    """
+
+    def __init__(self, module: ModuleType | None = None):
+        self.module = module
+        self.spec = None if module is None else module.__spec__
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Where a module is, if it is one of ours by another name."""
+        top, _, rest = name.partition(".")
+        if not rest or top == __name__ or sys.modules.get(top) is not sys.modules[__name__]:
+            return None
+        try:
+            ours = importlib.import_module(f"{__name__}.{rest}")
+        except ModuleNotFoundError:
+            return None
+        return type(__spec__)(name, _UnderAnotherName(ours))  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """The module as it is."""
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has run: only what the import system has just noted in it is taken back."""
+        module.__spec__ = self.spec
+
+
+sys.meta_path.insert(0, _UnderAnotherName())
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

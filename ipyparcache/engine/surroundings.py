@@ -243,6 +243,17 @@ _LIBRARIES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
+def is_joblib() -> bool:
+    """Whether a program has put us into the place of joblib."""
+    return sys.modules.get("joblib") is sys.modules["ipyparcache"]
+
+
+def _be_joblib() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "joblib"]:
+        del sys.modules[name]
+    sys.modules["joblib"] = sys.modules["ipyparcache"]
+
+
 class _Noted:
     """What was found around a task at one moment, to tell later whether all is as it was."""
 
@@ -253,6 +264,7 @@ class _Noted:
             "argv": list(getattr(sys, "argv", ())),
             "dont_write_bytecode": sys.dont_write_bytecode,
             "recursion": sys.getrecursionlimit(),
+            "joblib": is_joblib(),
         }
         with contextlib.suppress(OSError):  # a removed folder: the workers stay where they are
             self.state["cwd"] = os.getcwd()
@@ -463,6 +475,9 @@ def restore(pickled: bytes | None, threads: int | None = None, forced: bool = Fa
         elif name == "cwd":
             _folder = value
             enter_folder()
+        elif name == "joblib":
+            if value and not is_joblib():
+                _be_joblib()
         elif name == "modules":
             drop_outdated(_modules, value)
             _modules = value

@@ -51,6 +51,57 @@ def test_a_script_gets_the_same_results_and_keeps_the_fitted_steps(tmp_path):
     assert (done.stdout, done.stderr) == ("5 fitted steps\n", "")
 
 
+IN_PLACE = """
+    import sys
+    import ipyparcache
+    sys.modules["joblib"] = ipyparcache
+
+    import joblib.memory
+    from joblib.parallel import BACKENDS, Parallel
+    from sklearn.datasets import load_iris
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.tree import DecisionTreeClassifier
+
+    import numpy as np
+
+    def place():
+        import joblib.memory
+        import joblib.parallel
+        return joblib is ipyparcache, joblib.memory is ipyparcache.memory, "joblib.hashing" in sys.modules
+
+    samples, kinds = load_iris(return_X_y=True)
+
+    def fitted(n_jobs):
+        models = [("tree", DecisionTreeClassifier(random_state=0)), ("bayes", GaussianNB())]
+        stacked = StackingClassifier(models, final_estimator=GaussianNB(), n_jobs=n_jobs, cv=2)
+        return stacked.fit(samples, kinds).predict_proba(samples).round(9).tolist()
+
+    assert joblib.memory is ipyparcache.memory and joblib.memory.__spec__.name == "ipyparcache.memory"
+    assert Parallel is ipyparcache.Parallel and BACKENDS is ipyparcache.parallel.BACKENDS
+    print(place(), Parallel(n_jobs=2)(joblib.delayed(place)() for _ in range(2)))
+    assert fitted(2) == fitted(1)
+    try:
+        import joblib.nonsense
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+
+
+def test_a_library_imports_from_us_what_it_imports_from_joblib(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(IN_PLACE), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+    )
+
+    ours = (True, True, False)
+    assert (done.stdout.splitlines(), done.stderr) == (
+        [f"{ours} {[ours, ours]}", "No module named 'joblib.nonsense'"],
+        "",
+    )
+
+
 @pytest.mark.kernel
 def test_a_notebook_gets_the_same_results_a_bar_and_what_workers_print(kernel):
     kernel.run(textwrap.dedent(FITTED))
