@@ -39,6 +39,7 @@ LARGE = 1 << 20  # a buffer of this size is shared by content, one copy for all 
 ALIGNMENT = 64
 MAPPED_FROM = 1 << 20  # an outcome of this size is copied through a mapping
 RECEIVE = 192 << 10
+SPIN = 0.0003  # seconds for which a message is looked for before a process sleeps: waking it takes longer
 _CLOSED_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
@@ -355,6 +356,18 @@ class StreamChannel:
 
 
 Channel: TypeAlias = PacketChannel | StreamChannel
+_CAN_SPIN = hasattr(os, "sched_yield") and (os.cpu_count() or 1) > 1
+
+
+def receive_soon(channel: Channel) -> tuple[Message, list[int]] | None:
+    """The next message if it comes within `SPIN`, without sleeping; None if it does not."""
+    if _CAN_SPIN:
+        until = time.monotonic() + SPIN
+        while time.monotonic() < until:
+            if (received := channel.receive(wait=False)) is not None:
+                return received
+            os.sched_yield()  # the other side first, if it waits for this processor
+    return None
 
 
 class Shared:

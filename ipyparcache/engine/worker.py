@@ -46,6 +46,7 @@ from ipyparcache.engine.transport import (
     layout,
     map_shared,
     new_memory,
+    receive_soon,
 )
 from ipyparcache.lean import pickle, signal
 from ipyparcache.pickling import Buffers, dump_result
@@ -502,10 +503,14 @@ class Worker:
         waiting = select.poll()
         waiting.register(self.tasks, select.POLLIN)
         idle = idle_seconds * 1000
+        kind = None
         while True:
             received = self.tasks.receive(wait=False)
             if received is None:
                 self.tidy()
+                if kind == "both":  # who makes one short call often makes another
+                    received = receive_soon(self.tasks)
+            if received is None:
                 if "cloudpickle" not in sys.modules and not waiting.poll(LEISURE):
                     line_buffer_c_output()
                     self._import(["cloudpickle.cloudpickle"])  # the next function may need it

@@ -7,17 +7,15 @@ import io
 import marshal
 import os
 import struct
-import time
 from array import array
 from types import FunctionType
 
 from ipyparcache import pickling
 from ipyparcache.engine.batches import Batch, Ran
-from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.packing import Packed
 from ipyparcache.engine.pool import Lease, the_pool
 from ipyparcache.engine.surroundings import Surroundings
-from ipyparcache.engine.transport import INLINE, Channel, Message
+from ipyparcache.engine.transport import INLINE, Message, receive_soon
 from ipyparcache.engine.worker import SCALARS
 from ipyparcache.lean import Record, pickle
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 AT_ONCE = 5  # milliseconds that the only batch of a call may take before a crew is made for it
-SPIN = 0.0003  # seconds for which its answer is looked for before this process sleeps: waking it takes longer
 
 surroundings = Surroundings()  # of this process, as they were when a call last asked
 
@@ -86,7 +83,7 @@ def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Beg
             worker.tasks.send(("both", call, message))
         worker.state_version = version
         try:
-            received = _answer(worker.bell)
+            received = receive_soon(worker.bell) or worker.bell.receive_within(AT_ONCE)
         except EOFError:  # it is gone, and so the crew will find it
             return begun
         if received is None:
@@ -112,17 +109,6 @@ def run_at_once(function: FunctionType, batch: Batch, threads: int) -> Ran | Beg
     times = array("d", [said[4]])
     times.frombytes(said[5])
     return Ran(batch, 0, values, False, times, worker.pid, True)
-
-
-def _answer(bell: Channel) -> tuple[Message, list[int]] | None:
-    """What a worker says within `AT_ONCE`."""
-    if hasattr(os, "sched_yield") and cpu_count() > 1:
-        until = time.perf_counter() + SPIN
-        while time.perf_counter() < until:
-            if (received := bell.receive(wait=False)) is not None:
-                return received
-            os.sched_yield()  # the worker first, if it waits for this processor
-    return bell.receive_within(AT_ONCE)
 
 
 def values_in(records: bytes, count: int) -> list[Any]:

@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.synchronize  # fails where Python was built without what pools need
 import os
 import pickle
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -26,10 +27,21 @@ from ipyparcache.engine.backends.base import (
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
+class _Homeward(ForkingPickler):
+    """A pickler of results: maps of files come home as arrays."""
+
+    def reducer_override(self, obj: object) -> Any:
+        """How to send an array of a map; the usual way for anything else."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None or type(obj) is not numpy.memmap:
+            return NotImplemented
+        return numpy.asarray(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
 def _run_pickled(payload: bytes) -> bytes | _Failed:
     """What a batch gives, pickled; by the pool's own protocol, arrays would lose the order of their bytes."""
     try:
-        return bytes(ForkingPickler.dumps(pickle.loads(payload)(), pickle.HIGHEST_PROTOCOL))
+        return bytes(_Homeward.dumps(pickle.loads(payload)(), pickle.HIGHEST_PROTOCOL))
     except (
         BaseException
     ) as error:  # the pool would lose a KeyboardInterrupt, and the call would wait for ever
