@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyparcache.analysis.flow import bound_names
-from ipyparcache.analysis.forms import COPYING_METHODS, REPLAYED_METHODS, Found, looked_up_before
+from ipyparcache.analysis.forms import (
+    COPYING_METHODS,
+    REPLAYED_METHODS,
+    Found,
+    looked_up_before,
+    prints_itself,
+)
 from ipyparcache.analysis.ownrows import OwnRows
 from ipyparcache.analysis.walk import leaves_of, own_nodes, statements_of
 
@@ -38,6 +44,12 @@ THROUGH = "__ipyparcache_through__"
 
 
 REFIT = "__ipyparcache_refit__"
+
+
+TRIED = "__ipyparcache_tried__"
+
+
+GIVEN = "__ipyparcache_given__"
 
 
 #: Stands in a log entry for a name that is not bound.
@@ -95,6 +107,8 @@ class Site:
     unstable
         Names that are assigned before this statement and again behind it: their values here follow the
         operands.
+    prints
+        Whether the kernel prints when it executes it.
     """
 
     statement: ast.stmt
@@ -106,6 +120,7 @@ class Site:
     line: int
     slot: tuple[str | None, ...] | None = None
     unstable: tuple[str, ...] = ()
+    prints: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,10 +298,13 @@ class Builder:
             if isinstance(hole, ast.Constant):
                 continue
             name = ast.copy_location(ast.Name(HOLE % len(operands), ast.Load()), hole)
-            places[id(hole)] = name
+            places[id(hole)] = _call(GIVEN, [name], hole) if n in found.needless else name
             operand = _as_key(hole) if n in found.keys or _has_slice(hole) else hole
             if guarded and n in found.keys:
                 operand = _call(HASHED, [operand], hole)
+            if n in found.needless:
+                no_arguments = ast.arguments([], [], None, [], [], None, [])
+                operand = _call(TRIED, [ast.copy_location(ast.Lambda(no_arguments, operand), hole)], hole)
             if n in found.by_content and not _is_fresh(hole):
                 content.append(len(operands))
             operands.append(operand)
@@ -305,6 +323,7 @@ class Builder:
                 found.statement.lineno,
                 self._slot_of(found),
                 unstable,
+                prints_itself(found),
             )
         )
         before = self._looked_up(found, holes, operands, guarded=guarded)

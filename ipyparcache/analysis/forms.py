@@ -216,6 +216,7 @@ class Found:
     method: str
     by_content: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
+    needless: frozenset[int] = frozenset()  # evaluated although the statement may not come to them
 
 
 def _collected_call(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
@@ -414,7 +415,7 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
     outer: dict[str, str | None] = {}
     assigns: set[str] = set()
     for part in statements_of([*statement.body, *statement.orelse]):
-        if isinstance(part, ast.If | ast.Pass):
+        if isinstance(part, ast.If | ast.Pass) or _prints(part):
             continue
         if isinstance(part, ast.Assign) and len(part.targets) == 1:
             leaves = list(leaves_of(part.targets[0]))
@@ -435,9 +436,29 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
         return None
     ours = assigns | outer.keys()
     holes: list[ast.expr] = []
-    if not _plain_operands(statement, ours, holes):
+    printed: set[int] = set()
+    if not _plain_operands(statement, ours, holes, printed):
         return None
-    return Found(statement, holes, {**outer, **dict.fromkeys(assigns)}, assigns, "conditional")
+    certain = set(map(id, _certain(statement.test)))
+    needless = frozenset(
+        n for n, hole in enumerate(holes) if id(hole) not in certain and not isinstance(hole, ast.Name)
+    )
+    roots = {**outer, **dict.fromkeys(assigns)}
+    return Found(statement, holes, roots, assigns, "conditional", frozenset(printed), needless=needless)
+
+
+def _prints(statement: ast.stmt) -> bool:
+    """`print(...)` to where the cell prints."""
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Name(id="print"), args=args, keywords=keywords)):
+            plain = all(k.arg in ("sep", "end", "flush") for k in keywords)
+            return plain and not any(isinstance(a, ast.Starred) for a in args)
+    return False
+
+
+def prints_itself(found: Found) -> bool:
+    """Whether the kernel prints when it executes a statement: what is printed depends on what is carried."""
+    return found.method == "conditional" and any(map(_prints, statements_of([found.statement])))
 
 
 def _changed_by(statement: ast.stmt, bound: set[str], carried: set[str]) -> Path | None:
@@ -647,8 +668,8 @@ def _own_key(
     return Found(statement, holes, {root: None}, set(), "own", frozenset(), frozenset({len(holes) - 1}))
 
 
-def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) -> bool:
-    """Cut the operands out of a conditional.
+def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr], printed: set[int]) -> bool:
+    """Cut the operands out of a conditional; `printed` gets the numbers of those that are printed.
 
     False unless all of them can be evaluated whether or not it is taken.
     """
@@ -666,8 +687,9 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
         ):
             return True
         if not mentions(node):
-            if isinstance(node, ast.Call):
+            if isinstance(node, ast.Call) and not _formats(node):
                 asked = _asks(node) and ast.dump(node) in map(ast.dump, certain)
+                asked = asked or (_asks(node) and _is_simple(node.args[0]) and _counts(node))
                 if asked or any(node is each for each in certain):
                     holes.append(node)
                     return True
@@ -678,6 +700,14 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
         match node:
             case ast.Call(args=[asked_of]) if _asks(node):
                 return expr(asked_of)
+            case ast.Call(func=ast.Name(id="round"), args=[asked_of, ast.Constant()], keywords=[]):
+                return expr(asked_of)
+            case ast.Call(args=args, keywords=given) if _formats(node):
+                return all(map(expr, [*args, *(k.value for k in given)]))
+            case ast.JoinedStr(values=values):
+                return all(map(expr, values))
+            case ast.FormattedValue(value=shown, format_spec=form):
+                return expr(shown) and (form is None or expr(form))
             case ast.Compare(left=left, comparators=comparators):
                 return expr(left) and all(map(expr, comparators))
             case ast.BoolOp(values=values):
@@ -715,8 +745,11 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr]) ->
                 return keys(target) and expr(value)
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner), args=args, keywords=[])):
                 return keys(owner) and all(map(expr, args))
-            case ast.Expr(value=ast.Call(func=ast.Name(), args=args, keywords=[])):
-                return all(map(expr, args))
+            case ast.Expr(value=ast.Call(func=ast.Name(), args=args, keywords=given)):
+                first = len(holes)
+                plain = all(map(expr, [*args, *(k.value for k in given)]))
+                printed.update(range(first, len(holes)) if _prints(node) else ())
+                return plain and (_prints(node) or not given)
         return False
 
     def keys(node: ast.expr) -> bool:
@@ -735,6 +768,19 @@ def _asks(call: ast.Call) -> bool:
         and len(call.args) == 1
         and not call.keywords
     )
+
+
+def _formats(call: ast.Call) -> bool:
+    """`"{}: {}".format(...)`."""
+    match call.func:
+        case ast.Attribute(value=ast.Constant(value=str()), attr="format"):
+            return not any(isinstance(a, ast.Starred) for a in call.args)
+    return False
+
+
+def _counts(call: ast.Call) -> bool:
+    """Whether a call asks for a number, which does no harm where it is not wanted."""
+    return isinstance(call.func, ast.Name) and call.func.id in ("len", "abs", "int", "float", "round")
 
 
 def _certain(test: ast.expr) -> Iterator[ast.expr]:

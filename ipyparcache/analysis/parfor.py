@@ -20,6 +20,7 @@ from ipyparcache.analysis.columns import Columns, columns_of, only_asked, writes
 from ipyparcache.analysis.counters import Counter, counters_of
 from ipyparcache.analysis.flow import Flow, Read, Unstable, free_names
 from ipyparcache.analysis.forms import (
+    ASKING_FUNCTIONS,
     CHANGING_FUNCTIONS,
     PROGRESS_METHODS,
     RECOGNISED,
@@ -28,6 +29,7 @@ from ipyparcache.analysis.forms import (
     changed_roots,
     drawing,
     path_of,
+    prints_itself,
     template_nodes,
 )
 from ipyparcache.analysis.helpers import Facts, is_dynamic, is_fixed, written_path
@@ -321,11 +323,33 @@ class _Classifier:
                     self._recognise(block, bound, carried)
 
     def _asks_the_notebook(self, found: Found) -> bool:
-        """Whether what the kernel is to execute changes a module, or calls a function of the notebook."""
+        """Whether the kernel would change a module, call a function of the notebook, or print too late."""
         names = {node.id for node in template_nodes(found) if isinstance(node, ast.Name)}
+        if prints_itself(found) and self._changes_later(found):
+            return True
         return not (
             found.roots.keys().isdisjoint(self.facts.modules) and names.isdisjoint(self.facts.helpers)
         )
+
+    def _changes_later(self, found: Found) -> bool:
+        """Whether an operand may be changed behind a statement, which is executed when that has happened."""
+        names = {node.id for hole in found.holes for node in ast.walk(hole) if isinstance(node, ast.Name)}
+        inside = {id(node) for node in ast.walk(found.statement)}
+        end = found.statement.end_lineno or 0
+        rounds = [s for s in statements_of(self.body) if isinstance(s, ast.For | ast.While)]
+        if any(id(found.statement) in map(id, ast.walk(s)) for s in rounds):
+            end = 0
+        for node in own_nodes(self.body):
+            if id(node) in inside or line_of(node, end) < end:
+                continue
+            if any(root in names for root, _ in changed_roots(node)):
+                return True
+            if isinstance(node, ast.Call) and not _only_keeps(node):
+                parts = [node.func, *node.args, *(k.value for k in node.keywords)]
+                paths = [path_of(part) for part in parts]
+                if any(path is not None and path.root in names for path in paths):
+                    return True
+        return False
 
     def _drawing(self, statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
         """`ax.plot(x, y)`, `axes[i].set_title(t)` on what is drawn into: the calls are made in the kernel."""
@@ -746,6 +770,16 @@ def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.
             for leaf in leaves_of(target):
                 if isinstance(leaf, ast.Name):
                     yield leaf.id, None
+
+
+def _only_keeps(call: ast.Call) -> bool:
+    """Whether a call does not change what it is given: it prints it, asks it, or puts it into a container."""
+    match call.func:
+        case ast.Name(id=name):
+            return name in ASKING_FUNCTIONS | {"print"}
+        case ast.Attribute(value=ast.Name(), attr=method):
+            return method in HANDED_ON and not any(isinstance(part, ast.Starred) for part in call.args)
+    return False
 
 
 def _is_stream(call: ast.Call) -> bool:

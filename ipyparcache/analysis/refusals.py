@@ -109,6 +109,16 @@ class CarriedReduction(Refusal):
     )
 
 
+class PrintedIfCarried(Refusal):
+    """What is printed depends on earlier iterations, and cannot be printed in its place."""
+
+    SAYS = (
+        "what is printed here depends on `{variable}` as the iterations before left it, and it cannot be "
+        "printed in its place with --background, or by another `print` than Python's own"
+    )
+    INSTEAD = "Move the `print` behind the loop."
+
+
 @dataclass(frozen=True)
 class CarriedContainer(Refusal):
     """A container that the loop both changes and reads.

@@ -24,6 +24,7 @@ from ipyparcache.analysis.body import (
     NOW,
     REFIT,
     THROUGH,
+    TRIED,
     UNBIND,
     UNBOUND,
     UNFINISHED,
@@ -44,6 +45,7 @@ from ipyparcache.cells.messages import (
     Plain,
     Unfinished,
     brief,
+    tried,
 )
 from ipyparcache.cells.showing import (
     AGAIN,
@@ -190,6 +192,7 @@ class _Run:
         self.namespace[UNFINISHED] = self.unfinished
         self.namespace[THROUGH] = self.unfinished.through
         self.namespace[REFIT] = self.fitted
+        self.namespace[TRIED] = tried
         self.namespace[NOW] = functools.partial(now, self.namespace, self.body.safe)
         self.namespace[TEXT_OF] = text_of
 

@@ -24,7 +24,7 @@ from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
 from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.ownitems import OwnItems
-from ipyparcache.cells.plans import refused
+from ipyparcache.cells.plans import LoopOptions, refused
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ class Launch:
                 continue
             if site.guarded and not all(_cannot_raise(site, self.namespace.get(n)) for n in site.roots):
                 raise refused(refusals.MayRaiseHere(site.line, site.roots[0]))
+
+    def check_printing(self, options: LoopOptions) -> None:
+        """What the kernel prints comes in its place only if it is the builtin that prints, in the cell."""
+        for site in self.parfor.sites:
+            if site.prints and ("print" in self.namespace or options.background is not None):
+                raise refused(refusals.PrintedIfCarried(site.line, min(site.assigns or site.roots)))
 
     def check_methods(self, apart: Set[str]) -> None:
         """A method that changes one of Python's own containers, called where it cannot be replayed.

@@ -145,6 +145,7 @@ class LoopRun:
         parfor, namespace = self.parfor, self.namespace
         self.counters = self.launch.counters(goes_on=self.options.on_error == "collect")
         self.launch.check_guards()
+        self.launch.check_printing(self.options)
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.own = OwnItems(namespace) if self._is_threaded else OwnItems.of(parfor, namespace)
         self.launch.check_methods(self.own.roots)
@@ -162,7 +163,7 @@ class LoopRun:
         self._pack(())
         # A number or text has no place of its own: elements are looked up only where something could be met
         # again.
-        self.replayer = Replayer(parfor, namespace, self.host.file_name)
+        self.replayer = Replayer(parfor, namespace, self.host.file_name, self.host.write)
 
     def _pack(self, more: Sequence[object]) -> None:
         """Pack what the body reads, and the code in `more` with what that reads; check what they lead to."""
@@ -529,6 +530,7 @@ class LoopRun:
             self.report.figures,
             task.shown if isinstance(task, ThreadTask) else {},
             marked=self.marked,
+            prints_here=any(site.prints for site in self.parfor.sites),
             keeps=self.cache is not None,
         )
         shows = bool(self.parfor.sites or self.parfor.temporaries)

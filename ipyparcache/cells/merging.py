@@ -198,7 +198,7 @@ class Merger:
                 raise ChangeLost(self.parfor.line, what, number, number, _MEET_ADVICE)
             self._touched[id(objects[key])] = objects[key]
         try:
-            self.replayer.apply(left, objects)
+            self.replayer.apply(left, objects, lambda entry: self.relay.show_of(chunk, number, entry))
         except Exception as error:
             self.relay.show_of(chunk, number, self.replayer.failed_at)
             raise failures.noted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +230,28 @@ class Unfinished:
         if self.tails and not failed:
             result.lost.append(self.swallowed(number))
         return bool(self.missing or (self.tails and not failed))
+
+
+@dataclass(frozen=True)
+class Untaken:
+    """Stands for an operand that could not be evaluated: its statement may not come to it."""
+
+    error: Exception
+
+
+def tried(operand: Callable[[], object]) -> object:
+    """The value of an operand of which it is not known whether it is wanted."""
+    try:
+        return operand()
+    except Exception as error:
+        return Untaken(error)
+
+
+def given(value: object) -> object:
+    """An operand that is wanted."""
+    if type(value) is Untaken:
+        raise value.error
+    return value
 
 
 @dataclass(frozen=True)

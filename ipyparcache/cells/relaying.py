@@ -26,6 +26,8 @@ class Relay:
     ----------
     marked
         Whether chunks tell which entry of an iteration's log comes next, as its replay may raise.
+    prints_here
+        Whether the kernel prints between what iterations put out.
     keeps
         Whether events are wanted again after they were passed on.
     figures
@@ -43,6 +45,7 @@ class Relay:
         on_threads: MutableMapping[int, tuple[tuple[object, ...], dict[str, Any]]],
         *,
         marked: bool,
+        prints_here: bool,
         keeps: bool,
     ) -> None:
         self.host = host
@@ -51,6 +54,7 @@ class Relay:
         self.figures = figures
         self.on_threads = on_threads
         self.marked = marked
+        self.prints_here = prints_here
         self.keeps = keeps
 
     def take(self, event: object, chunk: Chunk, *, is_live: bool, is_held: bool) -> None:
@@ -98,9 +102,12 @@ class Relay:
             return
         for place in range(chunk.shown, len(chunk.events)):
             stream, data = chunk.events[place]
-            if not stream and data[0] == showing.ENDED and data[1][1] == showing.BEGINS:
+            if stream or data[0] != showing.ENDED:
+                continue
+            # Threads tell each write, and not that one begins.
+            if data[1][1] == showing.BEGINS or (self.prints_here and data[1][1] != showing.AT_END):
                 chunk.waits_since = chunk.waits_since or time.monotonic()
-                if time.monotonic() - chunk.waits_since < HOLD:
+                if self.prints_here or time.monotonic() - chunk.waits_since < HOLD:
                     self._show_until(chunk, place)
                     return
         self._show_until(chunk, len(chunk.events))

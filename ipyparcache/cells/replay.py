@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.analysis.body import HOLE, OURS, REFIT, UNBOUND, Site
+from ipyparcache.analysis.body import GIVEN, HOLE, OURS, REFIT, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
 from ipyparcache.cells.holding import Held
-from ipyparcache.cells.messages import Left, Plain
+from ipyparcache.cells.messages import Left, Plain, given
 from ipyparcache.cells.plans import Host
 from ipyparcache.cells.tracebacks import SITE
+
+Write = Callable[[str, str], None]
 
 
 class Replayer:
@@ -25,26 +28,34 @@ class Replayer:
     ----------
     file_name
         The cell's, so that an error of a replayed statement shows the cell's own line.
+    write
+        Puts text out in the cell: the stream, the text.
     """
 
-    def __init__(self, parfor: Parfor, namespace: dict[str, Any], file_name: str) -> None:
+    def __init__(self, parfor: Parfor, namespace: dict[str, Any], file_name: str, write: Write) -> None:
         self.parfor = parfor
         self.namespace = namespace
-        self.sites = _compiled(parfor, namespace, file_name)
+        self.sites = _compiled(parfor, namespace, file_name, write)
+        self._printing = frozenset(number for number, site in enumerate(parfor.sites) if site.prints)
         self._takers = _takers(parfor)
         self.dropped: dict[str, str | Held] = {}
         self.failed_at = 0  # the entry of the iteration's log that raised last
 
-    def apply(self, left: Left, objects: Mapping[int, object]) -> None:
+    def apply(
+        self, left: Left, objects: Mapping[int, object], show: Callable[[int], None] = lambda _entry: None
+    ) -> None:
         """Do to the namespace what one iteration did.
 
-        An error is raised where the serial loop would raise it.
+        An error is raised where the serial loop would raise it. Before something is printed here, `show`
+        is called with its number in the log: what the iteration itself put out before it comes first.
         """
         entries, bindings, unbound, changes, _, dropped = left
         sites = self.sites
         done = -1
         try:
-            for done, entry in enumerate(entries):  # noqa: B007 - tells where it failed
+            for done, entry in enumerate(entries):
+                if entry[0] in self._printing:
+                    show(done)
                 sites[entry[0]](*entry[1:])
         except Exception as error:
             self.failed_at = done
@@ -168,12 +179,39 @@ def _put_into(owner: object, entries: Sequence[Plain]) -> None:
         owner.update([value for _, value in entries])
 
 
-def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list[Callable[..., None]]:
+def _printer(write: Write) -> Callable[..., None]:
+    """`print`, to the cell."""
+
+    def put_out(*values: object, sep: str | None = None, end: str | None = None, flush: bool = False) -> None:
+        text = io.StringIO()
+        print(*values, sep=sep, end=end, file=text)
+        if text.getvalue():
+            write("stdout", text.getvalue())
+
+    return put_out
+
+
+def _compiled(
+    parfor: Parfor, namespace: dict[str, Any], file_name: str, write: Write
+) -> list[Callable[..., None]]:
     """Each site as a function of its operands over the live namespace."""
     definitions: list[ast.stmt] = []
+    ours = {GIVEN: given}
+    if any(site.prints for site in parfor.sites):
+        ours["print"] = _printer(write)
     for number, site in enumerate(parfor.sites):
         rest = ast.arg(HOLE % site.holes) if site.unstable else None
-        arguments = ast.arguments([], [ast.arg(HOLE % n) for n in range(site.holes)], rest, [], [], None, [])
+        named = {node.id for node in ast.walk(site.statement) if isinstance(node, ast.Name)}
+        known = [name for name in ours if name in named]
+        arguments = ast.arguments(
+            [],
+            [ast.arg(HOLE % n) for n in range(site.holes)],
+            rest,
+            [ast.arg(name) for name in known],
+            [ast.Name(name, ast.Load()) for name in known],
+            None,
+            [],
+        )
         body: list[ast.stmt] = [site.statement]
         names = sorted(name for name in site.assigns if not name.startswith(OURS))
         if names:
@@ -181,7 +219,7 @@ def _compiled(parfor: Parfor, namespace: dict[str, Any], file_name: str) -> list
         made = ast.FunctionDef(f"{SITE}{number}", arguments, body, [], None, None)
         definitions.append(ast.copy_location(made, site.statement))
     module = ast.fix_missing_locations(ast.Module(definitions, []))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(ours)
     exec(compile(module, file_name, "exec", dont_inherit=True), namespace, found)
     return [found[f"{SITE}{n}"] for n in range(len(parfor.sites))]
 

@@ -24,6 +24,7 @@ from ipyparcache.analysis.body import (
     LOG,
     NOW,
     THROUGH,
+    TRIED,
     UNBIND,
     UNFINISHED,
     VALUE,
@@ -39,7 +40,7 @@ from ipyparcache.cells.iteration import (
     snapshot,
     text_of,
 )
-from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished, brief
+from ipyparcache.cells.messages import ChunkResult, Failure, Left, Plain, Unfinished, brief, tried
 from ipyparcache.cells.showing import AGAIN, AT_END, CLEAR, ENDED, SHOWN, TEXT, emit_event
 from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.cells.travel import ATOMS
@@ -158,6 +159,7 @@ class ThreadTask:
             namespace.update({LOG: logged, KEY: KeyOf(), HASHED: hashed, UNBIND: unbound.append})
             namespace[UNFINISHED] = unfinished = Unfinished(namespace)
             namespace[THROUGH] = unfinished.through
+            namespace[TRIED] = tried
             namespace[CONTENT] = functools.partial(self._content, log)
             namespace[NOW] = functools.partial(now, namespace, self.safe)
             namespace[TEXT_OF] = text_of
