@@ -103,6 +103,22 @@ def test_views_of_files_come_and_go_as_they_are(backend, name, tmp_path):
     assert there == facts(back) == expected
 
 
+@PROCESSES
+@pytest.mark.parametrize("limit", [None, 10])
+def test_what_comes_home_is_a_plain_array(backend, limit, tmp_path):
+    mapped = np.memmap(tmp_path / "file", float, "w+", shape=(4, 5))
+    mapped[:] = 1
+    calls = [delayed(np.asanyarray)(one) for one in (mapped, mapped[1:, ::2], np.ones((3, 100)))]
+    found = Parallel(n_jobs=2, backend=backend, max_nbytes=limit)(calls)
+
+    assert [(type(one), one.sum(), one.flags.writeable) for one in found] == [
+        (np.ndarray, 20, True),
+        (np.ndarray, 9, True),
+        (np.ndarray, 300, True),
+    ]
+    del calls, mapped
+
+
 # ---- in files, where that is asked for
 
 

@@ -35,7 +35,7 @@ class _Homeward(ForkingPickler):
         numpy = sys.modules.get("numpy")
         if numpy is None or type(obj) is not numpy.memmap:
             return NotImplemented
-        return numpy.asarray(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return numpy.array(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # a copy can be written to
 
 
 def _run_pickled(payload: bytes) -> bytes | _Failed:
