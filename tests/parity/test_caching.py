@@ -154,3 +154,35 @@ def test_objects_that_are_called_are_cached_by_what_they_hold(memory):
     one, other = memory.cache(Adding(1).add), memory.cache(Adding(5).add)
 
     assert [one(1), other(1), one(1), other(1)] == [2, 6, 2, 6]
+
+
+@BOTH
+def test_a_memory_of_a_programs_own_makes_cached_functions_of_its_own(package, tmp_path):
+    called = []
+
+    class Telling(package.memory.MemorizedFunc):
+        def __call__(self, *args, **kwargs):
+            called.append(args)
+            return package.memory.MemorizedFunc.__call__(self, *args, **kwargs)
+
+    class Own(package.Memory):
+        def __init__(self, location=None, *args, **kwargs):
+            super().__init__(location if location is not None else str(tmp_path), *args, **kwargs)
+
+        def cache(self, func=None, ignore=None, verbose=None, mmap_mode=False):
+            return Telling(
+                func,
+                location=self.store_backend,
+                backend=self.backend,
+                ignore=ignore,
+                mmap_mode=self.mmap_mode,
+                compress=self.compress,
+                verbose=self._verbose,
+                timestamp=self.timestamp,
+            )
+
+    cached = Own(verbose=0).cache(letters)
+
+    assert (cached(2), cached(2), called) == ("aa", "aa", [(2,), (2,)])
+    assert pickle.loads(pickle.dumps(package.Memory(str(tmp_path), verbose=0).cache(letters)))(2) == "aa"
+    assert Own(verbose=0).cache(letters).check_call_in_cache(2)
