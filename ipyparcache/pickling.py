@@ -9,6 +9,7 @@ under `lru_cache` or `singledispatch` are taken apart, since they fail on arriva
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import io
 import marshal
@@ -309,6 +310,10 @@ def dumps(value: object, version: str, buffers: Buffers | None = None) -> bytes:
     return file.getvalue()
 
 
+_MAP = b"\x06memmap"
+"""How a pickle names the class of maps of files."""
+
+
 def _without_maps(value: Any) -> Any:
     """The value with maps of files as arrays of their own: the file may go with the call."""
     numpy = sys.modules.get("numpy")
@@ -326,8 +331,22 @@ def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
     sent: Any = _without_maps(value)
     if _loses_byte_order(sent):
         sent = sent.copy("C")
+    keep = buffers.keep if buffers is not None else None
     try:
-        return pickle.dumps(sent, 5, buffer_callback=buffers.keep if buffers is not None else None)
+        data = pickle.dumps(sent, 5, buffer_callback=keep)
+        if _MAP not in data or "numpy" not in sys.modules:
+            return data
+        # Deeper inside, as looking for them would cost every result: it is pickled anew.
+        if buffers is not None:
+            buffers.taken.clear()
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, 5, buffer_callback=keep)
+        pickler.dispatch_table = {
+            **copyreg.dispatch_table,
+            sys.modules["numpy"].memmap: lambda array: _without_maps(array).__reduce_ex__(5),
+        }
+        pickler.dump(sent)
+        return file.getvalue()
     except Exception:
         # By value, then; an error of this second attempt is the one worth telling.
         if buffers is not None:

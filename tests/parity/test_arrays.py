@@ -103,6 +103,28 @@ def test_views_of_files_come_and_go_as_they_are(backend, name, tmp_path):
     assert there == facts(back) == expected
 
 
+def among_others(array):
+    return {"whole": array, "parts": [(array[1:], array.astype(">f8"))], "name": "memmap"}
+
+
+@PROCESSES
+@pytest.mark.parametrize("limit", [None, 10])
+@pytest.mark.parametrize("size", [5, 200_000])
+def test_what_comes_home_inside_of_others_is_a_plain_array(backend, limit, size, tmp_path):
+    mapped = np.memmap(tmp_path / "file", float, "w+", shape=size)
+    mapped[:] = np.arange(size)
+    calls = [delayed(among_others)(one) for one in (mapped, np.arange(100.0))]
+    for found, expected in zip(
+        Parallel(n_jobs=2, backend=backend, max_nbytes=limit)(calls), (mapped, np.arange(100.0)), strict=True
+    ):
+        ((part, turned),) = found["parts"]
+        assert [type(one) for one in (found["whole"], part, turned)] == [np.ndarray] * 3
+        assert (turned.dtype.str, found["whole"].flags.writeable) == (">f8", True)
+        for one, other in ((found["whole"], expected), (part, expected[1:]), (turned, expected)):
+            np.testing.assert_array_equal(one, other)
+    del calls, mapped, expected
+
+
 @PROCESSES
 @pytest.mark.parametrize("limit", [None, 10])
 def test_what_comes_home_is_a_plain_array(backend, limit, tmp_path):
