@@ -441,7 +441,9 @@ def _conditional(statement: ast.stmt, bound: set[str], carried: set[str]) -> Fou
         return None
     certain = set(map(id, _certain(statement.test)))
     needless = frozenset(
-        n for n, hole in enumerate(holes) if id(hole) not in certain and not isinstance(hole, ast.Name)
+        n
+        for n, hole in enumerate(holes)
+        if id(hole) not in certain and not (isinstance(hole, ast.Name) and hole.id in bound)
     )
     roots = {**outer, **dict.fromkeys(assigns)}
     return Found(statement, holes, roots, assigns, "conditional", frozenset(printed), needless=needless)

@@ -45,6 +45,24 @@ def risky(x):
     if x == 4:
         raise ValueError(f'bad {x}')
     return x
+import contextlib, heapq
+heap, ids = [], {}
+class Quiet:
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        return True
+@contextlib.contextmanager
+def told():
+    try:
+        yield K
+    finally:
+        print('told', K)
+class Fields(dict):
+    def __init__(self, **items):
+        super().__init__(items)
+        self.__dict__ = self
+fields = [Fields(v=i) for i in range(4)]
 """
 
 ITERABLES = {
@@ -61,6 +79,7 @@ ITERABLES = {
     "(n, w)": ["enumerate(words)", "pairs", "list(zip(xs, words))", "dict(pairs).items()"],
     "p": ["objs", "objs[1:]", "[P(7), P(8)]"],
     "r": ["rows", "mat[:4]", "[[0]] * 2"],
+    "g2": ["fields", "fields[::-1]"],
 }
 
 SIMPLE = [
@@ -131,6 +150,14 @@ SIMPLE = [
     "arr[{k}:{k} + 2] += {e}",
     "print({e}, file=sys.stderr)",
     "assert {k} != 4, 'four'",
+    "heapq.heappush(heap, {e})",
+    "if len(heap) > 2: heapq.heappop(heap)",
+    "least = heapq.heappop(heap)",
+    "ids[len(ids)] = {e}",
+    "if {k} in ids: del ids[{k}]",
+    "if {e} not in ids: ids[{e}] = len(ids)",
+    "fields[0].v = {e}",
+    "tmp = Fields(v={e})",
 ]
 
 OF_ELEMENT = {
@@ -145,15 +172,23 @@ OF_ELEMENT = {
     ],
     "r": ["r[0] = 5", "r[1] += 1", "out.append(r)", "tmp = r[0]", "more.append(list(r))"],
     "i": ["i = i + 1", "out.append(i)"],
+    "g2": ["g2.v += 1", "g2['w'] = K", "g2.u = g2['v']", "out.append(g2)", "names[g2.v] = g2"],
     "(n, w)": ["out.append((n, w))", "d[w] = n", "w = str(w) * 2"],
 }
 
-KEYS = {"i": ["i", "i % 3", "2"], "(n, w)": ["n", "n % 2"], "p": ["1", "3"], "r": ["0", "2"]}
+KEYS = {
+    "g2": ["1", "g2.v"],
+    "i": ["i", "i % 3", "2"],
+    "(n, w)": ["n", "n % 2"],
+    "p": ["1", "3"],
+    "r": ["0", "2"],
+}
 VALUES = {
     "i": ["i", "i * 0.3", "f(i)", "deep(i)", "xs[i % 3]", "cfg['a']"],
     "(n, w)": ["n", "n + 0.5", "f(n)", "K"],
     "p": ["p.v", "f(p.v)", "shared.v", "K"],
     "r": ["r[0]", "r[1] * 0.5", "K"],
+    "g2": ["g2.v", "f(g2['v'])", "K"],
 }
 
 
@@ -175,7 +210,7 @@ def cells(draw: st.DrawFn) -> str:
     def block(depth: int, indent: str) -> list[str]:
         lines: list[str] = []
         for _ in range(draw(st.integers(1, 3))):
-            kind = draw(st.integers(0, 11)) if depth else 0
+            kind = draw(st.integers(0, 12)) if depth else 0
             if kind < 6:
                 lines += [indent + part for part in simple().split("; ")]
             elif kind == 6:
@@ -193,11 +228,25 @@ def cells(draw: st.DrawFn) -> str:
             elif kind == 9:
                 value = fill("{e}")
                 lines += [f"{indent}if best is None or {value} > best:", f"{indent}    best = {value}"]
+                more = [
+                    "",
+                    "where = {k}",
+                    "print('best', best)",
+                    "print(f'{best} {tmp}', end='')",
+                    "tmp = xs[{k}]",
+                ]
+                form = draw(st.sampled_from(more))
+                form = form.replace("{k}", draw(st.sampled_from(KEYS[target])))
+                lines += [f"{indent}    {form}"] if form else []
+                lines += [f"{indent}else:", f"{indent}    print('not')"] if draw(st.booleans()) else []
             elif kind == 10:
                 lines += [
                     f"{indent}if {fill('{k}')} == 1:",
                     f"{indent}    {draw(st.sampled_from(['continue', 'break', 'pass']))}",
                 ]
+            elif kind == 11:
+                manager = draw(st.sampled_from(["Quiet()", "told()", "told() as tmp"]))
+                lines += [f"{indent}with {manager}:", *block(depth - 1, indent + "    ")]
             else:
                 lines += [
                     f"{indent}try:",

@@ -75,6 +75,17 @@ def test_what_cannot_be_printed_in_its_place_is_refused(name):
     assert "Move the `print` behind the loop" in str(error)
 
 
+def test_a_name_that_is_not_bound_fails_behind_what_comes_before_it():
+    cell = "for x in xs:\n    if x > best:\n        best = x\n        print(best, nowhere)"
+    plain, tested = new_namespace(SETUP), new_namespace(SETUP)
+    _, error = serial(plain, cell)
+
+    _, raised, _ = parallel(tested, cell)
+
+    assert type(raised) is type(error) is NameError
+    assert describe(tested) == describe(plain)
+
+
 def test_an_operand_that_is_not_wanted_may_fail_and_one_that_is_wanted_fails_where_it_does_serially():
     cell = "for i, x in enumerate(xs):\n    if x > best:\n        best = x\n        after = xs[i + {n}]"
     for n in (2, 3):  # the largest has two behind it
