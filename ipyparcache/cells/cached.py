@@ -35,7 +35,7 @@ from ipyparcache.cells.inputs import FORMAT, Inputs, KeyOptions, NoKey
 from ipyparcache.cells.options import Option, Parsed, WrongOption, names_list, share, words_list
 from ipyparcache.cells.runs import Run
 from ipyparcache.cells.values import NotStorable
-from ipyparcache.digest import environment, generators, openfiles, process
+from ipyparcache.digest import environment, generators, openfiles, process, shownonce
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import Traversal
 from ipyparcache.digest.states import put_state
@@ -535,6 +535,8 @@ def _store(
     left = keeping.what_is_left(cell.inputs, before.bindings, after, cell.options.names)
     observed += keeping.binding_rows(left, cell.inputs, cell.namespace)
     changes = process.process_changes(before.process)
+    warned = shownonce.inside(before.process.warned, inputs.reached_functions(cell.inputs.traversal))
+    observed += environment.warning_rows(warned, changes.get("warned", {}))
     kept = keeping.keep(source, left, record.values, record.events(), changes)
     inputs.summarise(cell.inputs, kept.changed)
     if cell.doubted is not None:

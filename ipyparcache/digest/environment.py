@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from ipyparcache.digest import generators, modules, openfiles
+from ipyparcache.digest import generators, modules, openfiles, shownonce
 from ipyparcache.digest.filedigests import FileDigests
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded
 from ipyparcache.digest.libsettings import SETTINGS, settings_digest
@@ -216,6 +216,18 @@ def _names_file(text: str) -> bool:
         return False
 
 
+def warning_rows(before: shownonce.Shown, new: shownonce.Shown) -> list[Row]:
+    """Rows for the warnings of local modules that a run showed, and for those that it may have kept back.
+
+    Parameters
+    ----------
+    before, new : dict
+        What had been shown before the run of what it may show, and what the run showed.
+    """
+    rows = [Row("warned", name, "no") for name in sorted(shownonce.names_of(new))]
+    return rows + [Row("warned", name, "yes") for name in sorted(shownonce.names_of(before))]
+
+
 def file_row(path: str) -> Row:
     """A row that holds as long as a file has its present content."""
     with openfiles.unwatched():
@@ -242,6 +254,8 @@ def _now(kind: str, name: str) -> str:
         return _module_digest(name)
     if kind == "cwd":
         return _hexed(os.getcwd())
+    if kind == "warned":
+        return "yes" if name in shownonce.names_of(shownonce.shown()) else "no"
     if kind == "random":
         state = GENERATORS[name].state() if name in GENERATORS else None
         return generator_digest(state) if state is not None and is_seeded(name) else "unseeded"
@@ -287,6 +301,7 @@ def described(row: Sequence[Any]) -> str:
         "cwd": "the present folder is another one",
         "module": f"the module {name} changed",
         "name": f"`{name}`, which a library looks up, changed",
+        "warned": f"whether {name.partition(' ')[0]} has shown a warning already has changed",
         "random": f"the {name} generator is in another state",
         "exists": f"whether {name} exists has changed",
         "lexists": f"whether {name} exists has changed",

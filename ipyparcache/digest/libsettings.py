@@ -182,8 +182,9 @@ _OWN_RC = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
 
 
 def _rc() -> dict[str, object]:
-    parameters = dict.copy(sys.modules["matplotlib"].rcParams)
-    return {name: value for name, value in parameters.items() if name not in _OWN_RC}
+    # `dict.copy` would ask it for each, which sets filters for warnings and chooses a backend
+    parameters = dict.items(sys.modules["matplotlib"].rcParams)
+    return {name: value for name, value in parameters if name not in _OWN_RC}
 
 
 _plain_rc: tuple[list[str], list[object], list[tuple[list[object], list[object]]]] | None = None

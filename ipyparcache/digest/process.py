@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import interpreter, libsettings, modules, openfiles, registries
+from ipyparcache.digest import interpreter, libsettings, modules, openfiles, registries, shownonce
 from ipyparcache.digest.generators import GENERATORS, generator_digest, is_seeded, seeded
 from ipyparcache.digest.libsettings import SETTINGS, Setting, settings_digest
 from ipyparcache.errors import Unrepeatable
@@ -34,6 +34,7 @@ class ProcessState:
     tasks: set[int]  # pending in the event loop
     fixtures: dict[str, object]  # what is told to have changed, and cannot be brought back
     has_backend: bool  # whether pyplot has a place to draw
+    warned: shownonce.Shown
 
 
 def process_state() -> ProcessState:
@@ -55,6 +56,7 @@ def process_state() -> ProcessState:
             _pending_tasks(),
             _fixtures(),
             libsettings.has_plotting_backend(),
+            shownonce.shown(),
         )
 
 
@@ -121,6 +123,9 @@ def process_changes(before: ProcessState) -> dict[str, Any]:
         attributes = _changed_attributes(before)
         if attributes:
             changes["modules"] = attributes
+        warned = shownonce.new_in(shownonce.shown(), before.warned)
+        if warned:
+            changes["warned"] = warned
         return changes
 
 
@@ -158,7 +163,9 @@ def _changed_attributes(before: ProcessState) -> dict[str, tuple[dict[str, objec
         changed = {
             attribute: value
             for attribute, value in now.items()
-            if not _is_as_before(earlier, attribute, value) and not isinstance(value, ModuleType)
+            if not _is_as_before(earlier, attribute, value)
+            and not isinstance(value, ModuleType)
+            and attribute != shownonce.REGISTRY
         }
         gone = [attribute for attribute in earlier if attribute not in now]
         if changed or gone:
@@ -273,6 +280,7 @@ def restore_process(changes: Mapping[str, Any]) -> None:
             if generator.library in sys.modules:
                 generator.write(state)
                 seeded.add(name)
+        shownonce.note_shown(changes.get("warned", {}))
         for name, (values, dropped) in changes.get("modules", {}).items():
             module = sys.modules.get(name)
             if module is not None:

@@ -3,6 +3,8 @@
 import asyncio
 import decimal
 import json
+import sys
+import warnings
 
 import pytest
 
@@ -141,6 +143,32 @@ def test_a_warning_of_an_imported_module_points_at_the_one_who_imports(cell, cap
     cell("print(any('modules.py' in warning.filename for warning in heard))")
 
     assert capsys.readouterr().out == "[4]\nFalse\n"
+
+
+def test_a_warning_of_a_local_module_is_shown_once_in_each_kernel(
+    cell, cached, capsys, restart, tmp_path, monkeypatch
+):
+    (tmp_path / "warning_module.py").write_text(
+        "import warnings\ndef warn():\n  warnings.warn('careful')\n  return 1\ndef rest(): return 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", lambda text, *_: print(text, file=sys.stderr))
+
+    def runs_and_what_they_show(*bodies):
+        return [(cached(body), capsys.readouterr().err) for body in bodies]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        cell("import warning_module as m")
+        first = runs_and_what_they_show("y = m.warn()", "y = m.warn()", "y = m.warn()", "z = m.rest()")
+        restart()
+        cell("import warning_module as m")
+        second = runs_and_what_they_show("y = m.warn()", "y = m.warn()", "z = m.rest()")
+        cell("m.warn()")
+
+    assert first == [("miss", "careful\n"), ("miss", ""), ("hit", ""), ("miss", "")]
+    assert second == [("hit", "careful\n"), ("hit", ""), ("hit", "")]
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_shows_the_cell_and_no_watcher(cell, cached, capsys, tmp_path):

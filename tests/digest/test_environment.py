@@ -778,6 +778,15 @@ def test_a_generator_that_is_loaded_later_counts_as_seeded_when_somebody_seeds_i
     assert told.stdout.split() == ["False", "False", "True"]
 
 
+def test_noting_the_process_touches_no_filters_for_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[None] = []
+    monkeypatch.setattr(warnings, "_filters_mutated", lambda: touched.append(None))
+
+    process_changes(process_state())
+
+    assert touched == []
+
+
 def test_noting_the_process_is_quick() -> None:
     process_state()
     started = time.perf_counter()
