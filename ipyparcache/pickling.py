@@ -88,7 +88,8 @@ def dispatched_again(function: Callable[..., object], registry: dict[type, Any])
     return made
 
 
-def _is_array(value: object) -> bool:
+def is_array(value: object) -> bool:
+    """Whether it is an array of numpy's, or a map of a file, and no class derived from them."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap)
 
@@ -102,7 +103,7 @@ reduce_array: Callable[[Any], Any] = in_no_file
 """How to send an array that lies in a file, or NotImplemented; `engine.filebacked` knows more."""
 
 
-def _loses_byte_order(value: object) -> bool:
+def loses_byte_order(value: object) -> bool:
     """Whether numpy would bring an array back in another byte order: it does so where it pickles no
     buffer.
     """
@@ -135,7 +136,7 @@ def _picklers() -> tuple[type, type]:
             and not by_reference(obj)
         ):
             return dispatched_again, (obj.__wrapped__, dict(obj.registry))
-        elif _loses_byte_order(obj):
+        elif loses_byte_order(obj):
             return obj.copy("C").__reduce_ex__(5)
         return NotImplemented
 
@@ -147,7 +148,7 @@ def _picklers() -> tuple[type, type]:
             self.version = version
 
         def reducer_override(self, obj: Any) -> Any:
-            if _is_array(obj):
+            if is_array(obj):
                 parts = reduce_array(obj)
                 if parts is not NotImplemented:
                     return parts
@@ -329,7 +330,7 @@ def _without_maps(value: Any) -> Any:
 def dump_result(value: object, buffers: Buffers | None = None) -> bytes:
     """Pickle, on a worker, what a task returned."""
     sent: Any = _without_maps(value)
-    if _loses_byte_order(sent):
+    if loses_byte_order(sent):
         sent = sent.copy("C")
     keep = buffers.keep if buffers is not None else None
     try:
@@ -412,8 +413,10 @@ __all__ = [
     "dump_function",
     "dump_result",
     "dumps",
+    "is_array",
     "is_importable",
     "live_class",
+    "loses_byte_order",
     "pickled_before",
     "stands_alone",
     "wrap_non_picklable_objects",

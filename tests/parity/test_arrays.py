@@ -2,6 +2,8 @@
 
 import mmap
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +141,64 @@ def test_what_comes_home_is_a_plain_array(backend, limit, tmp_path):
         (np.ndarray, 300, True),
     ]
     del calls, mapped
+
+
+KINDS = {
+    "turned and with gaps": np.arange(10).astype(">i4")[::2],
+    "backwards": np.arange(10)[::-1],
+    "transposed": np.arange(24).reshape(2, 3, 4).transpose(1, 0, 2),
+    "Fortran order": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "one value for all": np.broadcast_to(np.arange(3), (4, 3)),
+    "0-d": np.array(3.5),
+    "empty": np.empty((0, 3)),
+    "records": np.array([(1, 2.5)], dtype=[("a", ">i4"), ("b", "f8")]),
+    "dates": np.array(["2020-01-01", "NaT"], "M8[D]"),
+    "texts": np.array(["a", "bé"]),
+    "objects": np.array([1, "a", None, [1]], object),
+    "masked": np.ma.array([1, 2, 3], mask=[0, 1, 0]),
+}
+
+
+def described(array):
+    turned = array.flags.f_contiguous and not array.flags.c_contiguous
+    return type(array).__name__.replace("memmap", "ndarray"), str(array.dtype), turned, repr(array.tolist())
+
+
+def described_and_given(values):
+    return {name: described(value) for name, value in values.items()}, values
+
+
+@PROCESSES
+@pytest.mark.parametrize("limit", [None, 0, "1M"])
+def test_arrays_of_every_kind_come_and_go(backend, limit):
+    expected = {name: described(value) for name, value in KINDS.items()}
+    ((there, back),) = Parallel(n_jobs=2, backend=backend, max_nbytes=limit)(
+        [delayed(described_and_given)(KINDS)]
+    )
+
+    assert there == expected
+    assert {name: described(value) for name, value in back.items()} == expected
+
+
+@PROCESSES
+def test_objects_of_the_program_go_beside_arrays_in_files(backend, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import numpy as np\n"
+        "from ipyparcache import Parallel, delayed\n"
+        "class Holding:\n"
+        "    def __init__(self, array):\n"
+        "        self.array = array\n"
+        "    def doubled(self):\n"
+        "        return Holding(self.array * 2)\n"
+        "if __name__ == '__main__':\n"
+        f"    call = Parallel(n_jobs=2, backend={backend!r}, max_nbytes=10)\n"
+        "    found = call(delayed(Holding(np.ones(100)).doubled)() for _ in range(3))\n"
+        "    print([type(one) is Holding for one in found], found[0].array.sum())\n"
+    )
+    ran = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
+
+    assert (ran.stdout, ran.stderr) == ("[True, True, True] 200.0\n", "")
 
 
 # ---- in files, where that is asked for

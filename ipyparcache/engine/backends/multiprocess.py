@@ -27,21 +27,44 @@ from ipyparcache.engine.backends.base import (
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
 
 
+class _Outward(ForkingPickler):
+    """A pickler of batches: arrays that lie in files, or belong there, go as maps of them."""
+
+    def reducer_override(self, obj: object) -> Any:
+        """How to send an array; the usual way for anything else."""
+        if not pickling.is_array(obj):
+            return NotImplemented
+        parts = filebacked.reduce_array(obj)
+        return parts if parts is not NotImplemented else _in_its_order(obj)
+
+
 class _Homeward(ForkingPickler):
     """A pickler of results: maps of files come home as arrays."""
 
     def reducer_override(self, obj: object) -> Any:
-        """How to send an array of a map; the usual way for anything else."""
-        numpy = sys.modules.get("numpy")
-        if numpy is None or type(obj) is not numpy.memmap:
+        """How to send an array; the usual way for anything else."""
+        if not pickling.is_array(obj):
             return NotImplemented
-        return numpy.array(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # a copy can be written to
+        numpy = sys.modules["numpy"]
+        if type(obj) is numpy.memmap:
+            return numpy.array(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # a copy can be written to
+        return _in_its_order(obj)
+
+
+def _in_its_order(array: Any) -> Any:
+    if pickling.loses_byte_order(array):
+        return array.copy("C").__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return NotImplemented
 
 
 def _run_pickled(payload: bytes) -> bytes | _Failed:
     """What a batch gives, pickled; by the pool's own protocol, arrays would lose the order of their bytes."""
     try:
-        return bytes(_Homeward.dumps(pickle.loads(payload)(), pickle.HIGHEST_PROTOCOL))
+        found = pickle.loads(payload)()
+        try:
+            return bytes(_Homeward.dumps(found, pickle.HIGHEST_PROTOCOL))
+        except Exception:  # what only goes by value: an error of this second attempt is the one worth telling
+            return pickling.dump_result(found)
     except (
         BaseException
     ) as error:  # the pool would lose a KeyboardInterrupt, and the call would wait for ever
@@ -58,12 +81,10 @@ class _Failed:
 
 def _pickled(batch: Callable[[], Any]) -> bytes:
     """The batch as a child unpickles it: by reference where that does, as a fork has all modules."""
-    if not filebacked.is_active():
-        try:
-            return bytes(ForkingPickler.dumps(batch, pickle.HIGHEST_PROTOCOL))
-        except Exception:  # lambdas, closures and what else only goes by value
-            return pickling.dumps(batch, "multiprocessing")
-    return pickling.dumps(batch, "multiprocessing")
+    try:
+        return bytes(_Outward.dumps(batch, pickle.HIGHEST_PROTOCOL))
+    except Exception:  # lambdas, closures and what else only goes by value
+        return pickling.dumps(batch, "multiprocessing")
 
 
 def _end(pool: Any) -> None:
