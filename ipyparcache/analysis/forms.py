@@ -15,6 +15,21 @@ TEXT = "__ipyparcache_text__"
 DRAW = "draw"
 
 
+#: How a statement changes its root that opens it, writes to it, and closes it.
+FILE = "file"
+
+
+#: Functions that write what they are given to a file that is open, or make what writes to it.
+WRITING_FUNCTIONS = frozenset(
+    {"print", "json.dump", "pickle.dump", "yaml.dump", "csv.writer", "csv.DictWriter"}
+    | {"np.savetxt", "np.save"}
+)
+
+
+#: Methods of what is written to an open file.
+WRITTEN_METHODS = frozenset({"to_csv", "to_string", "to_json", "to_html"})
+
+
 #: Methods that change their object and whose result says what was in it.
 TAKING_METHODS = frozenset({"pop", "popitem", "popleft", "setdefault"})
 
@@ -539,6 +554,72 @@ def _cut_plain(node: ast.expr, root: str, holes: list[ast.expr]) -> bool:
     return False
 
 
+def _written_block(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
+    """`with open('log.txt', 'a') as f: f.write(e)`: one file for all iterations, written in their order."""
+    match statement:
+        case ast.With(
+            items=[
+                ast.withitem(
+                    context_expr=ast.Call(func=ast.Name(id="open")) as opened, optional_vars=ast.Name(id=file)
+                )
+            ],
+            body=body,
+        ) if _opens_one_file(opened, bound):
+            ours, holes = {file}, list[ast.expr]()
+            for part in body:
+                match part:
+                    case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                        if not _cut_written(call, ours, holes):
+                            return None
+                        ours.add(name)
+                    case ast.Expr(value=ast.Call() as call) if _mentions(call, ours):
+                        if not _cut_written(call, ours, holes):
+                            return None
+                    case _:
+                        return None
+            every = frozenset(range(len(holes)))
+            return Found(statement, holes, dict.fromkeys(sorted(ours)), ours, FILE, every, needless=every)
+    return None
+
+
+def _opens_one_file(call: ast.Call, bound: set[str]) -> bool:
+    """Whether a file is opened to be written whose path is the same in all iterations."""
+    given = {k.arg: k.value for k in call.keywords}
+    options = [*call.args[1:], *given.values()]
+    mode = call.args[1] if len(call.args) == 2 else given.get("mode")
+    if not (len(call.args) in (1, 2) and isinstance(mode, ast.Constant) and isinstance(mode.value, str)):
+        return False
+    writes = bool(set(mode.value) & set("aw")) and set(mode.value) <= set("awbt")
+    path = call.args[0]
+    calls = [part for part in ast.walk(path) if isinstance(part, ast.Call)]
+    plain = all(isinstance(o, ast.Constant) for o in options) and not _mentions(path, bound)
+    return writes and plain and all(ast.unparse(part.func) == "os.path.join" for part in calls)
+
+
+def _mentions(node: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(node))
+
+
+def _cut_written(node: ast.expr, ours: set[str], holes: list[ast.expr]) -> bool:
+    """Cut out of a call what is written, apart from the file, and what writes to it."""
+    if not _mentions(node, ours):
+        holes += [] if isinstance(node, ast.Constant) else [node]
+        return True
+    match node:
+        case ast.Name():
+            return True
+        case ast.Call(func=func, args=args, keywords=keywords):
+            if any(isinstance(a, ast.Starred) for a in args) or any(k.arg is None for k in keywords):
+                return False
+            if isinstance(func, ast.Attribute) and ast.unparse(func) not in WRITING_FUNCTIONS:
+                writes = _mentions(func.value, ours) or func.attr in WRITTEN_METHODS
+                known = writes and _cut_written(func.value, ours, holes)
+            else:
+                known = ast.unparse(func) in WRITING_FUNCTIONS
+            return known and all(_cut_written(a, ours, holes) for a in [*args, *(k.value for k in keywords)])
+    return False
+
+
 #: What a statement may be to be replayed, in the order in which it is asked. A new form is a row here.
 RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] = (
     _conditional,
@@ -550,6 +631,7 @@ RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] =
     _item_delete,
     _reduction,
     _made_on_demand,
+    _written_block,
 )
 
 

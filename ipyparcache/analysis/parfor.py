@@ -22,6 +22,7 @@ from ipyparcache.analysis.flow import Flow, Read, Unstable, free_names
 from ipyparcache.analysis.forms import (
     ASKING_FUNCTIONS,
     CHANGING_FUNCTIONS,
+    FILE,
     PROGRESS_METHODS,
     RECOGNISED,
     Found,
@@ -535,8 +536,14 @@ class _Classifier:
 
     def _check_files(self, private: set[str]) -> None:
         """Files that every iteration writes: their lines would come in any order, or the wrong one last."""
+        in_order = {
+            id(part)
+            for found in self.found.values()
+            if found.method == FILE
+            for part in ast.walk(found.statement)
+        }
         for node in own_nodes(self.body):
-            if not isinstance(node, ast.Call):
+            if not isinstance(node, ast.Call) or id(node) in in_order:
                 continue
             path = written_path(node)
             if path is not None and is_fixed(path, private):

@@ -12,6 +12,7 @@ import pathlib
 import posixpath
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -290,6 +291,12 @@ class Meetings:
                 known = self._writers.get(path)
                 self._writers[path] = _later(known[0] if known else None, here), use
         return met
+
+    def wrote(self, path: str, number: int) -> None:
+        """Note that the kernel has written a file for an iteration, just now."""
+        here = Span(number, number, time.monotonic())
+        for name in (path, os.path.dirname(path) + os.sep):
+            self._writers[name] = here, WRITTEN | MADE | IS_THERE
 
     def _before(self, path: str, use: int) -> Span | None:
         """The earlier chunk that ended last of those with which this use does not go together."""

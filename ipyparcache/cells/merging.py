@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 from ipyparcache.analysis.body import HOLE, Site
 from ipyparcache.analysis.columns import Columns
+from ipyparcache.analysis.forms import FILE
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refits import Refit
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
-from ipyparcache.cells.fileuses import Meetings
+from ipyparcache.cells.fileuses import Meetings, Span
 from ipyparcache.cells.journal import PLAIN
 from ipyparcache.cells.messages import ChunkResult, Failure, Left
 from ipyparcache.cells.plans import Host, LoopOptions, LoopReport
@@ -73,6 +76,11 @@ class Merger:
         self._touched: dict[int, object] = {}
         self._learned: dict[int, Set[str]] = {}  # by the number of a site: what its estimator has learned
         self._meetings = Meetings()
+        self._files = {
+            number: _path_of(site, host.file_name)
+            for number, site in enumerate(parfor.sites)
+            if site.method == FILE
+        }
 
     def merge(self, chunk: Chunk) -> Iterator[list[Any]]:
         """Merge a chunk that is over; yields elements, and raises what ended it."""
@@ -83,6 +91,7 @@ class Merger:
         failure = result.failure if result is not None else None
         apart = self.relay.marked and bool(chunk.events)
         one_by_one = bool(chunk.objects or self._columns or self.parfor.refits) or self.stops_early or apart
+        one_by_one = one_by_one or bool(self._files)
         if lost_from is None and failure is None and not one_by_one:
             values = self._merge_plain(chunk)
             if values:
@@ -197,6 +206,7 @@ class Merger:
                 what = f"`{self.measured[id(objects[key])]}`, whose length is read, too,"
                 raise ChangeLost(self.parfor.line, what, number, number, _MEET_ADVICE)
             self._touched[id(objects[key])] = objects[key]
+        written = self._written_by(number, left, chunk) if self._files else ()
         try:
             self.replayer.apply(left, objects, lambda entry: self.relay.show_of(chunk, number, entry))
         except Exception as error:
@@ -204,6 +214,20 @@ class Merger:
             raise failures.noted(
                 of_the_cell(error, self.host.file_name), self.parfor, number, left[1]
             ) from None
+        for path in written:
+            self._meetings.wrote(path, number)
+
+    def _written_by(self, number: int, left: Left, chunk: Chunk) -> list[str]:
+        """The files that are to be written here for an iteration, which its worker must not have used."""
+        sites = {entry[0] for entry in left[0] if entry[0] in self._files}
+        found = [eval(self._files[site], self.namespace) for site in sorted(sites)]
+        paths = [os.path.abspath(os.fsdecode(f)) for f in found if isinstance(f, str | bytes | os.PathLike)]
+        uses = chunk.result.files if chunk.result is not None else {}
+        for path in paths:
+            if uses.keys() & {path, os.path.dirname(path) + os.sep}:
+                here = Span(number, number, 0.0)
+                raise failures.files_met(self.parfor, path, here, chunk.first, chunk.first + chunk.count - 1)
+        return paths
 
     def _check_files(self, chunk: Chunk, result: ChunkResult) -> None:
         """No iteration may meet an earlier one at a file while both run."""
@@ -282,6 +306,14 @@ class Merger:
             holes = [failed if name is None else bindings[name] for name in site.slot]
             with suppress(Exception):  # a place that cannot hold an object, such as an array's
                 self.replayer.sites[position](*holes)
+
+
+def _path_of(site: Site, file_name: str) -> CodeType:
+    """What gives the path of the file that a site opens."""
+    assert isinstance(site.statement, ast.With)
+    opened = site.statement.items[0].context_expr
+    assert isinstance(opened, ast.Call)
+    return compile(ast.Expression(opened.args[0]), file_name, "eval")
 
 
 def _is_label(key: Any) -> bool:
