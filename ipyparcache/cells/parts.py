@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from ipyparcache.digest.objects import Traversal
 from ipyparcache.errors import Undigestible
 
-Parts = tuple[list[int], str]
-"""Places among the immutable objects of the inputs, and the digest of what lies there."""
+Parts = tuple[list[list[int]], str]
+"""Places of each among the immutable objects of the inputs, and the digest of what lies there."""
 
 MOST = 10_000  # where there are more, equal objects take their places, which costs less
+MOST_PLACES = 8  # of one object, at which it has to lie again
 
 
 def kept(inputs: Traversal, left: Traversal, known: Sequence[object]) -> Parts | None:
@@ -33,23 +34,28 @@ def kept(inputs: Traversal, left: Traversal, known: Sequence[object]) -> Parts |
         held.update(id(labels) for _, labels in left.instances(pandas.Index))
     if not held:
         return None
-    found: dict[int, int] = {}
+    found: dict[int, list[int]] = {}
     for place, thing in enumerate(inputs.fixed()):
         if id(thing) in held:
-            found.setdefault(id(thing), place)
+            found.setdefault(id(thing), []).append(place)
     if not 0 < len(found) <= MOST:
         return None
-    places = sorted(found.values())
+    places = sorted(places[:MOST_PLACES] for places in found.values())
     digest = digest_of_parts(live(inputs, (places, "")), inputs.main, known)
     return None if digest is None else (places, digest)
 
 
 def live(inputs: Traversal, parts: Parts | None) -> list[object]:
-    """What lies at these places now."""
+    """What lies at these places now, without what is no longer one object at all of its places."""
     if parts is None:
         return []
     fixed = inputs.fixed()
-    return [fixed[place] for place in parts[0] if place < len(fixed)]
+    found = []
+    for places in parts[0]:
+        things = [fixed[place] for place in places if place < len(fixed)]
+        if len(things) == len(places) and all(thing is things[0] for thing in things):
+            found.append(things[0])
+    return found
 
 
 def digest_of_parts(

@@ -547,3 +547,13 @@ def test_equal_objects_that_are_shared_otherwise_are_no_hit_that_mixes_them_up(c
 
     assert cached(body) in ("hit", "miss")
     assert names["y"] is names["xs"][2]
+
+
+def test_an_equal_object_in_place_of_one_that_was_shared_is_no_hit(cell, cached, names):
+    cell("import datetime as dt\ndays = [dt.date(2024, 1, n) for n in (1, 2)]; last = days[1]")
+    body = "pair = (last, days[0])"
+    assert [cached(body), cached(body)] == ["miss", "hit"]
+    cell("last = dt.date(2024, 1, 2)")
+
+    assert cached(body) == "miss"
+    assert names["pair"][0] is names["last"]
