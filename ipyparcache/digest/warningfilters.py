@@ -71,7 +71,7 @@ def _may_be_users(one: Filter) -> bool:
 
 
 def facts() -> list[str]:
-    """The filters that the user set, in their order, and those of Python's own that are gone."""
+    """Filters that the user set, in order, Python's own that are gone, and what `PYTHONWARNINGS` says."""
     global _last
     if not _is_begun:
         return []
@@ -81,6 +81,7 @@ def facts() -> list[str]:
     _keep_those_that_stand()
     told = [_text(one) for one in now if id(one) not in _others]
     told += [f"not {_text(one)}" for one in _own if one not in now]
+    told += [f"as started with {option}" for option in sys.warnoptions]
     _last = now, told
     return told
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ USER: dict[str, Any] = {"__name__": "__main__", "warnings": warnings}
 @pytest.fixture(autouse=True)
 def few_filters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Python's own filters, and functions that are watched."""
+    monkeypatch.setattr(sys, "warnoptions", [])
     with warnings.catch_warnings():
         warnings.filters[:] = list(warningfilters._PYTHONS)  # type: ignore[index]
         warningfilters.begin(user_cells_ran=False)
@@ -100,3 +102,9 @@ def test_nothing_is_told_while_nobody_watches() -> None:
     warningfilters.end()
 
     assert warningfilters.facts() == []
+
+
+def test_filters_that_python_was_started_with_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", ["error::UserWarning"])
+
+    assert warningfilters.facts() == ["as started with error::UserWarning"]
