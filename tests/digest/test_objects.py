@@ -420,7 +420,7 @@ COLLISIONS: dict[str, list[Any]] = {
     ],
     "arrays: subclasses": [
         np.eye(2),
-        np.matrix(np.eye(2)),
+        np.eye(2).view(np.matrix),
         np.rec.array([(1.0, 0.0)], dtype=[("a", "f8"), ("b", "f8")]),
     ],
     "dtypes": [np.dtype("f8"), np.dtype("f4"), np.dtype(">f8"), np.dtype([("a", "f8")]), np.float64, "f8"],
