@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipyparcache.analysis.changing import COPYING_METHODS, REPLAYED_METHODS
+from ipyparcache.analysis.collected import Found
+from ipyparcache.analysis.conditionals import prints_itself
 from ipyparcache.analysis.flow import bound_names
-from ipyparcache.analysis.forms import (
-    COPYING_METHODS,
-    REPLAYED_METHODS,
-    Found,
-    looked_up_before,
-    prints_itself,
-)
+from ipyparcache.analysis.forms import looked_up_before
 from ipyparcache.analysis.ownrows import OwnRows
 from ipyparcache.analysis.walk import leaves_of, own_nodes, statements_of
 

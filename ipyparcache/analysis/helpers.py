@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ipyparcache.analysis.changing import changed_roots
 from ipyparcache.analysis.flow import bound_names, free_names, parameters_of
-from ipyparcache.analysis.forms import changed_roots
 from ipyparcache.analysis.walk import comprehension_names, own_nodes
 
 #: Calls that may read or write any name.

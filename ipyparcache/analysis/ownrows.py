@@ -6,8 +6,8 @@ import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ipyparcache.analysis.changing import Path, changed_roots
 from ipyparcache.analysis.flow import bound_names
-from ipyparcache.analysis.forms import Path, changed_roots
 from ipyparcache.analysis.walk import comprehension_names, own_nodes
 
 

@@ -16,23 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import ITEM, OURS, VALUE, Builder, Site, Tail, plainer
+from ipyparcache.analysis.changing import CHANGING_FUNCTIONS, PROGRESS_METHODS, Path, changed_roots, path_of
+from ipyparcache.analysis.collected import Found, drawing
 from ipyparcache.analysis.columns import Columns, columns_of, only_asked, writes_of
+from ipyparcache.analysis.conditionals import ASKING_FUNCTIONS, prints_itself
 from ipyparcache.analysis.counters import Counter, counters_of
 from ipyparcache.analysis.flow import Flow, Read, Unstable, free_names
-from ipyparcache.analysis.forms import (
-    ASKING_FUNCTIONS,
-    CHANGING_FUNCTIONS,
-    FILE,
-    PROGRESS_METHODS,
-    RECOGNISED,
-    Found,
-    Path,
-    changed_roots,
-    drawing,
-    path_of,
-    prints_itself,
-    template_nodes,
-)
+from ipyparcache.analysis.forms import FILE, RECOGNISED, template_nodes
 from ipyparcache.analysis.helpers import Facts, is_dynamic, is_fixed, written_path
 from ipyparcache.analysis.ownrows import OwnRows, keys_of, own_rows_of
 from ipyparcache.analysis.refits import Refit, refit_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import VALUE, replaced
+from ipyparcache.analysis.changing import path_of
 from ipyparcache.analysis.flow import bound_names
-from ipyparcache.analysis.forms import path_of
 from ipyparcache.analysis.helpers import Facts, helper_of
 from ipyparcache.analysis.parfor import Parfor, classify_comprehension, classify_loop
 from ipyparcache.analysis.refusals import Refusal

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from ipyparcache.analysis.body import Site
-from ipyparcache.analysis.forms import path_of
+from ipyparcache.analysis.changing import path_of
 from ipyparcache.cells.travel import ATOMS, DEFINITIONS, globals_of
 
 #: What of an object of a library can be read while its items are written: none of it depends on them.

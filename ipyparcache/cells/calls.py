@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ipyparcache.analysis import refusals
+from ipyparcache.analysis.changing import changed_roots, path_of
 from ipyparcache.analysis.flow import parameters_of
-from ipyparcache.analysis.forms import changed_roots, path_of
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refusals import Refusal
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from ipyparcache.analysis.changing import changed_roots
 from ipyparcache.analysis.flow import Flow
-from ipyparcache.analysis.forms import changed_roots
 from ipyparcache.cells.runs import Run, duration
 from ipyparcache.errors import ParcacheError
 

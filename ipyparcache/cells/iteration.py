@@ -30,7 +30,7 @@ from ipyparcache.analysis.body import (
     UNFINISHED,
     VALUE,
 )
-from ipyparcache.analysis.forms import TEXT as TEXT_OF
+from ipyparcache.analysis.collected import TEXT as TEXT_OF
 from ipyparcache.cells import fileuses, holding, standins, travel, watching
 from ipyparcache.cells.estimators import Fitted
 from ipyparcache.cells.holding import Held

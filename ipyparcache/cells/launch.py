@@ -17,7 +17,8 @@ from typing import Any
 
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
-from ipyparcache.analysis.forms import DRAW, PROGRESS_METHODS, REPLAYED_METHODS, path_of
+from ipyparcache.analysis.changing import PROGRESS_METHODS, REPLAYED_METHODS, path_of
+from ipyparcache.analysis.collected import DRAW
 from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipyparcache.analysis.body import CONTENT, HASHED, ITEM, KEY, LOG, NOW, OURS, UNBIND, VALUE
-from ipyparcache.analysis.forms import TEXT as TEXT_OF
+from ipyparcache.analysis.collected import TEXT as TEXT_OF
 from ipyparcache.cells import travel, watching
 from ipyparcache.cells.messages import Body
 from ipyparcache.cells.travel import MAIN

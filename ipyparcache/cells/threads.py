@@ -29,7 +29,7 @@ from ipyparcache.analysis.body import (
     UNFINISHED,
     VALUE,
 )
-from ipyparcache.analysis.forms import TEXT as TEXT_OF
+from ipyparcache.analysis.collected import TEXT as TEXT_OF
 from ipyparcache.cells import standins
 from ipyparcache.cells.iteration import (
     KeyOf,
