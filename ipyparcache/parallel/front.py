@@ -133,7 +133,6 @@ class Parallel(Followed):
     _files: FileArrays | None = None
     _lanes: Lanes | None = None
     _bar: tuple[Tracker, Bar] | None = None
-    _followed = False
     _early: list[tuple[int, float, int | None]] | None = None  # counts of a call that has no bar so far
 
     def __init__(
@@ -401,7 +400,6 @@ class Parallel(Followed):
 
     def _begin(self, iterable: Iterable[Triple], count: int) -> None:
         self._begin_counting(iterable)
-        self._followed = self._is_followed()
         if self.verbose and count > 1 and not isinstance(self._backend, SequentialBackend):
             self._print(f"Using backend {type(self._backend).__name__} with {count} concurrent workers.")
         self._early = None
@@ -440,7 +438,7 @@ class Parallel(Followed):
             return False
         if self.progress is True:
             return True
-        if self.verbose or nesting_level() or self._followed:
+        if self.verbose or nesting_level() or self._is_followed():
             return False
         return "IPython" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 

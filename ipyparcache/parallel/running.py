@@ -164,7 +164,7 @@ def as_list(call: Parallel, iterable: Iterable[Triple], count: int) -> list[Any]
     function = source.peek_function()
     if function is None:
         return []
-    telling = bool(call.verbose or call._bar is not None or call._followed)
+    telling = bool(call.verbose or call._bar is not None or call._is_followed())
     begun = _begun(call, function, source, count) if ahead is None else None
     if isinstance(begun, Ran):
         call.n_dispatched_tasks = len(begun.values)
