@@ -155,7 +155,12 @@ def _after(statement: ast.stmt, facts: Facts) -> Facts:
     drawn = facts.drawn - names
     if isinstance(statement, ast.Assign) and _makes_axes(statement.value, facts):
         drawn |= {t.id for target in statement.targets for t in leaves_of(target) if isinstance(t, ast.Name)}
-    return Facts(helpers, modules, drawn)
+    managers = facts.managers - names
+    if isinstance(statement, ast.ClassDef) or getattr(statement, "decorator_list", None):
+        managers |= names  # they may be, or make, managers of the notebook's own
+    elif any(isinstance(part, ast.Name) and part.id in facts.managers for part in ast.walk(statement)):
+        managers |= names
+    return Facts(helpers, modules, drawn, managers=managers, learners=facts.learners - names)
 
 
 def _makes_axes(value: ast.expr, facts: Facts) -> bool:

@@ -23,6 +23,7 @@ from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
+from ipyparcache.cells.estimators import forgets
 from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.ownitems import OwnItems
 from ipyparcache.cells.plans import LoopOptions, refused
@@ -175,6 +176,8 @@ class Launch:
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         for refit in self.parfor.refits:
             value = self.namespace[refit.root]
+            if not forgets(value):  # any more: the cell may have changed its parameters before the loop
+                raise refused(refusals.ChangedByMethod(refit.line, refit.root, f"{refit.root}.fit"))
             others = [n for n in (*self.parfor.reads, *parcel.readers) if n != refit.root]
             shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
             if shared is not None or refit.root in parcel.readers:

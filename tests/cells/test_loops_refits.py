@@ -128,3 +128,26 @@ def test_each_estimator_forgets_when_it_is_fitted_what_it_knew():
         assert was == now, name
 
     assert compared > 100
+
+
+@pytest.mark.parametrize("before", ["out = []", "out, other = [], model.get_params()"])
+def test_statements_of_the_cell_before_the_loop_leave_it_an_estimator_that_is_fitted_anew(before):
+    (plain, _), (tested, raised), host = both(before + CELL)
+
+    assert raised is None
+    assert describe(tested)["model"] == describe(plain)["model"]
+    assert not host.notes
+
+
+def test_an_estimator_that_the_cell_has_told_to_go_on_is_not_fitted_on_workers():
+    setup = SETUP + "from sklearn.linear_model import SGDRegressor\nmodel = SGDRegressor(random_state=0)\n"
+    cell = (
+        "model.set_params(warm_start=True)\nfor k in range(3):\n    model.fit(X, y)\n    out.append(model.t_)"
+    )
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+    host, raised, _ = parallel(tested, cell)
+
+    assert raised is None
+    assert tested["out"] == plain["out"]
+    assert "ran here" in "".join(host.notes)
