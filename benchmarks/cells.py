@@ -87,6 +87,18 @@ class Cells:
             raise RuntimeError(f"{reply['content'].get('evalue')}, in a cell that begins {source[:40]!r}")
         return taken
 
+    def first_output(self, source: str) -> float:
+        """Seconds from the request of a cell to the first thing that it shows."""
+        shown: list[float] = []
+
+        def note(message: dict[str, Any]) -> None:
+            if message["header"]["msg_type"] in ("stream", "display_data"):
+                shown.append(time.perf_counter())
+
+        began = time.perf_counter()
+        self._client.execute_interactive(source, timeout=300, output_hook=note)
+        return shown[0] - began
+
     def contestant(self, source: str, before: str = "") -> Callable[[], float]:
         """The cell as a contestant; what is run before it does not count."""
 

@@ -25,7 +25,7 @@ import psutil
 from joblib.externals import loky
 
 import ipyparcache
-from benchmarks.rounds import OURS, Contest, Standing, asked, measure, repeated, report, timed
+from benchmarks.rounds import IDEAL, OURS, Contest, Standing, asked, measure, repeated, report, timed
 from ipyparcache.parallel.dispatch import Options, Run, Source
 
 try:
@@ -40,9 +40,6 @@ COLD = {
     "futures": "from concurrent.futures import ProcessPoolExecutor\n"
     "with ProcessPoolExecutor(2) as pool: list(pool.map(f, range(2)))",
 }
-
-
-IDEAL = "ideal"  # what no pool can beat: the tasks one after another, divided by the workers
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import psutil
 
 OURS = "ipyparcache"
+IDEAL = "ideal"  # what no pool can beat: the tasks one after another, divided by the workers
 
 
 def milliseconds(seconds: float) -> str:

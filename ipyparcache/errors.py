@@ -133,6 +133,10 @@ class WorkerDied(EngineError):
         self.max_rss = max_rss
 
     def __str__(self) -> str:
+        how, advice, memory = self._end()
+        return f"the worker of {self.unit} {self.index} {how} while it ran.{memory}{advice}"
+
+    def _end(self) -> tuple[str, str, str]:
         if self.signal is not None:
             import signal
 
@@ -146,7 +150,19 @@ class WorkerDied(EngineError):
             how = f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
             advice = ""
         memory = f" Its memory had reached {self.max_rss / 1e6:,.0f} MB." if self.max_rss else ""
-        return f"the worker of {self.unit} {self.index} {how} while it ran.{memory}{advice}"
+        return how, advice, memory
+
+
+class WorkersDiedLoading(WorkerDied):
+    """Worker processes end, one after another, while they load the function of the tasks."""
+
+    def __str__(self) -> str:
+        how, advice, memory = self._end()
+        return (
+            f"each worker ended before it began a {self.unit}, while it loaded the function and what that "
+            f"needs: the last one {how}.{memory}{advice}\n"
+            "Look for a module that cannot be imported twice, or a global whose unpickling ends the process."
+        )
 
 
 class TaskTimeout(EngineError, TimeoutError):

@@ -23,10 +23,12 @@ from ipyparcache.cells.options import (
     Option,
     Parsed,
     WrongOption,
+    at_least,
     help_text,
     one_of,
     parse_line,
     seconds,
+    variable,
     whole,
 )
 from ipyparcache.cells.runs import Run
@@ -64,21 +66,21 @@ PARALLEL_OPTIONS = (
         "processes",
     ),
     Option("--cached", "each iteration is an entry of its own", None, "", False),
-    Option("--seed", "own random stream for each iteration", whole, "N"),
-    Option("--background", "return at once; NAME is a handle", str, "NAME"),
+    Option("--seed", "own random stream for each iteration", at_least(0), "N"),
+    Option("--background", "return at once; NAME is a handle", variable, "NAME"),
     Option(
         "--on-error", "raise, or collect the errors and go on", one_of("raise", "collect"), "HOW", "raise"
     ),
     Option("--timeout", "seconds an iteration may take", seconds, "S"),
-    Option("--retries", "more attempts for an iteration that fails", whole, "N", 0),
+    Option("--retries", "more attempts for an iteration that fails", at_least(0), "N", 0),
     Option(
         "--chunk",
         "iterations sent at once; by their time if not given",
-        lambda text: None if text == "auto" else whole(text),
+        lambda text: None if text == "auto" else at_least(1)(text),
         "auto|N",
     ),
     Option("--order", "print in order (kept) or as it comes (free)", one_of("kept", "free"), "HOW", "kept"),
-    Option("--inner-threads", "threads of BLAS and OpenMP in each worker", whole, "N"),
+    Option("--inner-threads", "threads of BLAS and OpenMP in each worker", at_least(1), "N"),
     Option("--progress", "show the bar (--no-progress: do not)", None, "", None),
     Option("--no-progress", "show no bar"),
     Option("--quiet", "no summary below the cell; warnings stay", None, "", False),
@@ -251,9 +253,11 @@ def _run_loops(
             loops.run_cell(plan, host)
     except BaseException as error:
         raised = error
-        host.clear_before_more()
-        show_error(shell, without_our_frames(error))
     report = loops.last_report()
+    if raised is not None:
+        host.clear_before_more()
+        last = (host.file_name, report.loops[-1].line) if report.loops else None
+        show_error(shell, without_our_frames(raised, last))
     reports.note_report(report)
     for loop in report.loops:
         asked.add(loop.asked)

@@ -91,7 +91,8 @@ def dispatched_again(function: Callable[..., object], registry: dict[type, Any])
 def is_array(value: object) -> bool:
     """Whether it is an array of numpy's, or a map of a file, and no class derived from them."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap)
+    # `memmap` comes late: whoever loads it in another thread cannot have made an array yet.
+    return numpy is not None and hasattr(numpy, "memmap") and type(value) in (numpy.ndarray, numpy.memmap)
 
 
 def in_no_file(array: object) -> Any:
@@ -318,7 +319,7 @@ _MAP = b"\x06memmap"
 def _without_maps(value: Any) -> Any:
     """The value with maps of files as arrays of their own: the file may go with the call."""
     numpy = sys.modules.get("numpy")
-    if numpy is None:
+    if numpy is None or not hasattr(numpy, "memmap"):  # not loaded, or just being loaded
         return value
     if type(value) is numpy.memmap:
         return numpy.array(value, order="K", subok=False)

@@ -6,6 +6,7 @@ its teardown. `KEPT_THREADS` and `KEPT_DESCRIPTORS` list what a session may keep
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 # Threads of libraries that live as long as the process.
 KEPT_THREADS = {
     "IPythonHistorySavingThread": "IPython's, one a process",
-    "ipyparcache-progress": "the timer of the progress bars; ends by itself a second after the last of them",
+    "ipyparcache-progress": "the timer of the progress bars; ends by itself half a minute after the last",
     "asyncio_": "the executor of an event loop that a library keeps, such as Playwright's",
 }
 
@@ -217,6 +218,11 @@ def shell() -> Iterator[InteractiveShell]:
     try:
         yield shell
     finally:
+        # At the end of the process IPython would reset each shell that there was, with a collection each,
+        # and until then none of them is freed. Their temporary files go with the folder of the test.
+        atexit.unregister(shell.atexit_operations)
+        if shell.history_manager is not None:
+            shell.history_manager.end_session()
         shell.restore_sys_module_state()
         InteractiveShell.clear_instance()
         sys.modules["__main__"] = kept_main

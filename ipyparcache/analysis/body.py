@@ -465,7 +465,8 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
     made: list[ast.stmt] = []
     for statement in statements:
         if isinstance(statement, ast.Assign):
-            made.extend(_plainer_assign(statement, numbers))
+            chosen = _plainer_choice(statement)
+            made.extend([chosen] if chosen is not None else _plainer_assign(statement, numbers))
             continue
         if isinstance(statement, ast.Expr):
             made.append(_plainer_expression(statement, numbers))
@@ -487,7 +488,10 @@ def plainer(statements: Sequence[ast.stmt], numbers: Iterator[int]) -> list[ast.
 
 
 def _plainer_expression(statement: ast.Expr, numbers: Iterator[int]) -> ast.stmt:
-    """`d[k].append(x) if c else None`, `c and out.append(x)`, `[out.append(x) for x in xs]` as statements."""
+    """`d[k].append(x) if c else None`, `c and out.append(x)`, `[out.append(x) for x in xs]` as statements.
+
+    And `(a if c else b).append(x)`.
+    """
     made: ast.stmt
     match statement.value:
         case ast.IfExp(test=test, body=body, orelse=orelse):
@@ -495,6 +499,10 @@ def _plainer_expression(statement: ast.Expr, numbers: Iterator[int]) -> ast.stmt
             if not blocks[0]:
                 test, blocks = ast.UnaryOp(ast.Not(), test), blocks[::-1]
             made = ast.If(test, blocks[0] or [ast.Pass()], blocks[1])
+        case ast.Call() as call if (choice := _chosen_owner(call)) is not None:
+            calls = [replaced(call, {id(choice): owner}) for owner in (choice.body, choice.orelse)]
+            blocks = [plainer(_alone(part), numbers) for part in calls if isinstance(part, ast.expr)]
+            made = ast.If(choice.test, *blocks)
         case ast.BoolOp(op=op, values=[*tests, last]):
             test = ast.BoolOp(op, tests) if len(tests) > 1 else tests[0]
             test = test if isinstance(op, ast.And) else ast.UnaryOp(ast.Not(), test)
@@ -515,6 +523,21 @@ def _plainer_expression(statement: ast.Expr, numbers: Iterator[int]) -> ast.stmt
         if isinstance(node, ast.stmt | ast.expr) and not hasattr(node, "lineno"):
             ast.copy_location(node, statement)
     return made
+
+
+def _chosen_owner(call: ast.Call) -> ast.IfExp | None:
+    """The choice with which a chain of calls, attributes and items begins: it is made before all else."""
+    node: ast.expr = call
+    while True:
+        match node:
+            case ast.IfExp():
+                return node
+            case ast.Call(func=ast.Attribute(value=owner)) | ast.Subscript(value=owner):
+                node = owner
+            case ast.Attribute(value=owner):
+                node = owner
+            case _:
+                return None
 
 
 def _alone(value: ast.expr) -> list[ast.stmt]:
@@ -546,6 +569,21 @@ def _with_body(handler: ast.ExceptHandler, body: list[ast.stmt]) -> ast.ExceptHa
     new = copy.copy(handler)
     new.body = body
     return new
+
+
+def _plainer_choice(statement: ast.Assign) -> ast.If | None:
+    """`x = e if c else x` as two statements; None where `x` has nothing to do with what it gets.
+
+    `x = x` stays: it fails where there is no `x` yet.
+    """
+    match statement:
+        case ast.Assign(
+            targets=[ast.Name(id=name) as target], value=ast.IfExp(test=test, body=body, orelse=orelse)
+        ) if any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(statement.value)):
+            assigns = (ast.Assign([copy.copy(target)], value) for value in (body, orelse))
+            first, second = (ast.copy_location(assign, statement) for assign in assigns)
+            return ast.copy_location(ast.If(test, [first], [second]), statement)
+    return None
 
 
 def _plainer_assign(statement: ast.Assign, numbers: Iterator[int]) -> list[ast.stmt]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ipyparcache.analysis.changing import REPLAYED_METHODS, Path, path_of
 from ipyparcache.analysis.collected import Found, collected_call, collected_function, is_simple
+from ipyparcache.analysis.folding import folds
 from ipyparcache.analysis.walk import leaves_of, statements_of
 
 #: Functions that may be asked about a carried value, as they neither change nor keep it.
@@ -177,6 +178,8 @@ def _plain_operands(statement: ast.If, ours: set[str], holes: list[ast.expr], pr
             case ast.Call(func=ast.Name(id="round"), args=[asked_of, ast.Constant()], keywords=[]):
                 return expr(asked_of)
             case ast.Call(args=args, keywords=given) if _formats(node):
+                return all(map(expr, [*args, *(k.value for k in given)]))
+            case ast.Call(args=args, keywords=given) if folds(node, ours):
                 return all(map(expr, [*args, *(k.value for k in given)]))
             case ast.JoinedStr(values=values):
                 return all(map(expr, values))

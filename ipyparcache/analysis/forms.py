@@ -6,7 +6,6 @@ import ast
 from collections.abc import Callable, Iterator
 
 from ipyparcache.analysis.collected import (
-    CHAINS,
     Found,
     collected_call,
     collected_function,
@@ -16,6 +15,7 @@ from ipyparcache.analysis.collected import (
     several_targets,
 )
 from ipyparcache.analysis.conditionals import conditional, made_on_demand
+from ipyparcache.analysis.folding import fold_holes
 
 #: How a statement changes its root that opens it, writes to it, and closes it.
 FILE = "file"
@@ -28,30 +28,11 @@ WRITING_FUNCTIONS = frozenset(
 )
 
 
+_MAKING_PATHS = frozenset({"os.path.join", "Path", "pathlib.Path"})
+
+
 #: Methods of what is written to an open file.
 WRITTEN_METHODS = frozenset({"to_csv", "to_string", "to_json", "to_html"})
-
-
-#: `x = F(x, e)` with one of these is a reduction; a list or tuple around `x` counts.
-FOLDING_FUNCTIONS = frozenset(
-    {"max", "min", "math.gcd", "gcd", "math.lcm"}
-    | {
-        f"{np}.{f}"
-        for np in ("np", "numpy")
-        for f in ("maximum", "minimum", "fmax", "fmin", "append", "concatenate")
-    }
-    | {
-        f"{np}.{f}"
-        for np in ("np", "numpy")
-        for f in ("vstack", "hstack", "dstack", "add", "logical_or", "union1d")
-    }
-    | {f"{np}.{f}" for np in ("np", "numpy") for f in ("logical_and", "multiply", "column_stack")}
-    | {"pd.concat", "pandas.concat", "operator.add", "operator.or_", "operator.mul"}
-)
-
-
-#: Methods by which `x = x.m(e)` is a reduction.
-FOLDING_METHODS = frozenset({"union", "intersection", "add", "combine_first", "concat", "vstack"})
 
 
 def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
@@ -60,7 +41,7 @@ def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found
         case ast.AugAssign(target=ast.Name(id=name), value=value) if name in carried:
             return Found(statement, [value], {name: None}, {name}, "reduce", frozenset({0}))
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in carried:
-            holes = _fold_holes(value, name)
+            holes = fold_holes(value, name)
             if holes is not None:
                 return Found(statement, holes, {name: None}, {name}, "reduce", frozenset(range(len(holes))))
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(
@@ -69,7 +50,7 @@ def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found
             names = [t.id for t in targets if isinstance(t, ast.Name)]
             if len(names) != len(targets) or len(set(names)) != len(names) or not set(names) <= carried:
                 return None
-            parts = [_fold_holes(value, name) for name, value in zip(names, values, strict=True)]
+            parts = [fold_holes(value, name) for name, value in zip(names, values, strict=True)]
             if any(p is None for p in parts):
                 return None
             holes = [h for p in parts if p is not None for h in p]
@@ -79,14 +60,13 @@ def _reduction(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found
 
 
 def _written_block(statement: ast.stmt, bound: set[str], carried: set[str]) -> Found | None:
-    """`with open('log.txt', 'a') as f: f.write(e)`: one file for all iterations, written in their order."""
+    """`with open('log.txt', 'a') as f: f.write(e)`: one file for all iterations, written in their order.
+
+    Or `with path.open('a') as f`.
+    """
     match statement:
         case ast.With(
-            items=[
-                ast.withitem(
-                    context_expr=ast.Call(func=ast.Name(id="open")) as opened, optional_vars=ast.Name(id=file)
-                )
-            ],
+            items=[ast.withitem(context_expr=ast.Call() as opened, optional_vars=ast.Name(id=file))],
             body=body,
         ) if _opens_one_file(opened, bound):
             ours, holes = {file}, list[ast.expr]()
@@ -108,16 +88,28 @@ def _written_block(statement: ast.stmt, bound: set[str], carried: set[str]) -> F
 
 def _opens_one_file(call: ast.Call, bound: set[str]) -> bool:
     """Whether a file is opened to be written whose path is the same in all iterations."""
+    path = path_opened(call)
+    if path is None:
+        return False
     given = {k.arg: k.value for k in call.keywords}
-    options = [*call.args[1:], *given.values()]
-    mode = call.args[1] if len(call.args) == 2 else given.get("mode")
-    if not (len(call.args) in (1, 2) and isinstance(mode, ast.Constant) and isinstance(mode.value, str)):
+    options = [*(a for a in call.args if a is not path), *given.values()]
+    mode = given.get("mode", options[0] if options else None)
+    if not (len(options) - len(given) < 2 and isinstance(mode, ast.Constant) and isinstance(mode.value, str)):
         return False
     writes = bool(set(mode.value) & set("aw")) and set(mode.value) <= set("awbt")
-    path = call.args[0]
     calls = [part for part in ast.walk(path) if isinstance(part, ast.Call)]
     plain = all(isinstance(o, ast.Constant) for o in options) and not _mentions(path, bound)
-    return writes and plain and all(ast.unparse(part.func) == "os.path.join" for part in calls)
+    return writes and plain and all(ast.unparse(part.func) in _MAKING_PATHS for part in calls)
+
+
+def path_opened(call: ast.Call) -> ast.expr | None:
+    """What `open(path, …)` or `path.open(…)` opens."""
+    match call.func:
+        case ast.Name(id="open") if call.args:
+            return call.args[0]
+        case ast.Attribute(value=path, attr="open"):
+            return path
+    return None
 
 
 def _mentions(node: ast.AST, names: set[str]) -> bool:
@@ -157,72 +149,6 @@ RECOGNISED: tuple[Callable[[ast.stmt, set[str], set[str]], Found | None], ...] =
     made_on_demand,
     _written_block,
 )
-
-
-def _fold_holes(value: ast.expr, name: str) -> list[ast.expr] | None:
-    """Operands beside `name` where `value` folds one more value into it, else None."""
-
-    def mentions(node: ast.AST) -> bool:
-        return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
-
-    def is_name(node: ast.AST) -> bool:
-        return isinstance(node, ast.Name) and node.id == name
-
-    match value:
-        case ast.BinOp(left=left, op=op, right=right):
-            chain = next((c for c in CHAINS if isinstance(op, c)), None)
-            if chain is None:
-                return None
-            if is_name(right) and not mentions(left):
-                return [left]
-            if mentions(right):
-                return None
-            if is_name(left):
-                return [right]
-            if isinstance(left, ast.BinOp) and isinstance(left.op, chain):
-                inner = _fold_holes(left, name)
-                return None if inner is None else [*inner, right]
-            return None
-        case ast.Dict(keys=[None, *keys], values=[first, *values]) if is_name(first):
-            holes = [part for part in [*keys, *values] if part is not None]
-            return None if any(map(mentions, holes)) else _in_order(holes)
-        case ast.List(elts=elts) | ast.Tuple(elts=elts) | ast.Set(elts=elts):
-            own = [e for e in elts if isinstance(e, ast.Starred) and is_name(e.value)]
-            holes = [e for e in elts if e not in own]
-            if len(own) != 1 or any(map(mentions, holes)) or any(isinstance(h, ast.Starred) for h in holes):
-                return None
-            return holes
-        case ast.BoolOp(values=[first, second]):
-            if is_name(first) and not mentions(second) and _is_harmless(second):
-                return [second]
-            return [first] if is_name(second) and not mentions(first) else None
-        case ast.Call(func=func, args=args, keywords=keywords) if ast.unparse(func) in FOLDING_FUNCTIONS:
-            flat = [e for a in args for e in (a.elts if isinstance(a, ast.List | ast.Tuple) else [a])]
-            if sum(map(is_name, flat)) != 1 or any(k.arg is None for k in keywords):
-                return None
-            holes = [a for a in flat if not is_name(a)] + [k.value for k in keywords]
-            if any(map(mentions, holes)) or any(isinstance(h, ast.Starred) for h in holes):
-                return None
-            return holes
-        case ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=[]) if is_name(owner):
-            if method not in FOLDING_METHODS or any(map(mentions, args)):
-                return None
-            return list(args)
-    return None
-
-
-def _in_order(holes: list[ast.expr]) -> list[ast.expr]:
-    """Expressions as Python comes to them."""
-    return sorted(holes, key=lambda hole: (hole.lineno, hole.col_offset))
-
-
-def _is_harmless(node: ast.expr) -> bool:
-    """Whether a test can be made although the serial loop would not make it: no call, nothing looked up."""
-    allowed = (
-        *(ast.Name, ast.Constant, ast.Compare, ast.UnaryOp, ast.BinOp, ast.BoolOp),
-        *(ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
-    )
-    return all(isinstance(part, allowed) for part in ast.walk(node))
 
 
 def template_nodes(found: Found) -> Iterator[ast.AST]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipyparcache.analysis.changing import changed_roots
 from ipyparcache.analysis.flow import bound_names, free_names, parameters_of
@@ -54,6 +54,14 @@ class Helper:
 
 
 @dataclass(frozen=True)
+class Guesses:
+    """What names that a cell binds may stand for, which only running it shows."""
+
+    tables: frozenset[str] = frozenset()
+    learners: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of the names that a cell reads, beside its text."""
 
@@ -63,6 +71,16 @@ class Facts:
     tables: frozenset[str] = frozenset()  # frames of pandas whose columns have one name each
     managers: frozenset[str] = frozenset()  # the notebook's own context managers, and what makes them
     learners: frozenset[str] = frozenset()  # estimators that forget, when they are fitted, what they knew
+    makers: frozenset[str] = frozenset()  # what scikit-learn has: its classes, functions and modules
+    guesses: Guesses = Guesses()
+
+    def guessed(self) -> Facts:
+        """The facts, should the guesses be right."""
+        return replace(
+            self,
+            tables=self.tables | self.guesses.tables,
+            learners=self.learners | self.guesses.learners,
+        )
 
 
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:

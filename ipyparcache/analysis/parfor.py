@@ -114,6 +114,8 @@ class Parfor:
         Parts of `finally` left to the kernel where an iteration fails before it has assigned what they read.
     refits
         Estimators that an iteration fits before it uses them.
+    facts
+        What was known of the names of the cell when the loop was taken apart.
     yields
         Whether an iteration leaves a list of elements under `VALUE` (comprehensions do).
     """
@@ -139,6 +141,7 @@ class Parfor:
     tails: tuple[Tail, ...] = ()
     columns: tuple[Columns, ...] = ()
     refits: tuple[Refit, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
 
 class _Refused(Exception):
@@ -716,6 +719,7 @@ class _Classifier:
             tails=tuple(builder.tails),
             columns=tuple(self.columns.values()),
             refits=refits,
+            facts=self.facts,
         )
 
     def _title(self) -> str:

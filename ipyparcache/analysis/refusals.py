@@ -277,6 +277,39 @@ class ChangedByMethod(Refusal):
 
 
 @dataclass(frozen=True)
+class ChangesWhatItKeeps(Refusal):
+    """A function that changes what it keeps from call to call: a variable around it, or a default."""
+
+    kept: str = ""
+
+    SAYS = (
+        "`{variable}(...)` changes {kept}, which it keeps from one call to the next, and a worker has a copy "
+        "of it: the change would be lost"
+    )
+    INSTEAD = (
+        "Let it get that as an argument made in the body of the loop, or collect here what `{variable}` is "
+        "to be given and call it in a loop without %%parallel."
+    )
+
+
+@dataclass(frozen=True)
+class InnerElementChanged(Refusal):
+    """A loop in the body goes over an outer container and changes its elements."""
+
+    root: str = ""
+    changed_at: int = 0
+
+    SAYS = (
+        "`{variable}` is here an element of `{root}`, which all iterations share, and line {changed_at} "
+        "changes it: the change would be made to a worker's copy"
+    )
+    INSTEAD = (
+        "Collect here what is to change, and change the elements of `{root}` in a loop without %%parallel "
+        "behind it, or let that loop be the outer one."
+    )
+
+
+@dataclass(frozen=True)
 class GlobalWrite(Refusal):
     """A called notebook function assigns a global name."""
 
@@ -468,6 +501,22 @@ class SharedGenerator(Refusal):
     INSTEAD = (
         "Give each iteration a generator of its own in the body (`rng = np.random.default_rng([1, i])`), or "
         "draw before the loop and iterate over what was drawn."
+    )
+
+
+@dataclass(frozen=True)
+class DrawsFromSeeded(Refusal):
+    """A draw from a global random generator that the notebook has seeded."""
+
+    library: str = ""
+
+    SAYS = (
+        "`{variable}` draws from the generator of `{library}`, which was seeded: what it gives depends on "
+        "all draws before"
+    )
+    INSTEAD = (
+        "Give each iteration random numbers of its own: `%%parallel --seed 1`, or "
+        "`rng = np.random.default_rng([1, i])` in the body."
     )
 
 

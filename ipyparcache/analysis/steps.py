@@ -6,19 +6,12 @@ import ast
 from dataclasses import dataclass
 
 from ipyparcache.analysis import refusals
+from ipyparcache.analysis.behind import facts_behind
 from ipyparcache.analysis.body import VALUE, replaced
 from ipyparcache.analysis.changing import path_of
-from ipyparcache.analysis.flow import bound_names
-from ipyparcache.analysis.helpers import Facts, helper_of
+from ipyparcache.analysis.helpers import Facts, Guesses
 from ipyparcache.analysis.parfor import Parfor, classify_comprehension, classify_loop
 from ipyparcache.analysis.refusals import Refusal
-from ipyparcache.analysis.walk import leaves_of
-
-#: Functions of pyplot, methods of figures and axes, that give axes or figures.
-MAKING_AXES = frozenset(
-    {"subplots", "subplot_mosaic", "figure", "add_subplot", "add_axes", "subplot", "axes", "gca", "gcf"}
-    | {"twinx", "twiny", "inset_axes"}
-)
 
 #: Functions that read a generator to its end, or stop early only as `any` and `all` do.
 CONSUMERS = frozenset(
@@ -110,11 +103,15 @@ def steps_of(tree: ast.Module, facts: Facts) -> list[Step] | Refusal:
     steps: list[Step] = []
     known = facts
     for statement in tree.body:
-        step = _step(statement, known, last=statement is tree.body[-1])
+        last = statement is tree.body[-1]
+        step = step_of(statement, known, last=last)
         if isinstance(step, Refusal):
-            return step
+            guessed = step_of(statement, known.guessed(), last=last) if known.guesses != Guesses() else step
+            if isinstance(guessed, Refusal):
+                return step
+            step = guessed
         steps.append(step)
-        known = _after(statement, known)
+        known = facts_behind(statement, known)
     if all(isinstance(step, Serial) for step in steps):
         return _nothing_parallel(tree)
     return steps
@@ -130,7 +127,8 @@ def _nothing_parallel(tree: ast.Module) -> Refusal:
     return refusals.NothingParallel(tree.body[0].lineno if tree.body else 1)
 
 
-def _step(statement: ast.stmt, facts: Facts, *, last: bool) -> Step | Refusal:
+def step_of(statement: ast.stmt, facts: Facts, *, last: bool) -> Step | Refusal:
+    """One statement of a cell, which may be its last, by itself."""
     if isinstance(statement, ast.AsyncFor):
         return refusals.StatementInLoop(statement.lineno, None, "async for")
     if isinstance(statement, ast.For):
@@ -141,34 +139,6 @@ def _step(statement: ast.stmt, facts: Facts, *, last: bool) -> Step | Refusal:
     ):
         return _comprehension_step(statement, facts)
     return Serial(statement)
-
-
-def _after(statement: ast.stmt, facts: Facts) -> Facts:
-    """Facts when `statement` has run: what it binds is no longer what it was; its definitions are known."""
-    names = bound_names(statement)
-    helpers = {name: helper for name, helper in facts.helpers.items() if name not in names}
-    modules = facts.modules - names
-    if isinstance(statement, ast.FunctionDef):
-        helpers[statement.name] = helper_of(statement, facts)
-    elif isinstance(statement, ast.Import):
-        modules = modules | names
-    drawn = facts.drawn - names
-    if isinstance(statement, ast.Assign) and _makes_axes(statement.value, facts):
-        drawn |= {t.id for target in statement.targets for t in leaves_of(target) if isinstance(t, ast.Name)}
-    managers = facts.managers - names
-    if isinstance(statement, ast.ClassDef) or getattr(statement, "decorator_list", None):
-        managers |= names  # they may be, or make, managers of the notebook's own
-    elif any(isinstance(part, ast.Name) and part.id in facts.managers for part in ast.walk(statement)):
-        managers |= names
-    return Facts(helpers, modules, drawn, managers=managers, learners=facts.learners - names)
-
-
-def _makes_axes(value: ast.expr, facts: Facts) -> bool:
-    """`plt.subplots(…)`, `fig.add_subplot(…)`, `ax.twinx()`: what a cell draws into in the lines below."""
-    if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)):
-        return False
-    path = path_of(value.func.value)
-    return value.func.attr in MAKING_AXES and path is not None and path.root in facts.modules | facts.drawn
 
 
 def _comprehension_step(statement: ast.stmt, facts: Facts) -> Step | Refusal:

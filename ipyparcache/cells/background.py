@@ -18,7 +18,7 @@ from ipyparcache.cells.plans import CellPlan, Host, RunReport
 from ipyparcache.cells.tracebacks import without_our_frames
 from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
 from ipyparcache.progress.tracker import Snapshot, Tracker
-from ipyparcache.progress.widget import show
+from ipyparcache.progress.widget import Bar, is_watched, show, show_summary
 
 
 class Handle:
@@ -39,8 +39,11 @@ class Handle:
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()
+        self._shown: list[tuple[contextvars.Context, Bar]] = []  # where cells have shown this handle
+        self._shown_lock = threading.Lock()
         found = plan.steps[step]
         assert isinstance(found, Loop | Comprehension)
+        found = loops.as_it_is_now(found, host.namespace, last=step == len(plan.steps) - 1)
         self._loop = found
         self._run = LoopRun(found.parfor, plan, host)
         self._run.is_streamed = isinstance(found, Comprehension) and found.kind == "generator"
@@ -67,7 +70,10 @@ class Handle:
                 self._tracker.finish("interrupted" if self._run.interrupts.asked.is_set() else "done")
                 if bar is not None:
                     bar.close()
-                self._over.set()
+                with self._shown_lock:
+                    self._over.set()
+                for context, shown in self._shown:
+                    context.run(shown.close)
 
         # The copied context keeps what the loop prints below its own cell.
         run = contextvars.copy_context().run
@@ -178,8 +184,13 @@ class Handle:
     def __repr__(self) -> str:
         return self._tracker.summary_text()
 
-    def _repr_html_(self) -> str:
-        return self._tracker.summary_html()
+    def _ipython_display_(self) -> None:
+        """Show the bar: live until the loop is over, where a page looks; else how far it is."""
+        with self._shown_lock:
+            if not self._over.is_set() and is_watched():
+                self._shown.append((contextvars.copy_context(), show(self._tracker, self.cancel)))
+                return
+        show_summary(self._tracker)
 
 
 _MISSING = object()

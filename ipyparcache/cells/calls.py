@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import inspect
+import io
+import itertools
 import textwrap
 import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ipyparcache.analysis import refusals
-from ipyparcache.analysis.changing import changed_roots, path_of
-from ipyparcache.analysis.flow import parameters_of
+from ipyparcache.analysis.changing import REPLAYED_METHODS, changed_roots, in_place, path_of
+from ipyparcache.analysis.flow import bound_names, parameters_of
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refusals import Refusal
+from ipyparcache.cells.facts import parameters_changed_by
 
 #: Methods by which objects of these libraries learn, and so change.
 _LEARNING = frozenset({"fit", "partial_fit", "fit_transform", "fit_predict"})
 _LEARNERS = frozenset({"sklearn", "xgboost", "lightgbm", "catboost", "keras", "imblearn"})
+#: Containers of Python's own that change.
+_CONTAINERS = frozenset({list, dict, set, deque, Counter, OrderedDict, defaultdict, bytearray, io.StringIO})
+_LOOKED_AT = 100  # elements of a container whose kinds are asked for
 #: Methods that run when an object is made.
 _MAKING = ("__new__", "__init__", "__post_init__")
 
@@ -28,15 +36,107 @@ def change_by_call(
 ) -> Refusal | None:
     """Why the loop is refused: a call in its body changes an object from outside, or a class."""
     for node in ast.walk(parfor.body):
+        if isinstance(node, ast.For):
+            inner = _inner_change(node, parfor, namespace, is_user_code)
+            if inner is not None:
+                return inner
         if not isinstance(node, ast.Call):
             continue
         path = path_of(node.func)
         if path is None or path.holes or path.root not in parfor.reads or path.root not in namespace:
             continue
+        kept = _kept_by(_value_of(node.func, namespace), node, namespace)
+        if kept is not None:
+            return refusals.ChangesWhatItKeeps(node.lineno, ast.unparse(node.func), kept)
         found = _changed(node.func, namespace, is_user_code)
         if found is not None and path.root not in {refit.root for refit in parfor.refits}:
             what, function = found
             return refusals.ChangedByMethod(node.lineno, what, function)
+    return None
+
+
+def _inner_change(
+    loop: ast.For, parfor: Parfor, namespace: Mapping[str, Any], is_user_code: Callable[[object], bool]
+) -> Refusal | None:
+    """`for t in teams: t.points += 3` in the body: the elements are those of all iterations."""
+    for target, place in _element_names(loop.target, loop.iter):
+        path = path_of(place)
+        if (
+            path is None
+            or path.holes
+            or path.root not in parfor.reads
+            or target in set().union(*map(bound_names, loop.body))
+        ):
+            continue
+        container = _value_of(place, namespace)
+        if not isinstance(container, list | dict | tuple | set | deque):
+            continue
+        values = container.values() if isinstance(container, dict) else container
+        elements = {type(obj): obj for obj in itertools.islice(values, _LOOKED_AT)}
+        for node in (part for statement in loop.body for part in ast.walk(statement)):
+            line = getattr(node, "lineno", loop.lineno)
+            if any(root == target and _changes(at, target, elements) for root, at in changed_roots(node)):
+                return refusals.InnerElementChanged(loop.lineno, target, path.root, line)
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name)) as called) if name == target:
+                    for obj in elements.values():
+                        if _changed(called, {**namespace, target: obj}, is_user_code) is not None:
+                            return refusals.InnerElementChanged(loop.lineno, target, path.root, line)
+    return None
+
+
+def _element_names(target: ast.expr, iterable: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """The names of a loop that stand for elements of a container, each with the container."""
+    match target, iterable:
+        case ast.Name(id=name), ast.Call(func=ast.Attribute(value=owner, attr="values"), args=[]):
+            yield name, owner
+        case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Attribute(value=owner, attr="items"), args=[]):
+            if isinstance(inner, ast.Name):
+                yield inner.id, owner
+        case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Name(id="enumerate"), args=[owner, *_]):
+            yield from _element_names(inner, owner)
+        case ast.Tuple(elts=parts), ast.Call(func=ast.Name(id="zip"), args=owners, keywords=[]):
+            for part, owner in zip(parts, owners, strict=False):
+                yield from _element_names(part, owner)
+        case ast.Name(), ast.Call(func=ast.Name(id="list" | "sorted" | "reversed"), args=[owner, *_]):
+            yield from _element_names(target, owner)
+        case ast.Name(id=name), ast.Name() | ast.Attribute():
+            yield name, iterable
+
+
+def _changes(place: ast.AST, target: str, elements: Mapping[type, object]) -> bool:
+    """Whether what looks like a change of an element is one; a method may be any, if it is no container's."""
+    if not (isinstance(place, ast.Call) and isinstance(place.func, ast.Attribute)) or in_place(place):
+        return True
+    path = path_of(place.func.value)
+    if path is None or path.root != target:  # it is given to a function
+        return True
+    return any(type(_value_of(place.func.value, {target: obj})) in _CONTAINERS for obj in elements.values())
+
+
+def _kept_by(function: object, call: ast.Call, namespace: Mapping[str, Any]) -> str | None:
+    """What a function of the notebook, or a method of a container, changes of what it keeps between calls."""
+    if isinstance(function, types.BuiltinMethodType) and isinstance(call.func, ast.Name):
+        changes = type(function.__self__) in _CONTAINERS and function.__name__ in REPLAYED_METHODS
+        return f"the object of `{function.__name__}`" if changes else None
+    if not isinstance(function, types.FunctionType) or function.__globals__ is not namespace:
+        return None
+    own = set(function.__code__.co_freevars)
+    for step in dis.get_instructions(function.__code__) if own else ():
+        if step.opname == "STORE_DEREF" and step.argval in own:
+            return f"`{step.argval}` of the function around it"
+    if any(isinstance(part, ast.Starred) for part in call.args) or any(k.arg is None for k in call.keywords):
+        return None
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    defaults = dict(
+        zip(reversed(names[: code.co_argcount]), reversed(function.__defaults__ or ()), strict=False)
+    )
+    defaults |= function.__kwdefaults__ or {}
+    given = {*names[: len(call.args)], *(k.arg for k in call.keywords)}
+    for name in (names[n] for n in parameters_changed_by(function) if n < len(names)):
+        if name not in given and type(defaults.get(name)) in _CONTAINERS:
+            return f"the default of its parameter `{name}`"
     return None
 
 

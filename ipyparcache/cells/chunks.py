@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gc
 import marshal
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,11 +94,13 @@ class Reader:
 
 
 def load_plain(data: bytes) -> list[Any]:
-    """Iterations of a plain record; nothing in them can be part of a cycle."""
+    """Iterations of a plain record: nothing new in them needs the collector at once."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         found: list[Any] = marshal.loads(memoryview(data)[len(PLAIN) :])
+        if bytes in set(map(type, found)):
+            found = [pickle.loads(left) if type(left) is bytes else left for left in found]
     finally:
         if collecting:
             gc.enable()

@@ -66,7 +66,8 @@ def _status(parsed: Parsed) -> Said:
         hits = [run for run in ours if run.hit]
         saved = sum(max(0.0, run.body_seconds - run.seconds) for run in hits)
         stored = sum(run.status == "miss" for run in ours)
-        lines.append(f"this kernel  {len(hits)} hits, {stored} stored, {runs.duration(saved)} saved")
+        plural = "s" * (len(hits) != 1)
+        lines.append(f"this kernel  {len(hits)} hit{plural}, {stored} stored, {runs.duration(saved)} saved")
     return Said("\n".join(lines))
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from itertools import islice
 from typing import Any
 
 from ipyparcache.cells.plans import LoopOptions
 
-TARGET = 0.05  # seconds that a chunk should take at first: long against sending it and merging what it did
-PART = 0.5  # of the time that the loop has run: later chunks may take so long
+TARGET = 0.1  # seconds that a chunk should take at first: long against sending it and merging what it did
+PART = 1.0  # of the time that the loop has run: later chunks may take so long
 LONGEST = 0.2  # but no longer: an interrupt, and a worker that dies, find the end of a chunk near
 PARTS = 1.5  # of what is left, divided by the workers: no chunk is longer, so that all end together
 SHORTEST = 0.002  # seconds of a chunk towards the end: one takes a tenth of that to send and to merge
 LARGEST = 4096  # iterations of a chunk
+GROWTH = 4  # times the iterations sent so far, divided by the workers: the first may be shorter than the rest
 MOST_BYTES = 1 << 18  # of elements and results of a chunk, about
 
 
@@ -85,11 +86,19 @@ class Source:
 class Sizes:
     """How many iterations are sent together; made when the loop begins."""
 
-    def __init__(self, options: LoopOptions, jobs: int, *, is_cached: bool) -> None:
+    def __init__(
+        self,
+        options: LoopOptions,
+        jobs: int,
+        *,
+        is_cached: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         apart = options.timeout is not None or options.retries or options.on_error == "collect"
         self._fixed = 1 if apart or is_cached or options.order == "free" else options.chunk
         self._jobs = jobs
-        self._begun_at = time.monotonic()
+        self._clock = clock
+        self._begun_at = clock()
         self._mean: float | None = None
         self._bytes = 0.0
 
@@ -105,8 +114,8 @@ class Sizes:
             return self._fixed
         if self._mean is None:
             return 1
-        target = min(max(TARGET, PART * (time.monotonic() - self._begun_at)), LONGEST)
-        size = max(1, min(int(target / max(self._mean, 1e-7)), LARGEST, sent * 4))
+        target = min(max(TARGET, PART * (self._clock() - self._begun_at)), LONGEST)
+        size = max(1, min(int(target / max(self._mean, 1e-7)), LARGEST, GROWTH * sent // self._jobs))
         if self._bytes:
             size = max(1, min(size, int(MOST_BYTES / self._bytes)))
         if expected is not None:

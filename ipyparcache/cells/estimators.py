@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,13 @@ _FIT_PARTS = frozenset({"Pipeline", "FeatureUnion"})
 _SETTINGS = ("_sklearn_", "_skl_", "_metadata_request")
 #: Said of an iteration that failed.
 FIT_NOT_KEPT = "what this iteration fitted before it failed is not kept"
+
+
+def is_of_sklearn(value: object) -> bool:
+    """Whether a value is a class, function or module of scikit-learn."""
+    if isinstance(value, type | types.FunctionType):
+        return str(value.__module__).partition(".")[0] == "sklearn"
+    return isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "sklearn"
 
 
 def forgets(value: object) -> bool:

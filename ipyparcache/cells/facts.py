@@ -13,7 +13,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ipyparcache.analysis.helpers import Facts, Helper, changed_globals, changed_parameters, written_file
@@ -31,14 +31,17 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
     tables: set[str] = set()
     managers: set[str] = set()
     learners: set[str] = set()
+    makers: set[str] = set()
     for name in names:
         value = namespace.get(name)
-        if _is_table(value):
+        if is_table(value):
             tables.add(name)
         if _makes_managers(value, namespace):
             managers.add(name)
         if estimators.forgets(value):
             learners.add(name)
+        if estimators.is_of_sklearn(value):
+            makers.add(name)
         if draws_into(value):
             drawn.add(name)
             continue
@@ -55,7 +58,21 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
         frozenset(tables),
         frozenset(managers),
         frozenset(learners),
+        frozenset(makers),
     )
+
+
+def facts_now(names: Iterable[str], facts: Facts, namespace: Mapping[str, Any]) -> Facts:
+    """Facts of a cell, with what live values tell by now of those names that its statements may have changed.
+
+    They are `facts` itself where nothing is different.
+    """
+    known = [name for name in names if name in namespace]
+    tables = frozenset(name for name in known if is_table(namespace[name]))
+    learners = frozenset(name for name in known if estimators.forgets(namespace[name]))
+    others = facts.tables.difference(names), facts.learners.difference(names)
+    now = replace(facts, tables=tables | others[0], learners=learners | others[1])
+    return facts if (now.tables, now.learners) == (facts.tables, facts.learners) else now
 
 
 def _makes_managers(value: object, namespace: Mapping[str, Any]) -> bool:
@@ -67,7 +84,7 @@ def _makes_managers(value: object, namespace: Mapping[str, Any]) -> bool:
     return isinstance(made, types.FunctionType) and made.__globals__ is namespace and _is_of_library(value)
 
 
-def _is_table(value: object) -> bool:
+def is_table(value: object) -> bool:
     """Whether a value is a frame of pandas with rows, whose columns have one name each."""
     pandas = sys.modules.get("pandas")
     if pandas is None or type(value) is not getattr(pandas, "DataFrame", None):
@@ -160,6 +177,11 @@ def _helper(function: types.FunctionType, namespace: Mapping[str, Any]) -> Helpe
     code = function.__code__
     own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     return Helper(frozenset(reads), frozenset(writes), changes, frozenset(mutates), dynamic, file, own)
+
+
+def parameters_changed_by(function: types.FunctionType) -> frozenset[int]:
+    """Positions of the parameters that a function visibly changes in place."""
+    return _changes_of(function).parameters
 
 
 @dataclass(frozen=True)

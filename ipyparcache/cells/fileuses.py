@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
+from urllib.parse import unquote
 
 READ, WRITTEN, MADE, ASKED, WAS_THERE, IS_THERE = 1, 2, 4, 8, 16, 32
 
@@ -63,9 +64,12 @@ class FileUses:
         By absolute path, a sum of `READ` (what it holds), `WRITTEN`, `MADE` (it was not there), `ASKED`
         (whether it is there) with `WAS_THERE`, and `IS_THERE` at the end. The entries of a folder lie under
         its path with a separator behind it.
+    databases
+        Files of SQLite that it has opened, which are written without being opened to be, as they were then.
     """
 
     found: dict[str, int] = field(default_factory=dict)
+    databases: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def read(self, path: str) -> None:
         """The content from before is read, if it is not the chunk's own."""
@@ -97,8 +101,17 @@ class FileUses:
         if not self.found.get(path, 0) & (WRITTEN | ASKED):
             self.found[path] = self.found.get(path, 0) | ASKED | (WAS_THERE if _is_there(path) else 0)
 
+    def connect(self, path: str) -> None:
+        """A database is opened, to be read or to be written."""
+        if path not in self.databases:
+            self.databases[path] = _content_of(path)
+        self.read(path)
+
     def ended(self) -> dict[str, int]:
         """What was found, with what is there now."""
+        for path, before in self.databases.items():
+            if _content_of(path) != before:
+                self.found[path] = self.found.get(path, 0) | WRITTEN | (0 if before else MADE)
         for path, uses in self.found.items():
             if uses & WRITTEN and _is_there(path.rstrip(os.sep)):
                 self.found[path] |= IS_THERE
@@ -115,6 +128,18 @@ def _is_there(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _content_of(database: str) -> tuple[int, ...]:
+    """Numbers that differ when a database has been written, by its file and that of what is to go there."""
+    found: list[int] = []
+    for path in (database, database + "-wal"):
+        try:
+            known = _plain_stat(path)
+        except (OSError, ValueError):
+            continue
+        found += [known.st_size, known.st_mtime_ns] if known.st_size else []
+    return tuple(found)
 
 
 @contextmanager
@@ -222,6 +247,15 @@ def _made(frame: FrameType, path: Any, mode: Any = 0, folder: Any = -1) -> None:
     _note(frame, _make_folder, _inside(path, folder))
 
 
+def _connected(frame: FrameType, path: Any) -> None:
+    name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+    if name.startswith("file:"):
+        name, _, options = name.removeprefix("file:").partition("?")
+        name = "" if "mode=memory" in options else unquote(name.partition("#")[0])
+    if name not in ("", ":memory:"):
+        _note(frame, FileUses.connect, name)
+
+
 def _inside(path: Any, folder: Any) -> Any:
     """A path that is relative to an open folder; None where that is not known."""
     if not isinstance(folder, int) or folder < 0 or not isinstance(path, str | bytes):
@@ -249,6 +283,7 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "shutil.rmtree": _removed,
     "os.rename": _renamed,
     "os.mkdir": _made,
+    "sqlite3.connect": _connected,
 }
 
 

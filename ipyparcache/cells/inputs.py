@@ -293,7 +293,9 @@ def rows_of_named_files(tree: ast.AST, traversal: Traversal, seen: openfiles.See
     texts += [traversal.value_of(root) for root in list(traversal.digests)]
     named = {path for text in texts for path in environment.files_named_in(text)}
     known = {os.path.realpath(path) for path in seen.files}
-    return [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
+    rows = [environment.file_row(path) for path in sorted(named) if os.path.realpath(path) not in known]
+    patterns = {p for text in texts if isinstance(text, str) for p in environment.patterns_quoted_in(text)}
+    return rows + [row for pattern in sorted(patterns) for row in environment.pattern_rows(pattern)]
 
 
 def rows_of_imports(before: set[str], traversal: Traversal) -> list[list[str]]:

@@ -34,7 +34,7 @@ from ipyparcache.analysis.collected import TEXT as TEXT_OF
 from ipyparcache.cells import fileuses, holding, standins, travel, watching
 from ipyparcache.cells.estimators import Fitted
 from ipyparcache.cells.holding import Held
-from ipyparcache.cells.journal import AT, Journal, record_of
+from ipyparcache.cells.journal import AT, Journal, record_of, told_plainly
 from ipyparcache.cells.losses import Losses
 from ipyparcache.cells.messages import (
     Body,
@@ -448,8 +448,10 @@ class _Run:
                 else:
                     changes.append((key, *content))
         left: Left = (list(log), bindings, unbound, changes, value, {})
-        if not objects and failure is None and not unbound and _is_plain(left):
-            done: Plain = (tuple(log), bindings, value) if value is not None else (tuple(log), bindings)
+        done = None
+        if not (objects or unbound or changes) and failure is None:
+            done = told_plainly(left, self.known)
+        if done is not None:
             if not self.journal.add(number, done):
                 self._flush(result, emit=emit)
                 if not self.journal.add(number, done):
@@ -743,21 +745,6 @@ def snapshot(value: Any, broken: Callable[[list[Any]], None] | None = None) -> A
             broken(found)
         raise
     return found
-
-
-def _is_plain(left: Left) -> bool:
-    """Whether nothing in it could be shared with anything: atoms only."""
-    entries, bindings, _, changes, value, _ = left
-    if changes:
-        return False
-    for entry in entries:
-        for part in entry:
-            if type(part) not in ATOMS:
-                return False
-    for part in bindings.values():
-        if type(part) not in ATOMS:
-            return False
-    return value is None or (type(value) is list and all(type(part) in ATOMS for part in value))
 
 
 def _unsendable(error: Exception, left: Left) -> BaseException:

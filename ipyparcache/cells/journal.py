@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import marshal
+import pickle
 import struct
+import sys
+from collections.abc import Mapping
 from typing import Any
 
+from ipyparcache.cells.messages import Left, Plain
+from ipyparcache.cells.travel import ATOMS, Key
+
 #: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or
-#: as a dict where not all are bound, elements if the loop has them).
+#: as a dict where not all are bound, elements if the loop has them); pickled, of iterations that left more
+#: than atoms.
 PLAIN = b"plain"
 HEAD = 64  # bytes in front of the iterations
 MARK, AT, FIRST, LENGTH = range(4)  # words there
 MARKED = 0x6A6F75726E616C21
 LEAST = 1 << 16
+MOST_PARTS = 1000  # of what an iteration leaves, to be looked at one by one
+MOST_BYTES = 8 << 10  # of it, pickled: large temporaries may be held on their worker instead
 #: The format of marshal that has no references, so that what was written apart can be read as one list.
 PLAIN_FORMAT = 2
 
@@ -38,7 +48,7 @@ class Journal:
         self._end = HEAD
         self._count = 0
 
-    def add(self, number: int, left: tuple[Any, ...]) -> bool:
+    def add(self, number: int, left: tuple[Any, ...] | bytes) -> bool:
         """Note what an iteration left; False if there is no room for it."""
         item = marshal.dumps(left, PLAIN_FORMAT)
         end = self._end + len(item)
@@ -69,7 +79,71 @@ class Journal:
         self._memory.release()
 
 
-def record_of(left: tuple[Any, ...]) -> bytes:
+def told_plainly(left: Left, known: Mapping[int, Key]) -> Plain | bytes | None:
+    """What a journal notes of an iteration; None if it is large, or refers to anything."""
+    log, bindings, _, _, value, _ = left
+    plain: Plain = (tuple(log), bindings, value) if value is not None else (tuple(log), bindings)
+    if _is_plain(left):
+        return plain
+    if not stands_alone(plain, known):
+        return None
+    data = pickle.dumps(plain, 5)
+    return data if len(data) <= MOST_BYTES else None
+
+
+def stands_alone(left: Any, known: Mapping[int, Key]) -> bool:
+    """Whether something has only atoms and new containers of them in it, so that a plain pickle tells all.
+
+    `known` are the objects that stand for objects of the kernel, by identity.
+    """
+    scalars = _numpy_scalars() if "numpy" in sys.modules else ATOMS
+    waiting: list[Any] = [left]
+    seen: set[int] = set()
+    while waiting:
+        obj = waiting.pop()
+        kind = type(obj)
+        if kind in ATOMS:
+            continue
+        number = id(obj)
+        if number in known:
+            return False
+        if kind in scalars or number in seen:
+            continue
+        if kind is tuple or kind is list or kind is set or kind is frozenset:
+            waiting.extend(obj)
+        elif kind is dict:
+            waiting.extend(obj)
+            waiting.extend(obj.values())
+        else:
+            return False
+        seen.add(number)
+        if len(waiting) > MOST_PARTS:
+            return False
+    return True
+
+
+@functools.cache
+def _numpy_scalars() -> frozenset[type]:
+    """The classes of numpy's numbers, texts and times."""
+    import numpy as np
+
+    return frozenset(np.sctypeDict.values()) - {np.object_, np.void}
+
+
+def _is_plain(left: Left) -> bool:
+    """Whether nothing in it could be shared with anything: atoms only."""
+    entries, bindings, _, _, value, _ = left
+    for entry in entries:
+        for part in entry:
+            if type(part) not in ATOMS:
+                return False
+    for part in bindings.values():
+        if type(part) not in ATOMS:
+            return False
+    return value is None or (type(value) is list and all(type(part) in ATOMS for part in value))
+
+
+def record_of(left: tuple[Any, ...] | bytes) -> bytes:
     """The record of one iteration that is too large for a journal."""
     return _as_list(1, marshal.dumps(left, PLAIN_FORMAT))
 

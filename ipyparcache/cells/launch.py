@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import gc
 import itertools
 import random
@@ -19,11 +20,9 @@ from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
 from ipyparcache.analysis.changing import PROGRESS_METHODS, REPLAYED_METHODS, path_of
 from ipyparcache.analysis.collected import DRAW
-from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
-from ipyparcache.cells.estimators import forgets
 from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.ownitems import OwnItems
 from ipyparcache.cells.plans import LoopOptions, refused
@@ -38,7 +37,6 @@ class Launch:
 
     parfor: Parfor
     namespace: dict[str, Any]
-    facts: Facts
 
     def writes_items_only(self, name: str) -> bool:
         """Whether the loop changes no more of an object than items that are there."""
@@ -125,6 +123,8 @@ class Launch:
         pyplot = sys.modules.get("matplotlib.pyplot")
         names = {name for name, value in self.namespace.items() if value is pyplot} if pyplot else set()
         asked = {attribute for name, attribute in self.parfor.attributes if name in names}
+        if pyplot is not None and not asked & _FIGURES:
+            self._check_drawing_by(pyplot)
         drawing = asked & vars(pyplot).keys() - _FIGURES - _NO_DRAWING if pyplot is not None else set()
         if not drawing or asked & _FIGURES:
             return
@@ -133,6 +133,19 @@ class Launch:
                 continue
             if node.attr in drawing and node.value.id in names:
                 raise refused(refusals.DrawsOn(node.lineno, f"{node.value.id}.{node.attr}"))
+
+    def _check_drawing_by(self, pyplot: types.ModuleType) -> None:
+        """A function of the notebook that the body calls draws by pyplot, without a figure of its own."""
+        for node in ast.walk(self.parfor.body):
+            match node:
+                case ast.Call(func=ast.Name(id=name)) if name in self.parfor.reads:
+                    function = self.namespace.get(name)
+                    if not isinstance(function, types.FunctionType):
+                        continue
+                    asked = set(_attributes_of(pyplot, function))
+                    drawing = asked & vars(pyplot).keys() - _FIGURES - _NO_DRAWING
+                    if drawing and not asked & _FIGURES:
+                        raise refused(refusals.DrawsOn(node.lineno, name))
 
     def safe_sites(self) -> frozenset[int]:
         """Numbers of the sites whose replay certainly succeeds."""
@@ -145,7 +158,7 @@ class Launch:
     def check_readers(self, parcel: travel.Parcel) -> None:
         """Functions that travel along must not read what the loop assigns, but as analysis saw it."""
         parfor = self.parfor
-        known = set(self.facts.helpers)
+        known = set(self.parfor.facts.helpers)
         for name, readers in parcel.readers.items():
             if name in parfor.changed:
                 line = parfor.changed[name][0]
@@ -176,8 +189,6 @@ class Launch:
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         for refit in self.parfor.refits:
             value = self.namespace[refit.root]
-            if not forgets(value):  # any more: the cell may have changed its parameters before the loop
-                raise refused(refusals.ChangedByMethod(refit.line, refit.root, f"{refit.root}.fit"))
             others = [n for n in (*self.parfor.reads, *parcel.readers) if n != refit.root]
             shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
             if shared is not None or refit.root in parcel.readers:
@@ -293,7 +304,7 @@ class Launch:
             raise refused(refusals.ChangedByMethod(refit.line, refit.root, f"{refit.root}.fit"))
         readers = {name: min(found) for name, found in parcel.readers.items()}
         for name in self.parfor.reads:
-            helper = self.facts.helpers.get(name)
+            helper = self.parfor.facts.helpers.get(name)
             readers |= dict.fromkeys(helper.reads if helper is not None else (), name)
         for name in self.parfor.temporaries:
             if name in readers:
@@ -386,6 +397,16 @@ class LocalModules:
             return False
         self.names.add(name)
         return True
+
+
+def _attributes_of(module: types.ModuleType, function: types.FunctionType) -> Iterator[str]:
+    """What a function asks of a module that it knows by a global name."""
+    before: dis.Instruction | None = None
+    for step in dis.get_instructions(function.__code__):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and before is not None:
+            is_asked = before.opname == "LOAD_GLOBAL" and function.__globals__.get(before.argval) is module
+            yield from [str(step.argval)] if is_asked else []
+        before = step
 
 
 def _globals_of(source: object, namespace: dict[str, Any]) -> Iterator[object]:

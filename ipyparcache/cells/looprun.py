@@ -41,7 +41,7 @@ from ipyparcache.cells.ownitems import OwnItems, carried
 from ipyparcache.cells.plans import CellPlan, Host, LoopReport, refused
 from ipyparcache.cells.relaying import Relay
 from ipyparcache.cells.replay import Replayer
-from ipyparcache.cells.seeds import put_states, seeded_by
+from ipyparcache.cells.seeds import draw_from, put_states, seeded_by
 from ipyparcache.cells.threads import ThreadTask, routed_streams
 from ipyparcache.cells.tracebacks import below, sources_of, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
@@ -89,7 +89,7 @@ class LoopRun:
     def __init__(self, parfor: Parfor, plan: CellPlan, host: Host) -> None:
         self.parfor = parfor
         self.options = plan.options
-        self.launch = Launch(parfor, host.namespace, plan.facts)
+        self.launch = Launch(parfor, host.namespace)
         self.host = host
         self.namespace = host.namespace
         self.report = LoopReport(parfor.line, title=parfor.title)
@@ -157,6 +157,10 @@ class LoopRun:
         self._in_loop = runs_in_loop()
         seeds_itself = self.options.seed is None and not self._is_threaded
         self._seeds = seeded_by(parfor, namespace) if seeds_itself else ()
+        if seeds_itself:
+            drawn = draw_from(set(seeded_libraries()).difference(self._seeds), parfor, namespace)
+            if drawn is not None:
+                raise refused(drawn)
         change = change_by_call(parfor, namespace, lambda name: name == travel.MAIN)
         if change is not None:
             raise refused(change)
@@ -668,7 +672,10 @@ class LoopRun:
                 size = 0 if self._is_threaded else size_of(chunk.records.values())
                 self._sizes.measured(ran, result.seconds, size)
             ended = result.started + result.seconds
-            self._tracker.done_batch(ran, result.seconds, result.pid)
+            has_failed = ran > 0 and result.failure is not None
+            self._tracker.done_batch(ran - has_failed, result.seconds, result.pid)
+            if has_failed:
+                self._tracker.failed(chunk.first + ran - 1)
             self.report.rows.append((result.pid, result.started, ended, chunk.first, ran))
             if self.host.secret is not None:
                 self.report.asked = _joined_rows(self.report.asked, result.observed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import html
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ipyparcache.analysis import refusals
@@ -15,8 +16,8 @@ from ipyparcache.analysis.body import VALUE, replaced
 from ipyparcache.analysis.flow import Flow
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refusals import Refusal
-from ipyparcache.analysis.steps import Comprehension, Loop, Serial, Step, steps_of
-from ipyparcache.cells.facts import facts_of
+from ipyparcache.analysis.steps import Comprehension, Loop, Serial, Step, step_of, steps_of
+from ipyparcache.cells.facts import facts_now, facts_of
 from ipyparcache.cells.looprun import LoopRun, drained, jobs_of, streamed
 from ipyparcache.cells.plans import CellPlan, Host, LoopOptions, LoopReport, RunReport, refused
 from ipyparcache.errors import LoopRefused
@@ -31,17 +32,14 @@ def plan_cell(tree: ast.Module, namespace: dict[str, Any], options: LoopOptions)
         If one of its loops cannot be run in tasks; nothing has been executed then.
     """
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    facts = facts_of(names, namespace)
-    if options.on_error == "collect" and options.retries < 0:
-        raise refused(refusals.NotSupported(1, None, "--retries takes 0 or more"))
-    steps = steps_of(tree, facts)
+    steps = steps_of(tree, facts_of(names, namespace))
     if isinstance(steps, Refusal):
         raise refused(steps, namespace)
     loops = [step for step in steps if not isinstance(step, Serial)]
     if options.background is not None and len(loops) > 1:
         line = loops[1].parfor.line
         raise refused(refusals.NotSupported(line, None, "--background takes a cell with one loop only"))
-    return CellPlan(tuple(steps), facts, options)
+    return CellPlan(tuple(steps), options)
 
 
 SHOWN_ERRORS = 10  # of those collected, below the cell
@@ -105,54 +103,67 @@ def run_steps(plan: CellPlan, host: Host, report: RunReport, first: int) -> None
         try:
             if isinstance(step, Serial):
                 host.run_statement(step.statement, last=last)
-            elif isinstance(step, Loop):
-                _run_loop(step, plan, host, report, fresh=not ran)
-                for position, statement in enumerate(step.parfor.orelse):
-                    host.run_statement(statement, last=last and position == len(step.parfor.orelse) - 1)
             else:
-                _run_comprehension(step, plan, host, report, fresh=not ran, last=last)
+                _run_in_tasks(step, plan, number, host, report, fresh=not ran)
         except BaseException as error:
             report.error = error
             raise
         ran = True
 
 
-def _run_loop(step: Loop, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool) -> None:
-    run = LoopRun(step.parfor, plan, host)
-    run.given_up = _given_up(plan.steps[plan.steps.index(step) + 1 :])
-    report.loops.append(run.report)
+def as_it_is_now(
+    step: Loop | Comprehension, namespace: dict[str, Any], *, last: bool
+) -> Loop | Comprehension:
+    """The step of a loop, with what the statements before it have made of the names that it reads.
+
+    Raises
+    ------
+    LoopRefused
+        If they are not what the cell let guess, and the loop cannot be run in tasks.
+    """
+    statement = step.original if isinstance(step, Comprehension) else step.statement
+    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    facts = facts_now(names, step.parfor.facts, namespace)
+    if facts is step.parfor.facts:
+        return step
+    now = step_of(statement, facts, last=last)
+    if isinstance(now, Refusal):
+        raise refused(now, namespace)
+    assert not isinstance(now, Serial)
+    return now
+
+
+def _run_in_tasks(
+    step: Loop | Comprehension, plan: CellPlan, number: int, host: Host, report: RunReport, *, fresh: bool
+) -> None:
+    """Run a loop in tasks, or here, if live values show that it cannot be and other statements have run."""
+    last = number == len(plan.steps) - 1
+    statement = step.original if isinstance(step, Comprehension) else step.statement
+    run: LoopRun | None = None
     try:
+        if not fresh:
+            step = as_it_is_now(step, host.namespace, last=last)
+        run = LoopRun(step.parfor, plan, host)
+        run.is_streamed = isinstance(step, Comprehension) and step.kind == "generator"
+        if isinstance(step, Loop):
+            run.given_up = _given_up(plan.steps[number + 1 :])
+        report.loops.append(run.report)
         run.prepare()
         run.start()
-        run.open_cache(step.statement)
+        run.open_cache(statement)
     except LoopRefused as error:
         if fresh:
             raise
         _say_serial(error, host)
-        with run.iterable_at_hand() as place:
-            host.run_statement(_with_iterable(step.statement, step.parfor, place), last=False)
+        with run.iterable_at_hand() if run is not None else nullcontext() as place:
+            host.run_statement(_with_iterable(statement, step.parfor, place), last=last)
+        return
+    if isinstance(step, Comprehension):
+        fill(step, run.iterate(), host, last=last)
         return
     drained(run.iterate())
-
-
-def _run_comprehension(
-    step: Comprehension, plan: CellPlan, host: Host, report: RunReport, *, fresh: bool, last: bool
-) -> None:
-    run = LoopRun(step.parfor, plan, host)
-    run.is_streamed = step.kind == "generator"
-    report.loops.append(run.report)
-    try:
-        run.prepare()
-        run.start()
-        run.open_cache(step.original)
-    except LoopRefused as error:
-        if fresh:
-            raise
-        _say_serial(error, host)
-        with run.iterable_at_hand() as place:
-            host.run_statement(_with_iterable(step.original, step.parfor, place), last=last)
-        return
-    fill(step, run.iterate(), host, last=last)
+    for following in step.parfor.orelse:  # a value there is not shown, as it is not the cell's
+        host.run_statement(following, last=False)
 
 
 def fill(step: Comprehension, stream: Generator[list[Any], None, None], host: Host, *, last: bool) -> None:

@@ -64,8 +64,9 @@ class Losses:
 
     def begin(self) -> None:
         """A chunk begins: settings of the process are as they should be."""
-        self._process_version, rows = self._process.take()
-        self._process_rows = dict(pickle.loads(rows))
+        version, rows = self._process.take()
+        if version != self._process_version:
+            self._process_version, self._process_rows = version, dict(pickle.loads(rows))
         self._modules = len(sys.modules)
 
     def note_late(self) -> None:

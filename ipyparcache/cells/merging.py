@@ -11,7 +11,7 @@ from typing import Any
 
 from ipyparcache.analysis.body import HOLE, Site
 from ipyparcache.analysis.columns import Columns
-from ipyparcache.analysis.forms import FILE
+from ipyparcache.analysis.forms import FILE, path_opened
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refits import Refit
 from ipyparcache.cells import failures
@@ -313,7 +313,9 @@ def _path_of(site: Site, file_name: str) -> CodeType:
     assert isinstance(site.statement, ast.With)
     opened = site.statement.items[0].context_expr
     assert isinstance(opened, ast.Call)
-    return compile(ast.Expression(opened.args[0]), file_name, "eval")
+    path = path_opened(opened)
+    assert path is not None
+    return compile(ast.Expression(path), file_name, "eval")
 
 
 def _is_label(key: Any) -> bool:

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 from ipyparcache.errors import ParcacheError
@@ -87,6 +88,25 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not less."""
+
+    def read(text: str) -> int:
+        value = whole(text)
+        if value < least:
+            raise ValueError(f"a whole number from {least} on is wanted")
+        return value
+
+    return read
+
+
+def variable(text: str) -> str:
+    """The name of a variable."""
+    if not text.isidentifier() or iskeyword(text):
+        raise ValueError("the name of a variable is wanted")
+    return text
+
+
 def seconds(text: str) -> float:
     """`30`, `1.5`, `2m` or `7d` in seconds."""
     try:
@@ -149,7 +169,7 @@ def parse_line(magic: str, line: str, options: Sequence[Option], *, stop_at_word
         elif name not in by_name:
             short = re.fullmatch(r"(-[a-z])(\d+)", word)
             if short and short[1] in by_name:  # -j4
-                _read_value(magic, by_name[short[1]], short[2], values)
+                _read_value(magic, by_name[short[1]], short[1], short[2], values)
                 continue
             near = difflib.get_close_matches(name, [*by_name, "--help"], 1, 0.5)
             raise WrongOption(
@@ -184,7 +204,7 @@ def _take(
             raise WrongOption(magic, f"`{name}` wants a value: {name} {option.metavar}")
         attached = _as_code(rest[: len(rest) - len(after)].strip()) if option.is_code else following
         rest = after
-    _read_value(magic, option, attached, values)
+    _read_value(magic, option, name, attached, values)
     return rest
 
 
@@ -197,12 +217,12 @@ def _fits(option: Option, text: str) -> bool:
     return True
 
 
-def _read_value(magic: str, option: Option, text: str, values: dict[str, Any]) -> None:
+def _read_value(magic: str, option: Option, name: str, text: str, values: dict[str, Any]) -> None:
     assert option.read is not None
     try:
         values[option.field] = option.read(text)
     except ValueError as error:
-        raise WrongOption(magic, f"`{option.name} {text}`: {error}") from None
+        raise WrongOption(magic, f"`{name} {text}`: {error}") from None
 
 
 def _next_word(magic: str, text: str) -> tuple[str, str]:

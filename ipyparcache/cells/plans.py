@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ipyparcache.analysis.helpers import Facts
 from ipyparcache.analysis.refusals import CarriedContainer, Refusal
 from ipyparcache.analysis.steps import Step
 from ipyparcache.cells.leftovers import Leftover
@@ -68,7 +67,6 @@ class CellPlan:
     """A cell whose loops can run in tasks."""
 
     steps: tuple[Step, ...]
-    facts: Facts
     options: LoopOptions
 
 

@@ -15,6 +15,7 @@ from ipyparcache.cells.holding import Held
 from ipyparcache.cells.messages import Left, Plain, given
 from ipyparcache.cells.plans import Host
 from ipyparcache.cells.tracebacks import SITE
+from ipyparcache.cells.travel import ATOMS
 
 Write = Callable[[str, str], None]
 
@@ -111,9 +112,13 @@ class Replayer:
         """The same for many plain iterations at once; False, and nothing is done, where that cannot be.
 
         It can where all that the loop changes are lists, dicts and sets, into which values are put that
-        cannot run any code.
+        cannot run any code, or fail.
         """
         if self._takers is None or not all(type(left[1]) is tuple for left in lefts):
+            return False
+        if any(kind is not list for _, kind in self._takers) and not all(
+            type(key) in ATOMS for left in lefts for _, key, *_ in left[0]
+        ):
             return False
         owners = [self.namespace.get(root) for root, _ in self._takers]
         if not all(type(owner) is kind for owner, (_, kind) in zip(owners, self._takers, strict=True)):

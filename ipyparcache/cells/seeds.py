@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import random
 import sys
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ipyparcache.analysis.changing import path_of
 from ipyparcache.analysis.parfor import Parfor
+from ipyparcache.analysis.refusals import DrawsFromSeeded
 from ipyparcache.digest import generators
 
 #: By the function that seeds: the library whose generator it is.
@@ -20,6 +23,7 @@ _SEEDERS = {
     ("torch", "manual_seed"): "torch",
     ("torch.random", "manual_seed"): "torch",
 }
+_NO_DRAWS = frozenset({"seed", "getstate", "setstate", "get_state", "set_state"})
 
 
 def seeded_by(parfor: Parfor, namespace: Mapping[str, Any]) -> tuple[str, ...]:
@@ -31,6 +35,34 @@ def seeded_by(parfor: Parfor, namespace: Mapping[str, Any]) -> tuple[str, ...]:
             break  # what it calls may draw
         found += seeds
     return tuple(dict.fromkeys(found))
+
+
+def draw_from(
+    libraries: Iterable[str], parfor: Parfor, namespace: Mapping[str, Any]
+) -> DrawsFromSeeded | None:
+    """Why a loop is refused whose body draws from the global generator of one of these libraries."""
+    wanted = frozenset(libraries)
+    for node in ast.walk(parfor.body) if wanted else ():
+        if isinstance(node, ast.Call):
+            path = path_of(node.func)
+            known = path is not None and path.root in parfor.reads
+            library = _drawn_by(_value_of(node.func, namespace)) if known else None
+            if library in wanted:
+                return DrawsFromSeeded(node.lineno, ast.unparse(node.func), library)
+    return None
+
+
+def _drawn_by(function: object) -> str | None:
+    """The library from whose global generator a function draws."""
+    if getattr(function, "__name__", None) in _NO_DRAWS:
+        return None
+    owner = getattr(function, "__self__", None)
+    numpy = sys.modules.get("numpy.random")
+    if isinstance(owner, random.Random):
+        return "random" if owner is getattr(random.random, "__self__", None) else None
+    if numpy is not None and owner is getattr(numpy.rand, "__self__", numpy):
+        return "numpy.random"
+    return None
 
 
 def states_of(libraries: Iterable[str]) -> dict[str, Any]:

@@ -86,10 +86,11 @@ def below(error: BaseException, file_name: str, line: int) -> BaseException:
     return error.with_traceback(_entry(file_name, "<module>", line, 1, inner))
 
 
-def without_our_frames(error: BaseException) -> BaseException:
+def without_our_frames(error: BaseException, loop: tuple[str, int] | None = None) -> BaseException:
     """The exception without the frames of this package, wherever they stand in its traceback.
 
-    Where nothing else is left, as for an error of our own, all of them stay.
+    Where nothing else is left, as for an interrupt or a worker's death, it is raised by the line of the cell
+    that `loop` names; if none is given, all frames stay.
     """
     kept: list[types.TracebackType] = []
     entry = error.__traceback__
@@ -100,4 +101,6 @@ def without_our_frames(error: BaseException) -> BaseException:
     chain: types.TracebackType | None = None
     for part in reversed(kept):
         chain = types.TracebackType(chain, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    if chain is None and loop is not None:
+        chain = _entry(loop[0], "<module>", loop[1], 1, None)
     return error.with_traceback(chain) if chain is not None else error

@@ -14,6 +14,7 @@ _WRAPPING = frozenset(
         "openfiles",
         "audited",
         "unaudited",
+        "readers",
         "environment",
         "generators",
         "registries",

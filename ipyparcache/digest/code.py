@@ -503,8 +503,26 @@ _SKIPPED = frozenset(
         "__static_attributes__",
         "__annotations_cache__",
         "_value2member_map_",  # of an enum: follows from its members, and grows when flags are combined
+        # of a model of pydantic: made from its fields, decorators and methods, which are digested
+        "__pydantic_core_schema__",
+        "__pydantic_validator__",
+        "__pydantic_serializer__",
+        "__pydantic_setattr_handlers__",
     }
 )
+
+
+#: What pydantic notes of the validators and serializers of a model.
+_DECORATORS = "__pydantic_decorators__"
+
+
+def _decorations(noted: Any) -> object:
+    """The same without the address of the class, by which each of them refers to it."""
+    kinds = getattr(noted, "__dict__", None) or {name: getattr(noted, name) for name in noted.__slots__}
+    return {
+        kind: {name: (found.info, found.shim) for name, found in decorators.items()}
+        for kind, decorators in kinds.items()
+    }
 
 
 class ClassKind(Kind):
@@ -517,6 +535,8 @@ class ClassKind(Kind):
 
     def write_content(self, walk: Walk, obj: Any) -> None:
         own = self._own(obj)
+        if _DECORATORS in own:
+            own[_DECORATORS] = _decorations(own[_DECORATORS])
         walk.token(b"class", obj.__module__, obj.__qualname__, len(obj.__bases__), len(own))
         if modules.origin_of(obj.__module__) == "local" and not walk.isolated:
             walk.traversal.note_module(obj.__module__)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,15 +192,40 @@ def _files_of(pattern: str) -> set[str]:
 def files_named_in(value: object) -> list[str]:
     """Existing files that a string or path names, also inside lists, tuples and the values of dicts.
 
-    Readers written in other languages open them where no audit event tells.
+    Readers written in other languages open them where no audit event tells. Of a text that quotes other
+    texts, such as SQL, these are asked, too.
     """
     with openfiles.unwatched():
         return [text for text in _texts(value, 0) if _names_file(text)]
 
 
+def patterns_quoted_in(text: str) -> list[str]:
+    """What a text of SQL quotes that stands for all files of a folder whose names fit."""
+    with openfiles.unwatched():
+        found = [text for text in _quoted(text) if glob.has_magic(text) and "**" not in text]
+        return [pattern for pattern in found if glob.glob(pattern)]
+
+
+def pattern_rows(pattern: str) -> list[Row]:
+    """Rows that hold as long as the same files, with the same content, fit a pattern."""
+    with openfiles.unwatched():
+        folder = os.path.dirname(pattern) or os.curdir
+        listed = Row("listing", folder, _now("listing", folder))
+        return [*(file_row(path) for path in sorted(_files_of(pattern))), listed]
+
+
+_QUOTED = re.compile(r"'([^'\n\0]{1,1023})'|\"([^\"\n\0]{1,1023})\"")
+_LONGEST = 1 << 16  # of a text that is searched for what it quotes
+
+
+def _quoted(text: str) -> list[str]:
+    return [one or other for one, other in _QUOTED.findall(text)] if len(text) <= _LONGEST else []
+
+
 def _texts(value: object, depth: int) -> list[str]:
     if isinstance(value, str):
-        return [value] if 0 < len(value) < 1024 and "\n" not in value and "\0" not in value else []
+        plain = 0 < len(value) < 1024 and "\n" not in value and "\0" not in value
+        return [value, *_quoted(value)] if plain else _quoted(value)
     if isinstance(value, os.PathLike) and modules.origin_of(type(value).__module__) == "standard":
         return [os.fsdecode(os.fspath(value))]
     if depth < 2 and isinstance(value, (list, tuple)) and len(value) <= 1000:

@@ -286,11 +286,30 @@ def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
 
 
 def _reduced(obj: Any) -> Any:
+    if type(obj).__module__ == "pyarrow.lib":
+        value = obj.__reduce_ex__(4)
+        if type(value) is tuple:
+            value = (value[0], tuple(map(_without_needless_bitmap, value[1])), *value[2:])
+        return value
     if type(obj).__module__ != "itertools":
         return obj.__reduce_ex__(4)
     with warnings.catch_warnings():  # from Python 3.12 to 3.13 it says that 3.14 does without
         warnings.simplefilter("ignore", DeprecationWarning)
         return obj.__reduce_ex__(4)
+
+
+def _without_needless_bitmap(data: Any) -> Any:
+    """The parts of an array of pyarrow without the bitmap of its nulls where it has none.
+
+    It is not pickled, so that an array with one, as Parquet files and filters leave them, would not come back
+    as it was.
+    """
+    if type(data) is not tuple or len(data) != 7 or type(data[4]) is not list:
+        return data
+    kind, length, nulls, offset, buffers, children, dictionary = data
+    bitmap = buffers[:1] if nulls else [None] * len(buffers[:1])
+    inner = [_without_needless_bitmap(child) for child in children]
+    return kind, length, nulls, offset, [*bitmap, *buffers[1:]], inner, dictionary
 
 
 def find_kind(cls: type) -> Kind:
@@ -438,6 +457,9 @@ REFUSED = {
     "bz2.BZ2File": _OPEN,
     "lzma.LZMAFile": _OPEN,
     "zipfile.ZipFile": _OPEN,
+    "h5py._hl.files.File": _OPEN,
+    "h5py._hl.group.Group": _OPEN,
+    "h5py._hl.dataset.Dataset": _OPEN,
     "_csv.reader": _OPEN,
     "_csv.writer": _OPEN,
     "mmap.mmap": "it is a window on a file",

@@ -189,6 +189,35 @@ def _make_connection() -> object:
     return made
 
 
+# ---- HDF5
+
+
+def _hdf_facts(handle: Any) -> Facts | None:
+    """Of a file, group or dataset of h5py whose file is closed.
+
+    The reader that a dataset keeps for its next read is left out: on a closed file it can only fail.
+    """
+    if handle:
+        return None
+    return *_plain_attributes(handle), *((n, v) for n, v in vars(handle).items() if n == "_libver")
+
+
+def _make_hdf(module: str, cls: str, identifiers: str, identifier: str) -> Callable[..., object]:
+    def make(*attributes: Any) -> object:
+        base = importlib.import_module("h5py._hl.base")
+        kind = getattr(importlib.import_module(module), cls)
+        made = kind.__new__(kind)
+        nothing = getattr(importlib.import_module(identifiers), identifier)(0)
+        base.HLObject.__init__(made, nothing)
+        vars(made).update(attributes)
+        if cls == "Dataset":
+            h5p = importlib.import_module("h5py.h5p")
+            vars(made).update(_cache_props={}, _dxpl=h5p.create(h5p.DATASET_XFER))
+        return made
+
+    return make
+
+
 _FILE = _Way(_file_facts, _make_file)
 _WAYS = {
     "_io.TextIOWrapper": _FILE,
@@ -202,6 +231,11 @@ _WAYS = {
     "zipfile.ZipFile": _Way(_zip_facts, _make_zip),
     "_csv.reader": _Way(_csv_facts, _make_csv_reader),
     "_csv.writer": _Way(_csv_facts, _make_csv_writer),
+    "h5py._hl.files.File": _Way(_hdf_facts, _make_hdf("h5py._hl.files", "File", "h5py.h5f", "FileID")),
+    "h5py._hl.group.Group": _Way(_hdf_facts, _make_hdf("h5py._hl.group", "Group", "h5py.h5g", "GroupID")),
+    "h5py._hl.dataset.Dataset": _Way(
+        _hdf_facts, _make_hdf("h5py._hl.dataset", "Dataset", "h5py.h5d", "DatasetID")
+    ),
     "sqlite3.Connection": _Way(_connection_facts, _make_connection),
 }
 KINDS = frozenset(_WAYS)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FrameType, FunctionType
 from typing import Any
 
-from ipyparcache.digest import modules, openfiles
+from ipyparcache.digest import modules, openfiles, readers
 from ipyparcache.digest.askers import asker_of, is_ignored
 from ipyparcache.digest.audited import note_open
 from ipyparcache.digest.openfiles import (
@@ -338,6 +338,22 @@ def _put_wrappers_in() -> None:
     for name, owner, reader in _STATE_READERS:
         if owner in sys.modules:
             wrappers.append((sys.modules[owner], reader, functools.partial(_wrap_state_reader, name=name)))
+    for module in readers.MODULES:
+        wrappers += readers.wrappers(module)
+    _wrap_all(wrappers)
+
+
+def _put_readers_in(module: str) -> None:
+    """The same for a library that the run has imported just now."""
+    if openfiles.watches:
+        _wrap_all(readers.wrappers(module))
+
+
+for _module in readers.MODULES:
+    modules.AFTER_LOADING[_module] = functools.partial(_put_readers_in, _module)
+
+
+def _wrap_all(wrappers: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]]) -> None:
     for owner, name, wrap in wrappers:
         plain = getattr(owner, name, None)
         if plain is None:

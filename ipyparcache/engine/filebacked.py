@@ -118,14 +118,14 @@ class FileArrays:
 
     def _made_folder(self) -> str:
         if self._folder is None:
-            import shutil  # with `tempfile` 10 ms, needed by few calls
-            import tempfile
+            from ipyparcache.engine.folders import make_kept, remove_kept  # with what it needs, 10 ms
 
             parent = self._parent or os.environ.get("JOBLIB_TEMP_FOLDER") or _usual_parent()
             parent = os.path.abspath(os.path.expanduser(parent))
             os.makedirs(parent, exist_ok=True)
-            self._folder = tempfile.mkdtemp(prefix=f"ipyparcache_{os.getpid()}_", dir=parent)
-            self._end = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            kept = make_kept(parent)
+            self._folder = kept.path
+            self._end = weakref.finalize(self, remove_kept, kept)
         return self._folder
 
     def close(self) -> None:

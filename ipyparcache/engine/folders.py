@@ -1,4 +1,4 @@
-"""Private folders of the portable transport, all in one folder a process, which goes when the process does.
+"""Private folders that go with the process: of the portable transport, all in one, and of arrays in files.
 
 A file has no owner that the system would clean up after. So a shell waits for the end of a pipe that only
 this process holds, and removes the folder then: whatever has ended the process, and its workers with it.
@@ -19,8 +19,8 @@ SHELL = "/bin/sh"
 _WAIT_AND_REMOVE = 'read -r line; rm -rf -- "$1"'
 
 
-class _Base(NamedTuple):
-    """The folder of this process in one place."""
+class Kept(NamedTuple):
+    """A folder of this process."""
 
     path: str
     owner: int
@@ -28,7 +28,8 @@ class _Base(NamedTuple):
     pipe: int  # end that stays open as long as this process lives
 
 
-_bases: dict[str, _Base] = {}  # by the place that they are in
+_bases: dict[str, Kept] = {}  # those of the portable transport, by the place that they are in
+_kept: dict[str, Kept] = {}  # all, by path
 _lock = threading.RLock()
 _made = 0
 
@@ -56,7 +57,7 @@ def new_folder(on_disk: bool = False) -> str:
         place = place or _disk()
         base = _bases.get(place)
         if base is None or base.owner != os.getpid() or not os.path.isdir(base.path):
-            base = _bases[place] = _new_base(place)
+            base = _bases[place] = make_kept(place)
         _made += 1
         path = f"{base.path}/{_made}"
         os.mkdir(path, 0o700)
@@ -69,7 +70,8 @@ def in_use() -> list[str]:
         return [base.path for base in _bases.values() if base.owner == os.getpid()]
 
 
-def _new_base(place: str) -> _Base:
+def make_kept(place: str) -> Kept:
+    """A folder in a place, which is removed when this process has ended if it is not before."""
     import tempfile
 
     path = tempfile.mkdtemp(prefix="ipyparcache-", dir=place)
@@ -93,7 +95,17 @@ def _new_base(place: str) -> _Base:
         pass  # a system without a shell: only a killed process leaves its folder
     finally:
         os.close(read)
-    return _Base(path, os.getpid(), keeper, write)
+    kept = _kept[path] = Kept(path, os.getpid(), keeper, write)
+    return kept
+
+
+def remove_kept(kept: Kept) -> None:
+    """Remove a folder with what is in it; a forked child leaves it alone, as it is the parent's."""
+    import shutil
+
+    if kept.owner == os.getpid():
+        shutil.rmtree(kept.path, ignore_errors=True)
+        _end_keeper(kept)
 
 
 def remove_folder(path: str) -> None:
@@ -110,20 +122,22 @@ def remove_folder(path: str) -> None:
                     _end_keeper(base)
 
 
-def _end_keeper(base: _Base) -> None:
-    os.close(base.pipe)
-    if base.keeper:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(base.keeper, 0)
+def _end_keeper(kept: Kept) -> None:
+    if _kept.pop(kept.path, None) is not None:
+        os.close(kept.pipe)
+        if kept.keeper:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(kept.keeper, 0)
 
 
 def forget_folders() -> None:
     """Let go, in a forked child, of what belongs to the parent."""
     global _lock
     _lock = threading.RLock()
-    for base in _bases.values():
+    for kept in _kept.values():
         with contextlib.suppress(OSError):
-            os.close(base.pipe)
+            os.close(kept.pipe)
+    _kept.clear()
     _bases.clear()
 
 

@@ -25,10 +25,11 @@ QUIET = 100  # milliseconds without a message after which there is time to load 
 
 
 def die_with_pipe(fd: int) -> None:
-    """Have the kernel signal this process when the pipe closes, which no one who holds the GIL can
-    prevent.
+    """Have the kernel signal this process, and what its tasks started, when the pipe closes, which no one who
+    holds the GIL can prevent.
     """
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    # A negative number is a group.
+    fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpid() if os.getpgrp() == os.getpid() else os.getpid())
     if hasattr(fcntl, "F_SETSIG"):
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)  # else SIGIO, which ends it too
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

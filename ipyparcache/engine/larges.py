@@ -70,7 +70,7 @@ def _owner_and_key(raw: memoryview) -> tuple[Any, tuple[int, int, int] | None]:
     """The array that owns the memory, and a key that stays valid as long as that array lives."""
     numpy = sys.modules.get("numpy")
     owner: Any = raw.obj
-    if numpy is None or not isinstance(owner, numpy.ndarray):
+    if numpy is None or not hasattr(numpy, "ndarray") or not isinstance(owner, numpy.ndarray):
         return owner, None
     address = owner.__array_interface__["data"][0]
     while isinstance(owner.base, numpy.ndarray):

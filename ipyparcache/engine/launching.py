@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from ipyparcache.engine.forking import can_fork, fork_server
 from ipyparcache.engine.transport import Channel, PacketChannel, StreamChannel, can_memfd
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 LIFELINE = 9  # descriptor of the lifeline in a spawned worker
 STARTING = 30.0  # seconds in which a worker must have said hello
+LOOK = 0.05  # seconds between two looks at whether a worker that is to connect has ended
 
 
 def start_method() -> str:
@@ -136,17 +138,21 @@ def append_only(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
 
 
-def accept(listener: socket.socket, token: bytes) -> socket.socket:
-    """The connection of the worker that knows the token."""
+def accept(listener: socket.socket, token: bytes, has_ended: Callable[[], bool]) -> socket.socket:
+    """The connection of the worker that knows the token; one that is closed if it has ended before."""
     import hmac
 
     until = time.monotonic() + STARTING
-    while (left := until - time.monotonic()) > 0:
-        listener.settimeout(left)
+    while time.monotonic() < until:
+        listener.settimeout(LOOK)
         try:
             end, _ = listener.accept()
         except TimeoutError:
-            break
+            if has_ended():
+                end, other = socket.socketpair()
+                other.close()
+                return end
+            continue
         end.settimeout(5)
         got = b""
         with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ class _Seen:
         self.named: str = module.__file__  # its file, as it names it
         self.path = path  # the same, from the root
         self.generation = generation
-        self.stamp = _loaded_stamp(path)  # modification time (ns) and size of the file that was loaded
+        self.stamp = _loaded_stamp(self.spec, path)  # modification time (ns) and size of what was loaded
 
 
 def local_file(module: object) -> str | None:
@@ -55,13 +55,18 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _loaded_stamp(path: str) -> tuple[int, int] | None:
-    """Stamp of a file that was just loaded; None if its cached bytecode shows that it was edited since."""
+def _loaded_stamp(spec: Any, path: str) -> tuple[int, int] | None:
+    """Stamp of a file that was just loaded; None if its cached bytecode shows that it was edited since.
+
+    Only Python's own loader makes or uses that bytecode. Where another one loaded the module, as pytest's
+    that rewrites assertions, what lies there can be of an older version.
+    """
+    import importlib.machinery
     import importlib.util
 
     stamp = _stamp(path)
-    if stamp is None:
-        return None
+    if stamp is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+        return stamp
     head = b""
     with contextlib.suppress(OSError, NotImplementedError):
         cached = importlib.util.cache_from_source(path)

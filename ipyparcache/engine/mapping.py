@@ -73,7 +73,7 @@ def side_by_side(files: Sequence[int], sizes: Sequence[int]) -> memoryview:
 
 def _address_of(raw: memoryview) -> int | None:
     numpy = sys.modules.get("numpy")
-    if numpy is None:
+    if numpy is None or not hasattr(numpy, "frombuffer"):  # not loaded, or just being loaded
         return None
     return int(numpy.frombuffer(raw, numpy.uint8).__array_interface__["data"][0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 
 from ipyparcache import pickling
 from ipyparcache.engine.filebacked import belongs_into_a_file
@@ -158,13 +159,25 @@ class Packed(Record):
         self.where = where
 
 
+def columns_of(rows: Sequence[Any]) -> list[Any]:
+    """The rows of a batch, turned: one tuple a parameter.
+
+    Not by `zip`, which makes an iterator for each row: so many at once have the garbage collector go over
+    everything that the process holds.
+    """
+    width = len(rows[0])
+    if set(map(len, rows)) != {width}:
+        raise ValueError("The rows of a batch differ in length.")
+    return [tuple(map(itemgetter(at), rows)) for at in range(width)]
+
+
 def _is_plain(column: tuple[Any, ...]) -> bool:
     """Whether the standard pickler does for these arguments what ours would do."""
     numpy = sys.modules.get("numpy")
     kinds = set(map(type, column)) - SCALARS - {bytes}
     if not kinds:
         return True
-    if numpy is None or kinds != {numpy.ndarray}:
+    if numpy is None or kinds != {getattr(numpy, "ndarray", None)}:  # none while it is being loaded
         return False
     return all(
         not value.dtype.hasobject
@@ -222,7 +235,7 @@ class Packing:
 
     def arguments(self, batch: Batch) -> Packed:
         """Pickle the arguments of a batch."""
-        columns: list[Any] = list(zip(*batch.rows, strict=True)) if batch.rows[0] else []
+        columns = columns_of(batch.rows)
         constants: list[tuple[int, SharedContainer]] = []
         plain = not batch.triples
         for at, column in enumerate(columns):

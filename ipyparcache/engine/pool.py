@@ -61,6 +61,7 @@ class WorkerHandle:
         self.written_to = 0  # the stream that its task writes now, as far as it said
         self.lifeline = -1  # end of a pipe that closes with this process: a spawned worker is killed then
         self.pid = 0
+        self.server: Server | None = None  # which forked it, and knows how it ends
         self.said_hello = False
         self.ended: tuple[int, int] | None = None  # exit code (negative: signal), largest memory in bytes
         self.leased_to: weakref.ref[Lease] | None = None
@@ -117,6 +118,7 @@ class Pool:
         self._numbers = 0
         self._calls = itertools.count(1)
         self._reaper: threading.Timer | None = None
+        self._early: dict[int, list[Message]] = {}  # what was told of workers that have not connected yet
         self._modules: tuple[str, ...] = ()
         self._forks_plain = False  # whether the workers started now are to do without cloudpickle at first
         self.failed_starts = 0  # in a row
@@ -184,6 +186,7 @@ class Pool:
         if method == "forkserver":
             self.start_server()
         worker = self._start_by_memfd(number) if can_memfd() else self._start_by_name(number)
+        worker.server = self._server
         self._workers[number] = worker
         self._news.register(worker.bell, select.POLLIN)
         return worker
@@ -240,6 +243,8 @@ class Pool:
             token = os.urandom(32)
             from socket import create_server  # it loads `enum`, which few calls need
 
+            self._early.clear()
+            told = self._early[number] = []
             with create_server(("127.0.0.1", 0)) as listener:
                 named = (listener.getsockname()[:2], token, block.folder)
                 launched = 0
@@ -248,7 +253,7 @@ class Pool:
                 else:
                     launched, lifeline = spawn(("named", self.idle_seconds, os.getpid(), named), {})
                     undo.callback(os.close, lifeline)
-                end = accept(listener, token)
+                end = accept(listener, token, lambda: self._has_ended(launched, told))
             undo.callback(end.close)
             channel = StreamChannel(end)
             worker = WorkerHandle(number, channel, channel, None, block)
@@ -257,8 +262,22 @@ class Pool:
                 worker.pid = launched
                 worker.lifeline = lifeline
                 worker.spawned = True
+            for message in told:
+                self._note_of_server(worker, message)
             undo.pop_all()
+        self._early.clear()
         return worker
+
+    def _has_ended(self, spawned: int, told: list[Message]) -> bool:
+        """Whether a worker that is to connect has ended: by its process id, or by what is told of it."""
+        if spawned:
+            with contextlib.suppress(ChildProcessError):
+                pid, status, usage = os.wait4(spawned, os.WNOHANG)
+                if pid:
+                    told.append(("ended", 0, os.waitstatus_to_exitcode(status), _bytes_of(usage.ru_maxrss)))
+        else:
+            self._pump_server()
+        return (not spawned and self._server is None) or any(message[0] == "ended" for message in told)
 
     # -- lending ------------------------------------------------------------------------------------------
 
@@ -469,8 +488,7 @@ class Pool:
                     try:
                         pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
                         if pid:
-                            rss = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-                            worker.ended = (os.waitstatus_to_exitcode(status), rss)
+                            worker.ended = (os.waitstatus_to_exitcode(status), _bytes_of(usage.ru_maxrss))
                             with contextlib.suppress(OSError):
                                 os.killpg(pid, signal.SIGKILL)
                     except ChildProcessError:
@@ -479,7 +497,7 @@ class Pool:
                     self._pump_server()
             if worker.ended is not None:
                 return worker.ended
-            if not worker.spawned and self._server is None:
+            if not worker.spawned and worker.server is not self._server:
                 return None, 0  # the one who knew is gone
             if time.monotonic() > until:
                 return None, 0
@@ -514,14 +532,19 @@ class Pool:
             while (received := self._server.channel.receive(wait=False)) is not None:
                 message = received[0]
                 worker = self._workers.get(message[1])
-                if worker is None:
-                    continue
-                if message[0] == "forked":
-                    worker.pid = message[2]
-                elif message[0] == "ended":
-                    worker.ended = (message[2], message[3])
+                if worker is not None:
+                    self._note_of_server(worker, message)
+                elif message[1] in self._early:
+                    self._early[message[1]].append(message)
         except EOFError:
             self._end_server(0)
+
+    @staticmethod
+    def _note_of_server(worker: WorkerHandle, message: Message) -> None:
+        if message[0] == "forked":
+            worker.pid = message[2]
+        elif message[0] == "ended":
+            worker.ended = (message[2], message[3])
 
     def shutdown(self, wait: float = 2.0) -> None:
         """End all workers and the fork server. Calls that run see their workers die; the next call
@@ -589,6 +612,11 @@ class Pool:
                 worker.close()
         if server is not None:
             server.channel.close()
+
+
+def _bytes_of(maxrss: int) -> int:
+    """Bytes of what `wait4` tells of memory, in the unit of the system."""
+    return maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 _pool = Pool()

@@ -44,9 +44,12 @@ _CLOSED_ON_EXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 
 # Words at the start of a block, each 8 bytes and written by one side only.
-BATCH, COMMITTED, CANCEL, LOADED, STARTED, LIMIT, EVENTS = range(7)  # EVENTS: one word a slot
+BATCH, COMMITTED, CANCEL, LOADED, STARTED, LIMIT = range(6)
+ENDED, EVENTS = 6, 10  # one word a slot
 HEADER = 4096
-POSITION_BITS = 24  # LIMIT holds a batch's number above, and below it the position that must not be begun
+# LIMIT holds a batch's number above, and below it the position that must not be begun; ENDED, how many
+# tasks of it were committed.
+POSITION_BITS = 24
 SLOTS = 4  # batches that a worker may hold; each has a slot and areas of its own
 SLOT = 512 << 10
 MAPPED = HEADER + SLOTS * SLOT
@@ -220,6 +223,11 @@ class Block:
         """Give back what lies behind the mapped part; only while the worker runs nothing."""
         for fd in {fd for fd, _ in self.areas}:
             os.ftruncate(fd, MAPPED if fd == self.areas[RING][0] else 0)
+
+    def let_go(self) -> None:
+        """Unmap and close, in a forked child of a worker: who touches it from now on gets an error."""
+        with contextlib.suppress(BufferError):  # a task holds a part of it
+            self.close()
 
     def close(self) -> None:
         """Unmap and close; the files of a folder are removed by the side that made them."""

@@ -27,6 +27,7 @@ from ipyparcache.engine.transport import (
     CANCEL,
     COMMITTED,
     DOWN,
+    ENDED,
     EVENTS,
     IN_LARGE_PAGES,
     LIMIT,
@@ -214,6 +215,21 @@ class Worker:
             packet, fds, form = self.definitions.pop(number)
             self.objects[number] = self._load_packet(packet, fds, form)
         return self.objects[number]
+
+    def _lacks(self, message: Message) -> bool:
+        """Whether something that a batch shares with others has not come: the caller, who takes batches back
+        from a worker that starts, may have fetched it together with them while this one was received.
+        """
+        for _, number in message[7]:
+            if number in self.objects:
+                continue
+            if number not in self.definitions:
+                return True
+            _, shared, _, order = self.definitions[number][0]
+            numbers = order if shared is None else [-1 - at for at in order if at < 0]
+            if any(large not in self.larges for large in numbers):
+                return True
+        return any(at < 0 and -1 - at not in self.larges for at in message[10])
 
     def _columns(self, message: Message) -> tuple[Iterable[object], ...]:
         """The arguments of a batch, one column a parameter."""
@@ -415,7 +431,7 @@ class Worker:
         words[COMMITTED] = 0
         words[LOADED] = 0
         words[BATCH] = batch
-        if call != self.call or self.broken is not None or self.function is None:
+        if call != self.call or self.broken is not None or self.function is None or self._lacks(message):
             words[BATCH] = 0
             self.bell.send(("broken", batch, call, self.broken or b""))
             return
@@ -423,8 +439,8 @@ class Worker:
         try:
             columns = self._columns(message)
         except BaseException as error:
-            words[BATCH] = 0
             self.bell.send(("unread", batch, self._dump_error(error)))
+            words[BATCH] = 0  # now that it is told: whoever reads them may have closed the bell
             return
         rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=False) if columns else iter([()] * count)
         if columns:
@@ -493,6 +509,8 @@ class Worker:
         rows = columns = None  # type: ignore[assignment]
         with self._event_lock:
             self.first = -1
+        # What was committed counts, though this process may end before it is told.
+        words[ENDED + slot] = base + done
         words[BATCH] = 0
         self.bell.send(("ring", batch, done, position - bottom, begun, array("d", ends).tobytes(), True))
 
@@ -534,6 +552,8 @@ class Worker:
             elif kind == "state":
                 self.state = bytes(map_shared(message[1], fds))
             elif kind == "define":
+                for fd in self.definitions.pop(message[1], (None, [], ""))[1]:
+                    os.close(fd)
                 self.definitions[message[1]] = (message[2], fds, message[3])
             elif kind == "forget":
                 self.objects.pop(message[1], None)
@@ -620,9 +640,14 @@ def is_worker() -> bool:
 
 
 def _forget_in_child() -> None:
-    """A child that a task forked is no worker: it must not write to the block."""
+    """A child that a task forked is no worker: it has nothing to say to the caller."""
     global _worker
-    _worker = None
+    worker, _worker = _worker, None
+    if worker is not None:
+        worker._event_lock = threading.Lock()  # a thread that is not here may have held it
+        worker.block.let_go()
+        worker.tasks.close()
+        worker.bell.close()
 
 
 def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, idle_seconds: float) -> None:
@@ -652,6 +677,10 @@ def run_worker(tasks: Channel, bell: Channel, block: Block, out: int, err: int, 
         worker.serve(idle_seconds)
     except (EOFError, ConnectionError):
         return  # the caller is gone
+    except BaseException:
+        if os.getpid() != worker._own_pid:
+            os._exit(0)  # a child that a task forked, and that did not end when the task did
+        raise
 
 
 def leave() -> None:

@@ -289,6 +289,9 @@ class Parallel(Followed):
 
     def _initialize_backend(self) -> int:
         """Get the backend ready; how many workers there are."""
+        if not isinstance(self._backend, EngineBackend):
+            # It is wanted soon; and a child that is forked while another thread loads it never gets it.
+            import ipyparcache.parallel.protocol  # noqa: F401
         try:
             count = self._backend.configure(
                 n_jobs=self.n_jobs,

@@ -266,7 +266,15 @@ def _news(
 
 def _as_they_come(news: Iterator[Done]) -> Iterator[Any]:
     for done in news:
-        yield from done.values
+        yield from _handed_over(done)
+
+
+def _handed_over(done: Done) -> Iterator[Any]:
+    """The values of a batch, none kept behind its turn: the consumer decides how long a result lives."""
+    values = deque(done.values)
+    done.values.clear()  # the thread that fetched them still has `done` at hand
+    while values:
+        yield values.popleft()
 
 
 def _in_order(news: Iterator[Done]) -> Iterator[Any]:
@@ -275,10 +283,9 @@ def _in_order(news: Iterator[Done]) -> Iterator[Any]:
     for done in news:
         waiting[done.first] = done
         while following in waiting:
-            values = deque(waiting.pop(following).values)
-            following += len(values)
-            while values:
-                yield values.popleft()  # not kept: the consumer decides how long a result lives
+            done = waiting.pop(following)
+            following += len(done.values)
+            yield from _handed_over(done)
 
 
 def _key_of(value: object) -> bytes:

@@ -38,19 +38,19 @@ LOOK_EVERY = 0.2
 # A run that is over so soon gets no bar any more: to open one takes a processor from the workers for 10 ms.
 SOON_OVER = 0.3
 
-# Seconds without a bar after which the timer's thread ends.
-END_AFTER = 1.0
+# Seconds without a bar after which the timer's thread ends: to start one costs the next run 2 ms.
+END_AFTER = 30.0
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # JupyterLab's variables follow its theme; where they are missing, colours that are seen on both grounds.
 _STYLE = """<style>
-.ipyparcache-bar{font:var(--jp-ui-font-size1,13px)/1.5 var(--jp-ui-font-family,sans-serif);min-width:520px;
+.ipyparcache-bar{font:var(--jp-ui-font-size1,13px)/1.5 var(--jp-ui-font-family,sans-serif);
 color:var(--jp-ui-font-color1,inherit);font-variant-numeric:tabular-nums}
-.ipyparcache-bar .head{display:flex;gap:10px;align-items:center}
-.ipyparcache-bar .lane{display:grid;grid-template-columns:70px 160px 1fr;gap:8px;align-items:center;
-font-size:12px;color:var(--jp-ui-font-color2,inherit)}
-.ipyparcache-bar .track{flex:1;height:10px;border-radius:5px;overflow:hidden;
+.ipyparcache-bar .head{display:flex;flex-wrap:wrap;gap:0 10px;align-items:center}
+.ipyparcache-bar .lane{display:grid;grid-template-columns:70px minmax(20px,160px) minmax(max-content,1fr);
+gap:8px;align-items:center;font-size:12px;color:var(--jp-ui-font-color2,inherit)}
+.ipyparcache-bar .track{flex:1 1 60px;height:10px;border-radius:5px;overflow:hidden;
 background:var(--jp-layout-color2,#8884)}
 .ipyparcache-bar .lane .track{height:6px}
 .ipyparcache-bar i{display:block;height:100%;background:var(--jp-brand-color1,#1976d2)}
@@ -254,10 +254,11 @@ class NotebookBar:
                 # ipykernel 7.4 delivers a click to the shell that runs the cell, so after it; but it first
                 # asks this function, in the thread that receives messages. Elsewhere the name means nothing.
                 self._button.comm._reply_subshell_for = self._peek
-        self._body = ipywidgets.HTML(self._markup(snapshot))
+        layout = ipywidgets.Layout(width="520px", max_width="100%")  # a narrow page wraps it
+        self._body = ipywidgets.HTML(self._markup(snapshot), layout=layout)
         self._box = ipywidgets.HBox(
             [self._body] if self._button is None else [self._body, self._button],
-            layout=ipywidgets.Layout(align_items="flex-start", grid_gap="10px"),
+            layout=ipywidgets.Layout(align_items="flex-start", flex_flow="row wrap", grid_gap="4px 10px"),
         )
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         bundle = {_WIDGET: view, "text/plain": summary_text(snapshot), "text/html": summary_html(snapshot)}
@@ -329,6 +330,18 @@ def _place() -> Where:
     if hasattr(_shell(), "kernel"):
         return "notebook"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "nowhere"
+
+
+def show_summary(tracker: Tracker) -> None:
+    """Display how far a run is now, once."""
+    from IPython.display import display
+
+    display({"text/plain": tracker.summary_text(), "text/html": tracker.summary_html()}, raw=True)
+
+
+def is_watched() -> bool:
+    """Whether a person's page would show a bar live."""
+    return _place() == "notebook" and _page_answers()
 
 
 def _page_answers() -> bool:

@@ -47,6 +47,24 @@ def test_the_bar_moves_and_static_html_takes_its_place(open_notebook, theme):
     assert page.errors == []
 
 
+def test_a_narrow_page_shows_the_count_and_the_button(open_notebook):
+    page = open_notebook("narrow.ipynb", [PRELUDE, "work(600, 0.05)"])
+    page.command("application:toggle-left-area")
+    page.page.set_viewport_size({"width": 400, "height": 700})
+    page.run(0)
+    page.run(1, wait=False)
+
+    button = page.out(1).get_by_role("button", name="Cancel")
+    button.wait_for()
+    said = page.out(1).locator(".ipyparcache-bar .said")
+    area, *boxes = (box_of(part) for part in (page.out(1), button, said))
+    page.shot("narrow", 1)
+    for box in boxes:
+        assert box["x"] + box["width"] <= area["x"] + area["width"]
+    button.click()
+    sync_api.expect(page.out(1)).to_contain_text("■ %%parallel · cancelled")
+
+
 def test_cancel_ends_a_cell_that_blocks(open_notebook):
     page = open_notebook("cancel.ipynb", [PRELUDE, "print(work(600, 0.05))"])
     page.run(0)
@@ -84,3 +102,10 @@ def test_a_short_run_shows_its_summary_only(open_notebook):
 
     sync_api.expect(page.out(1)).to_contain_text("✓ %%parallel · 3/3")
     sync_api.expect(page.out(1).locator(".jupyter-widgets")).to_have_count(0)
+
+
+def box_of(part):
+    """Where a part of the page is; the bar's is made anew five times a second."""
+    while (box := part.bounding_box()) is None:
+        pass
+    return box

@@ -2,7 +2,9 @@
 
 import asyncio
 import decimal
+import importlib
 import json
+import re
 import sys
 import warnings
 
@@ -11,6 +13,7 @@ import pytest
 from ipyparcache import last_run
 from ipyparcache.cells import runs
 from ipyparcache.cells.runs import NoRun
+from ipyparcache.errors import TaskTimeout, WorkerDied
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -81,8 +84,14 @@ def test_a_miss_says_what_of_an_input_differs(cell, cached, request, before, edi
     assert told in last_run().reason
 
 
-def test_a_cell_is_stored_while_a_function_of_the_standard_library_is_replaced(cell, cached, monkeypatch):
-    monkeypatch.setattr(json, "dumps", lambda _value: "replaced")
+def test_a_cell_is_stored_while_a_function_of_the_standard_library_is_replaced(
+    cell, cached, monkeypatch, request, tmp_path
+):
+    # Not a function of this file: edited while the tests run, all of it would be an input, as loaded.
+    tmp_path.joinpath("replacing_m.py").write_text("def dumps(_value):\n    return 'replaced'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    request.addfinalizer(lambda: sys.modules.pop("replacing_m", None))
+    monkeypatch.setattr(json, "dumps", importlib.import_module("replacing_m").dumps)
 
     assert cached("import json\nr = json.dumps(1)") == "miss"
     assert cached("import json\nr = json.dumps(1)") == "hit"
@@ -407,3 +416,21 @@ def test_a_clear_that_nothing_follows_leaves_what_is_shown(cell, names, restart,
     assert "stored" not in first  # the status line would take the place of what is shown
     assert again.startswith("kept\n")
     assert "cached" in again
+
+
+@pytest.mark.parametrize(
+    ("line", "body", "error"),
+    [
+        ("--timeout 0.2", "time.sleep(60)", TaskTimeout),
+        ("", "os._exit(3)", WorkerDied),
+        ("", "i == 0 and os.kill(kernel, signal.SIGINT)\n    time.sleep(0.05)", KeyboardInterrupt),
+    ],
+)
+def test_what_ends_a_loop_from_outside_is_shown_at_the_line_of_the_loop(cell, capsys, line, body, error):
+    cell("import os, signal, time\nkernel = os.getpid()")
+    with pytest.raises(error):
+        cell(f"%%parallel {line}\nn = 3\nfor i in range(n):\n    {body}")
+
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "----> 3 for i in range(n):" in shown
+    assert "ipyparcache/" not in shown

@@ -37,7 +37,7 @@ def test_status_tells_the_folder_and_what_it_holds(stored):
 def test_status_tells_what_this_kernel_has_saved(stored):
     note_run(Run("hit", "", seconds=0.5, body_seconds=60.5))
 
-    assert "1 hits, 0 stored, 1 min 0 s saved" in said("status")
+    assert "1 hit, 0 stored, 1 min 0 s saved" in said("status")
 
 
 def test_list_is_sorted_as_asked(stored):

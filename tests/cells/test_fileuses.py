@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 
 import pytest
 
@@ -28,6 +30,13 @@ def _write(path, text="x", mode="w"):
 def _read(path):
     with open(path) as file:
         return file.read()
+
+
+def _insert(path, statement="create table if not exists t (a)"):
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as connection, connection:
+        connection.execute(statement)
+        if statement.startswith("create"):
+            connection.execute("insert into t values (1)")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +65,18 @@ PAIRS = {
         lambda: os.path.exists("d") or os.makedirs("d"),
         False,
     ),
+    "writes a database that the other writes": (lambda: _insert("db"), lambda: _insert("db"), True),
+    "writes a database that the other reads": (
+        lambda: _insert("file:db?mode=rwc"),
+        lambda: _insert("db", "select 1"),
+        True,
+    ),
+    "both read a database": (
+        lambda: _insert("there", "select 1"),
+        lambda: _insert("file:there?mode=ro", "select * from t"),
+        False,
+    ),
+    "databases in memory": (lambda: _insert(":memory:"), lambda: _insert("file::memory:"), False),
     "a temporary file each": (
         lambda: (_write("t"), os.remove("t")),
         lambda: (_write("u"), os.remove("u")),
@@ -73,6 +94,7 @@ PAIRS = {
 def test_chunks_that_ran_side_by_side_met_where_one_wrote_what_the_other_used(name):
     earlier, later, meets = PAIRS[name]
     _write("in")
+    _insert("there")
     first, second = _uses(earlier), _uses(later)
 
     beside, behind = Meetings(), Meetings()

@@ -602,3 +602,36 @@ def test_global_generators_that_a_body_seeds_are_left_as_the_last_iteration_leav
     serial(tested, after)
 
     assert describe(tested) == describe(plain)
+
+
+def test_an_else_runs_once_behind_a_loop_that_had_to_run_in_the_kernel():
+    setup = "import random\nrng = random.Random(0)\nout, ended = [], []"
+    cell = "n = 3\nfor i in range(n):\n    out.append(rng.random())\nelse:\n    ended.append(i)"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    host, _, _ = parallel(tested, cell)
+
+    assert "ran here" in "".join(host.notes)
+    assert describe(tested) == describe(plain)
+
+
+def test_functions_that_the_cell_itself_defines_may_read_what_the_loop_counts():
+    setup = "k = 0\nout = []"
+    cell = "def tens():\n    return k * 10\nfor c in range(5):\n    k = c\n    out.append(tens())"
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    host, _, _ = parallel(tested, cell)
+
+    assert not host.notes
+    assert describe(tested) == describe(plain)
+
+
+def test_a_value_behind_the_else_of_a_loop_is_not_shown_as_that_of_the_cell():
+    namespace = new_namespace("out = []")
+
+    parallel(namespace, "for i in range(3):\n    out.append(i)\nelse:\n    out")
+
+    assert namespace["out"] == [0, 1, 2]
+    assert "_" not in namespace

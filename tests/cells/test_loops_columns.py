@@ -70,3 +70,39 @@ def test_columns_that_turn_out_to_be_read_by_others_are_told_as_lost(name):
 
     assert isinstance(error, ChangeLost)
     assert "lost" in str(error)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "out2 = []",
+        "df['z'] = 0",
+        "df = df[df.x > 0].copy()",
+        "df = pd.DataFrame({'k': list('ab'), 'x': [1.0, 2.0], 'y': [3, 2]})",
+    ],
+)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_table_may_have_been_made_or_changed_by_the_cell_itself(name, before):
+    pytest.importorskip("pandas")
+    cell = f"{before}\n{COLUMNS[name]}"
+    plain, tested = new_namespace(TABLE), new_namespace(TABLE)
+    serial(plain, cell)
+
+    host, _, report = parallel(tested, cell)
+
+    assert describe(tested) == describe(plain)
+    assert not host.notes
+    assert report.loops[0].iterations > 0
+
+
+def test_what_the_cell_made_is_no_table_with_rows_and_the_loop_runs_here():
+    pytest.importorskip("pandas")
+    cell = "df = df.head(0)\nfor c in ['k', 'x', 'none']:\n    df[c + '_2'] = df[c] * 2"
+    plain, tested = new_namespace(TABLE), new_namespace(TABLE)
+    _, error = serial(plain, cell)
+
+    host, raised, _ = parallel(tested, cell)
+
+    assert describe(tested) == describe(plain)
+    assert type(raised) is type(error)
+    assert "ran here" in "".join(host.notes)

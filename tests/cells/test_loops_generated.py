@@ -158,7 +158,16 @@ SIMPLE = [
     "if {e} not in ids: ids[{e}] = len(ids)",
     "fields[0].v = {e}",
     "tmp = Fields(v={e})",
+    "(out if {k} % 2 else more).append({e})",
+    "where = {k} if where is None else where",
+    "best = {e} if best is None or best < {e} else best",
+    "tmp = {e} if {k} % 2 else tmp",
+    "for p2 in objs: p2.v += 1",
+    "for p2 in objs: out.append(p2.v)",
+    "for r2 in rows: r2.append({e})",
 ]
+#: What may stand above the loop in its cell.
+ABOVE = ["", "first = 1", "best, n0 = None, 4", "more = out", "tmp = cfg"]
 
 OF_ELEMENT = {
     "p": [
@@ -262,7 +271,9 @@ def cells(draw: st.DrawFn) -> str:
             ["", "end = len(out)", "again = [f(v) for v in xs]", "for v in range(2):\n    out.append(v)"]
         )
     )
-    return f"for {target} in {iterable}:\n" + "\n".join(body) + ("\n" + after if after else "")
+    above = draw(st.sampled_from(ABOVE))
+    above += "\n" if above else ""
+    return f"{above}for {target} in {iterable}:\n" + "\n".join(body) + ("\n" + after if after else "")
 
 
 def check(cell: str, **options: Any) -> str:
@@ -273,7 +284,9 @@ def check(cell: str, **options: Any) -> str:
 
     # Not to be run serially: a loop that lengthens the list it walks is refused, and never ends.
     if isinstance(raised, LoopRefused):
-        assert describe(tested) == before, f"a refused cell has changed something:\n{cell}"
+        above, _, _ = cell.partition("for ")  # has run where only an element showed the reason
+        serial(plain, above)
+        assert describe(tested) in (before, describe(plain)), f"a refused cell has changed something:\n{cell}"
         assert "line" in str(raised)
         return "refused"
     if isinstance(raised, ChangeLost):

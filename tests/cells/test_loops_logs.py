@@ -9,7 +9,10 @@ import pytest
 from ipyparcache.errors import FilesMet, LoopRefused
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
-SETUP = "import csv, json, os\nout, folder = [], '.'\ndef ratio(x):\n    return 12 // (4 - x)"
+SETUP = (
+    "import csv, json, os\nfrom pathlib import Path\nout, folder, log = [], '.', Path('p.txt')\n"
+    "def ratio(x):\n    return 12 // (4 - x)"
+)
 SAME = {
     "lines": "    with open('log.txt', 'a') as f:\n        f.write(f'{x}: {ratio(x)}\\n')",
     "failing_between_two_writes": (
@@ -20,6 +23,8 @@ SAME = {
         "    with open(os.path.join(folder, 'rows.csv'), mode='a', newline='') as f:\n"
         "        writer = csv.writer(f)\n        writer.writerow([x, x * x])\n        print('#', file=f)"
     ),
+    "a_path": "    with log.open('a') as f:\n        f.write(f'{x}: {ratio(x)}\\n')",
+    "a_path_in_a_folder": "    with (Path(folder) / 'log.txt').open(mode='a') as f:\n        f.write(str(x))",
     "the_last_state": "    with open('state.json', 'w') as f:\n        json.dump({'x': x}, f)\n    print(x)",
     "what_changes_behind": (
         "    xs = [x]\n    with open('log.txt', 'a') as f:\n        print(xs, file=f)\n    xs.append(x)"

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 
+from ipyparcache.cells import looprun
 from ipyparcache.errors import (
     BackgroundCancelled,
     BackgroundConflict,
@@ -16,6 +17,7 @@ from ipyparcache.errors import (
     TaskTimeout,
     WorkerDied,
 )
+from ipyparcache.progress.tracker import Tracker
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 from tests.conftest import ended
 
@@ -453,3 +455,49 @@ def test_numbers_of_a_type_that_the_notebook_has_arrays_of_are_kept(tmp_path, mo
     assert report.loops[0].restored == 3
     assert again["out"] == [30.0, 30.0, 28.0, 24.0]
     assert {type(value).__name__ for value in again["out"]} == {"float64"}
+
+
+@pytest.mark.parametrize("backend", ["processes", "threads"])
+def test_the_bar_counts_the_iterations_that_failed(monkeypatch, backend):
+    kept = []
+
+    def made(*arguments):
+        kept.append(Tracker(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(looprun, "Tracker", made)
+    cell = "out = []\nfor i in range(6):\n    out.append(1 / (i % 3))"
+    parallel(new_namespace(""), cell, on_error="collect", backend=backend)
+
+    snapshot = kept[0].snapshot()
+    assert (snapshot.done, snapshot.failed) == (4, 2)
+
+
+@pytest.mark.kernel
+def test_a_handle_is_a_live_bar_below_the_cell_that_shows_it(kernel, tmp_path):
+    kernel.run("%load_ext ipyparcache\nimport os, time")
+    wait = "    while not os.path.exists('go'):\n        time.sleep(0.01)\n"
+    kernel.run(f"%%parallel -j 2 --background bg\nout = []\nfor i in range(4):\n{wait}    out.append(i)")
+    client = kernel.client
+
+    asked = client.execute("bg")  # as a page asks, which can be asked for input
+    live = kernel_message(client, "display_data", lambda m: m["parent_header"]["msg_id"] == asked)
+    (tmp_path / "go").touch()
+    shown = live["content"]["transient"]["display_id"]
+    ended = kernel_message(
+        client, "update_display_data", lambda m: m["content"]["transient"]["display_id"] == shown
+    )
+
+    assert "application/vnd.jupyter.widget-view+json" in live["content"]["data"]
+    assert ended["content"]["data"]["text/plain"].startswith("✓ bg")
+    over = kernel.run("bg.wait()\nbg")
+    assert over.outputs[0]["data"]["text/plain"].startswith("✓ bg")
+    assert kernel.run("print(out)").stdout == "[0, 1, 2, 3]\n"
+
+
+def kernel_message(client, kind, fits):
+    """The next message of a kind that fits."""
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        if message["msg_type"] == kind and fits(message):
+            return message

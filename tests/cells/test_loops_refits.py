@@ -151,3 +151,21 @@ def test_an_estimator_that_the_cell_has_told_to_go_on_is_not_fitted_on_workers()
     assert raised is None
     assert tested["out"] == plain["out"]
     assert "ran here" in "".join(host.notes)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "model = Ridge(alpha=0.1)",
+        "from sklearn.linear_model import LinearRegression\nmodel = LinearRegression()",
+    ],
+)
+def test_an_estimator_that_the_cell_has_made_is_fitted_on_workers(before):
+    plain, tested = new_namespace(SETUP), new_namespace(SETUP)
+    serial(plain, f"{before}\n{CELL}")
+
+    host, raised, _ = parallel(tested, f"{before}\n{CELL}")
+
+    assert raised is None
+    assert describe(tested) == describe(plain)
+    assert not host.notes

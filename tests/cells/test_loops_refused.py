@@ -299,10 +299,10 @@ LOST = {
     "a closure's counter": (
         (
             "def make():\n    n = 0\n    def step():\n        nonlocal n\n        n += 1\n"
-            "        return n\n    return step\nstep, out = make(), []"
+            "        return n\n    return step\nsteps, out = [make()], []"
         ),
-        "for i in range(4):\n    out.append(step())",
-        "step",
+        "for i in range(4):\n    out.append(steps[0]())",
+        "steps",
     ),
     "a class attribute": (
         "class J:\n    made = 0\n    def __init__(self):\n        J.made += 1\nout, kinds = [], {'j': J}",
@@ -351,11 +351,49 @@ def test_a_refusal_comes_before_any_line_has_run():
     assert refusal_of(cell, "log = []").startswith("line 3")
 
 
-def test_draws_from_a_seeded_generator_are_lost_from_the_first_on(monkeypatch):
-    namespace = new_namespace("import numpy as np\nout = []")
+DRAWS = {
+    "np.random.rand()": "numpy.random",
+    "np.random.normal(size=3)": "numpy.random",
+    "randint(0, 9)": "random",
+    "random.choice([1, 2])": "random",
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_from_a_seeded_generator_are_refused(draw, monkeypatch):
+    setup = "import random\nimport numpy as np\nfrom random import randint\nout = []"
+    monkeypatch.setattr("ipyparcache.cells.looprun.seeded_libraries", lambda: (DRAWS[draw],))
+
+    text = refusal_of(f"for i in range(6):\n    out.append({draw})", setup)
+
+    assert text.startswith("line 2")
+    assert "--seed" in text
+
+
+@pytest.mark.parametrize(
+    ("statements", "seeded"),
+    [
+        ("out.append(np.random.rand())", "random"),
+        ("np.random.seed(i)\n    out.append(np.random.rand())", "numpy.random"),
+        ("out.append(np.random.default_rng(i).random())", "numpy.random"),
+        ("out.append(random.Random(i).random())", "random"),
+    ],
+)
+def test_what_was_not_seeded_before_or_is_in_the_body_is_drawn_from(statements, seeded, monkeypatch):
+    monkeypatch.setattr("ipyparcache.cells.looprun.seeded_libraries", lambda: (seeded,))
+    namespace = new_namespace("import random\nimport numpy as np\nout = []")
+
+    _, error, _ = parallel(namespace, f"for i in range(6):\n    {statements}")
+
+    assert error is None
+    assert len(namespace["out"]) == 6
+
+
+def test_draws_by_a_function_from_a_seeded_generator_are_lost_from_the_first_on(monkeypatch):
+    namespace = new_namespace("import numpy as np\nout = []\ndef draw():\n    return np.random.rand()")
     monkeypatch.setattr("ipyparcache.cells.looprun.seeded_libraries", lambda: ("numpy.random",))
 
-    _, error, _ = parallel(namespace, "for i in range(6):\n    out.append(np.random.rand())")
+    _, error, _ = parallel(namespace, "for i in range(6):\n    out.append(draw())")
 
     assert isinstance(error, ChangeLost)
     assert "--seed" in str(error)
@@ -398,3 +436,109 @@ def test_a_body_cannot_run_an_event_loop_where_the_cell_runs_in_one(first):
     assert isinstance(raised, RuntimeError)
     assert "cannot be called from a running event loop" in str(raised)
     assert inside["out"] == []
+
+
+KEPT = """
+import io
+from dataclasses import dataclass, field
+
+out, res, buf = [], [], io.StringIO()
+push, write, get = res.append, buf.write, {1: 2}.get
+
+
+def counter():
+    n = 0
+
+    def count(k=1):
+        nonlocal n
+        n += k
+        return n
+
+    def peek():
+        return n
+
+    return count, peek
+
+
+count, peek = counter()
+
+
+def gather(x, seen=[], *, log=None):
+    seen.append(x)
+    return len(seen)
+
+
+def told(x, *, memo={}):
+    memo[x] = x
+    return len(memo)
+
+
+@dataclass
+class Team:
+    name: str
+    points: int = 0
+    log: list = field(default_factory=list)
+
+    def win(self):
+        self.points += 3
+
+    def worth(self):
+        return self.points
+
+
+teams = [Team("a"), Team("b")]
+by_name = {team.name: team for team in teams}
+rows = [[1], [2]]
+"""
+
+CHANGES_WHAT_IS_KEPT = {
+    "out.append(count())": "`n` of the function around it",
+    "out.append(gather(i))": "the default of its parameter `seen`",
+    "out.append(gather(x=i))": "the default of its parameter `seen`",
+    "out.append(told(i))": "the default of its parameter `memo`",
+    "push(i)": "the object of `append`",
+    "write(str(i))": "the object of `write`",
+    "for t in teams:\n        t.points += i": "`t` is here an element of `teams`",
+    "for n, t in enumerate(teams):\n        t.log.append(i)": "`t` is here an element of `teams`",
+    "for k, t in by_name.items():\n        if k == 'a':\n            t.win()": "an element of `by_name`",
+    "for t in by_name.values():\n        setattr(t, 'x', i)": "`t` is here an element of `by_name`",
+    "for t, r in zip(teams, rows):\n        r.append(i)": "`r` is here an element of `rows`",
+    "for r in reversed(rows):\n        r[0] = i": "`r` is here an element of `rows`",
+}
+
+
+@pytest.mark.parametrize("statement", CHANGES_WHAT_IS_KEPT)
+def test_what_functions_keep_and_loops_in_the_body_change_is_refused_before_any_work(statement):
+    text = refusal_of(f"for i in range(3):\n    {statement}", KEPT)
+
+    assert CHANGES_WHAT_IS_KEPT[statement] in text
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "out.append(peek())",
+        "out.append(gather(i, []) + gather(i, seen=[1]))",
+        "out.append(get(i))",
+        "out.append([t.worth() for t in teams])",
+        "for t in teams:\n        out.append((t.name, t.worth()))",
+        "for r in [list(r) for r in rows]:\n        r.append(i)\n        out.append(r)",
+        "for t in teams:\n        t = Team(t.name)\n        t.win()\n        out.append(t.points)",
+    ],
+)
+def test_what_is_only_asked_or_made_in_the_body_is_not_held_back(statement):
+    cell = f"for i in range(3):\n    {statement}"
+    plain, tested = new_namespace(KEPT), new_namespace(KEPT)
+    serial(plain, cell)
+
+    _, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert describe(tested)["out"] == describe(plain)["out"]
+
+
+def test_a_function_that_draws_without_a_figure_of_its_own_is_refused():
+    pytest.importorskip("matplotlib")
+    setup = "import matplotlib.pyplot as plt\ndef draw(k):\n    plt.plot([k, k])"
+
+    assert "`draw` draws into the current figure" in refusal_of("for k in range(3):\n    draw(k)", setup)

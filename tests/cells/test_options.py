@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ipyparcache.cells.cached import CACHED_OPTIONS
@@ -68,7 +70,7 @@ def test_an_option_with_a_default_value_may_stand_alone():
     [
         ("--quite", "did you mean `--quiet`?"),
         ("--on-eror raise", "did you mean `--on-error`?"),
-        ("-j four", "`--jobs four`: a whole number is wanted"),
+        ("-j four", "`-j four`: a whole number is wanted"),
         ("-j", "`-j` wants a value: -j N"),
         ("--jobs --quiet", "`--jobs` wants a value"),
         ("--on-error colect", "did you mean `collect`?"),
@@ -87,6 +89,23 @@ def test_a_wrong_line_says_what_is_wrong_and_what_was_meant(line, said):
 def test_an_unknown_backend_of_a_loop_is_told_with_those_there_are():
     with pytest.raises(WrongOption, match="processes, threads, sequential"):
         parse_line("%%parallel", "--backend gpu", PARALLEL_OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--chunk 0", "`--chunk 0`: a whole number from 1 on is wanted"),
+        ("--retries -1", "`--retries -1`: a whole number from 0 on is wanted"),
+        ("--seed -1", "`--seed -1`: a whole number from 0 on is wanted"),
+        ("--inner-threads 0", "`--inner-threads 0`: a whole number from 1 on is wanted"),
+        ("--timeout 0", "`--timeout 0`: a positive number of seconds is wanted"),
+        ("--background 3x", "`--background 3x`: the name of a variable is wanted"),
+        ("--background for", "`--background for`: the name of a variable is wanted"),
+    ],
+)
+def test_a_value_that_a_loop_cannot_be_run_with_is_told_before_it_runs(line, said):
+    with pytest.raises(WrongOption, match=re.escape(said)):
+        parse_line("%%parallel", line, PARALLEL_OPTIONS)
 
 
 def test_help_is_asked_for_wherever_it_stands():

@@ -184,6 +184,39 @@ def test_what_does_not_change_what_a_function_does_leaves_its_digest(
     assert new_notebook()(before).digest("f") == new_notebook()(after).digest("f")
 
 
+MODEL = """
+import pydantic
+class Inner(pydantic.BaseModel):
+    n: int = 1
+    @pydantic.field_validator("n", "m", check_fields=False)
+    @classmethod
+    def check(cls, value): return value + 1
+class Model(pydantic.BaseModel):
+    inner: Inner = pydantic.Field(default_factory=Inner)
+    def go(self): return self.inner.n
+def f(x): return Model(inner=x)
+"""
+
+
+def test_a_model_is_the_same_wherever_pydantic_has_made_its_validators(new_notebook: NewNotebook) -> None:
+    assert new_notebook()(MODEL).digest("f") == new_notebook()(MODEL).digest("f")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n: int = 1", "n: int = 2"),
+        ("n: int = 1", "n: float = 1"),
+        ('"n", "m"', '"m"'),
+        ("check_fields=False", "check_fields=False, mode='before'"),
+        ("value + 1", "value + 2"),
+        ("self.inner.n", "-self.inner.n"),
+    ],
+)
+def test_an_edit_of_a_model_changes_its_digest(new_notebook: NewNotebook, old: str, new: str) -> None:
+    assert new_notebook()(MODEL).digest("f") != new_notebook()(MODEL.replace(old, new)).digest("f")
+
+
 def test_an_instance_of_a_class_that_was_defined_again_is_told_from_a_new_one(notebook: Any) -> None:
     notebook("class C:\n    def go(self): return 1\nold = C()")
     notebook("class C:\n    def go(self): return 2\nnew = C()")

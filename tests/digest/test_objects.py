@@ -12,6 +12,7 @@ import itertools
 import math
 import operator
 import pathlib
+import pickle
 import random
 import re
 import subprocess
@@ -31,6 +32,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from ipyparcache.digest.instances import _without_needless_bitmap
 from ipyparcache.digest.objects import digest_of
 from ipyparcache.errors import Undigestible
 from tests.digest.values import (
@@ -814,3 +816,24 @@ def test_every_value_of_the_table_has_the_same_digest_under_another_hash_seed(se
     ]
 
     assert outputs[0] == outputs[1]
+
+
+def test_tables_of_arrow_are_the_same_after_pickling_and_tell_nulls_apart() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"a": [1, 2, None], "b": ["x", "y", None], "c": [[1], [], None]})
+    kept = table.filter(pyarrow.array([True, True, False]))  # which leaves a bitmap of no nulls
+
+    assert digest_of(pickle.loads(pickle.dumps(kept))) == digest_of(kept)
+    assert digest_of(pickle.loads(pickle.dumps(table))) == digest_of(table)
+    assert digest_of(pyarrow.array([0, None])) != digest_of(pyarrow.array([0, 0]))
+    assert digest_of(pyarrow.array([1, None, 3])) != digest_of(pyarrow.array([1, 3, None]))
+
+
+def test_the_bitmap_of_an_array_counts_only_where_it_has_nulls() -> None:
+    def parts(nulls: int, bitmap: object) -> tuple[object, ...]:
+        child = ("int64", 2, 0, 0, [bitmap, b"values"], [], None)
+        return "list", 2, nulls, 0, [bitmap, b"offsets"], [child], None
+
+    bare = ("int64", 2, 0, 0, [None, b"values"], [], None)
+    assert _without_needless_bitmap(parts(0, b"1")) == ("list", 2, 0, 0, [None, b"offsets"], [bare], None)
+    assert _without_needless_bitmap(parts(1, b"1")) == ("list", 2, 1, 0, [b"1", b"offsets"], [bare], None)

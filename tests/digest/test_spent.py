@@ -6,6 +6,7 @@ import pickle
 import sqlite3
 import zipfile
 
+import h5py
 import pytest
 
 from ipyparcache.digest import spent
@@ -54,6 +55,17 @@ def _read_archive(path):
     return archive
 
 
+def _hdf(part, mode):
+    def opened(path):
+        with h5py.File(path, "w") as file:
+            file["data"] = [1, 2]
+            file.create_group("group")
+        with h5py.File(path, mode) as file:
+            return file[part] if part else file
+
+    return opened
+
+
 def _connection(path):
     made = sqlite3.connect(path)
     made.close()
@@ -78,6 +90,11 @@ USES = (
     lambda handle: (handle.name, handle.closed),
     lambda handle: handle.mode,
     lambda handle: handle.encoding,
+    lambda handle: handle["data"],
+    lambda handle: handle[:],
+    lambda handle: handle.shape,
+    lambda handle: list(handle.attrs),
+    lambda handle: handle.__bool__(),
 )
 
 
@@ -102,8 +119,28 @@ def answer(use, handle):
         _archive,
         _read_archive,
         _connection,
+        _hdf("", "r"),
+        _hdf("", "a"),
+        _hdf("group", "r"),
+        _hdf("data", "r"),
     ],
-    ids=["text", "update", "gzip text", "gzip", "bz2", "xz", "writer", "reader", "zip", "zip read", "sqlite"],
+    ids=[
+        "text",
+        "update",
+        "gzip text",
+        "gzip",
+        "bz2",
+        "xz",
+        "writer",
+        "reader",
+        "zip",
+        "zip read",
+        "sqlite",
+        "hdf5",
+        "hdf5 update",
+        "hdf5 group",
+        "hdf5 data",
+    ],
 )
 def test_a_closed_handle_comes_back_as_it_is(opened, tmp_path):
     handle = _closed(opened(tmp_path / "file"))
@@ -123,6 +160,7 @@ def test_a_closed_handle_comes_back_as_it_is(opened, tmp_path):
         _with(gzip.open, "wb"),
         _with(zipfile.ZipFile, "w"),
         sqlite3.connect,
+        _with(h5py.File, "w"),
     ],
 )
 def test_an_open_handle_has_no_digest(opened, tmp_path):

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 
@@ -8,9 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
-from ipyparcache.engine import launching
+from ipyparcache.engine import launching, pool
+from ipyparcache.engine.backends.processes import ProcessCrew
+from ipyparcache.engine.batches import Batch, CallOptions, Ran
 from ipyparcache.engine.pool import shutdown_workers, the_pool
-from ipyparcache.errors import WorkerDied, WorkersNotStarted
+from ipyparcache.engine.transport import ENDED, POSITION_BITS
+from ipyparcache.errors import WorkerDied, WorkersDiedLoading, WorkersNotStarted
 from tests.conftest import ended
 from tests.contracts.backend import outcomes, values
 
@@ -70,6 +75,70 @@ def test_large_results_that_were_not_fetched_yet_survive_their_worker(backend):
     assert isinstance(found[3].exception, WorkerDied)
 
 
+def test_tasks_that_cut_their_worker_off_run_once(backend, tmp_path):
+    def close_all(number):
+        with open(tmp_path / str(number), "a") as file:
+            file.write("x")
+        os.closerange(3, 50)  # its sockets too: it cannot tell any more that it has run them
+        return number
+
+    assert values(close_all, [(n,) for n in range(8)], backend, batch=4) == list(range(8))
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"x"}
+    assert values(abs, [(-n,) for n in range(50)], backend) == list(range(50))
+
+
+def test_what_a_dead_worker_had_no_time_to_tell_is_read(backend, monkeypatch):
+    values(abs, [(1,)], backend)
+    crew = ProcessCrew(abs, 1, CallOptions())
+    try:
+        batches = [Batch(2 * at, [(-2 * at,), (-2 * at - 1,)]) for at in range(3)]
+        for batch in batches:
+            crew.send(0, batch)
+        (worker,) = crew.lanes
+        words = worker.block.words
+        ended_last = batches[2].number << POSITION_BITS | 2
+        assert ended(lambda: words[ENDED + batches[2].slot] == ended_last)
+
+        def is_gone(wait=True):
+            raise EOFError
+
+        monkeypatch.setattr(worker.bell, "receive", is_gone)  # whatever it said is lost
+        found = crew.poll(5)
+    finally:
+        crew.close()
+
+    assert [type(report) for report in found] == [Ran] * 3
+    assert [report.values for report in found] == [[0, 1], [2, 3], [4, 5]]
+
+
+class EndsItsWorker:
+    """Stands for a function that needs a module which crashes when it is imported there."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+    def __call__(self, number):
+        return number
+
+
+def test_a_function_that_no_worker_survives_is_told(backend):
+    for on_error in ("raise", "collect"):
+        with pytest.raises(WorkersDiedLoading, match=r"while it loaded the function.*exited with code 3"):
+            outcomes(EndsItsWorker(), [(n,) for n in range(100)], backend, on_error=on_error)
+
+    assert values(abs, [(-n,) for n in range(50)], backend) == list(range(50))
+
+
+def test_the_task_whose_argument_no_worker_survives_is_named(backend):
+    rows = [([n, EndsItsWorker() if n == 5 else None],) for n in range(12)]
+    found = outcomes(len, rows, backend, on_error="collect", batch=4)
+
+    error = found.pop(5).exception
+    assert type(error) is WorkerDied
+    assert (error.index, error.exit_code) == (5, 3)
+    assert [outcome.unwrap() for outcome in found.values()] == [2] * 11
+
+
 def test_the_task_that_always_kills_its_worker_is_tried_again_only_as_asked():
     found = outcomes(die_at, [(0, 0, "exit")], "processes", retries=2)
 
@@ -109,6 +178,36 @@ def test_workers_that_cannot_start_are_an_error_that_tells_what_they_wrote(monke
 
     monkeypatch.undo()
     assert values(abs, [(-1,)], "processes") == [1]
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_a_worker_that_ends_before_it_connects_is_replaced_at_once(start, monkeypatch):
+    monkeypatch.setenv("IPYPARCACHE_TRANSPORT", "portable")
+    monkeypatch.setenv("IPYPARCACHE_START", start)
+    shutdown_workers()
+    real, started = pool.accept, []
+
+    def accept(listener, token, has_ended):
+        def end_the_first():
+            for child in () if started else psutil.Process().children(recursive=True):
+                # Not the server, nor what removes the folder in the end.
+                if child.pid != the_pool().server_pid() and child.name() != "sh":
+                    child.kill()
+                    started.append(True)
+            return has_ended()
+
+        if not started:
+            with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+                return real(nobody, token, end_the_first)  # where it does not connect
+        return real(listener, token, has_ended)
+
+    monkeypatch.setattr(pool, "accept", accept)
+    begun = time.monotonic()
+
+    assert values(abs, [(-n,) for n in range(50)], "processes") == list(range(50))
+    assert started
+    assert time.monotonic() - begun < 10  # and not as long as one that starts may take
+    shutdown_workers()
 
 
 def test_running_out_of_memory_kills_one_task_only():
@@ -246,3 +345,23 @@ def test_the_traceback_of_the_worker_is_the_cause():
         values(fail, [()], "processes")
 
     assert 'raise ValueError("here")' in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared"),
+    [("define", list(range(20_000))), ("define", b"x" * 3_000_000), ("large", np.ones(10**6))],
+)
+def test_a_batch_that_comes_before_what_it_shares_is_sent_again(kind, shared, monkeypatch):
+    # So it is where the caller fetches messages back just as the worker receives the last of them.
+    real, withheld = ProcessCrew._tell, []
+
+    def tell(crew, worker, message, fds=()):
+        if message[0] == kind and not withheld:
+            withheld.append(message)
+        else:
+            real(crew, worker, message, fds)
+
+    monkeypatch.setattr(ProcessCrew, "_tell", tell)
+
+    assert values(len, [(shared,)] * 8, "processes") == [len(shared)] * 8
+    assert withheld

@@ -1,7 +1,9 @@
-import importlib
+import importlib.machinery
+import importlib.util
 import os
 import sys
 
+import cloudpickle
 import pytest
 
 from tests.contracts.backend import values
@@ -74,3 +76,22 @@ def test_an_edit_before_the_first_call_is_noticed_by_the_bytecode(write, monkeyp
     write("local_helper", "def answer(): return 2")
 
     assert values(helper.answer, [()] * 4, "processes") == [1] * 4
+
+
+def test_old_bytecode_beside_what_another_loader_has_loaded_is_not_asked(write, tmp_path, monkeypatch):
+    class OtherLoader(importlib.machinery.SourceFileLoader):
+        def get_code(self, fullname):
+            return self.source_to_code(self.get_data(self.path), self.path)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    write("local_helper", "def answer(): return 1")
+    load("local_helper")
+    del sys.modules["local_helper"]
+    write("local_helper", "def answer(): return 22")
+    path = str(tmp_path / "local_helper.py")
+    spec = importlib.util.spec_from_loader("local_helper", OtherLoader("local_helper", path))
+    helper = sys.modules["local_helper"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(helper)
+
+    assert values(helper.answer, [()] * 4, "processes") == [22] * 4
+    assert helper.__name__ not in cloudpickle.list_registry_pickle_by_value()  # goes by its name

@@ -362,14 +362,66 @@ def test_threads_and_children_that_outlive_their_task_do_not_hold_it_up(backend)
     assert ended(lambda: all(map(is_over, pids)), 2)
 
 
-def test_a_task_that_forks_does_not_confuse_its_worker():
-    def fork():
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        return os.waitpid(pid, 0)[1]
+def exits_at_once(number):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] + number
 
-    assert values(fork, [()] * 6, "processes") == [0] * 6
+
+def goes_on(number):
+    os.fork()
+    return number
+
+
+def fails(number):
+    if os.fork() == 0:
+        raise ValueError("in the child")
+    return number
+
+
+def writes_to_what_it_inherits(number):
+    pid = os.fork()
+    if pid == 0:
+        for fd in range(3, 30):
+            with contextlib.suppress(OSError):
+                os.write(fd, b"nothing that anybody waits for")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return number
+
+
+def prints(number):
+    pid = os.fork()
+    if pid == 0:
+        print("child")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print("parent")
+    return number
+
+
+@pytest.mark.parametrize("fork", [exits_at_once, goes_on, fails, writes_to_what_it_inherits, prints])
+def test_a_task_that_forks_does_not_confuse_its_worker(backend, fork):
+    rows = [(number,) for number in range(6)]
+
+    assert values(fork, rows, backend, capture=True) == list(range(6))
+    assert values(abs, [(-n,) for n in range(50)], backend) == list(range(50))
+
+
+def test_a_child_that_a_task_forked_does_not_hide_the_workers_death(backend):
+    def leave_a_child_and_die(number):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        if number == 3:
+            os._exit(5)
+        return number
+
+    found = outcomes(leave_a_child_and_die, [(n,) for n in range(6)], backend, on_error="collect")
+
+    assert found.pop(3).exception.exit_code == 5
+    assert {outcome.unwrap() for outcome in found.values()} == {0, 1, 2, 4, 5}
 
 
 # -- surroundings -----------------------------------------------------------------------------------------

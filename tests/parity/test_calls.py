@@ -203,6 +203,21 @@ def test_results_that_were_taken_are_let_go(package, return_as):
     assert len(list(found)) == 10
 
 
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_results_of_a_batch_are_let_go_one_by_one(return_as):
+    class Result:
+        pass
+
+    found = Parallel(n_jobs=2, backend="threading", return_as=return_as, batch_size=5)(
+        delayed(Result)() for _ in range(10)
+    )
+    references = [weakref.ref(next(found)) for _ in range(8)]
+    gc.collect()
+
+    assert [reference() for reference in references[:-1]] == [None] * 7  # the last one may be at hand
+    assert len(list(found)) == 2
+
+
 @BOTH
 def test_the_fastest_comes_first_where_order_does_not_count(package):
     gate = threading.Event()

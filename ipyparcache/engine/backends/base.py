@@ -424,8 +424,9 @@ class SequentialBackend(EngineBackend):
 
 def is_daemonic() -> bool:
     """Whether this process is one of `multiprocessing` that may have no children of that kind."""
-    multiprocessing = sys.modules.get("multiprocessing")  # who was started by it has it loaded
-    return multiprocessing is not None and bool(multiprocessing.current_process().daemon)
+    # Who was started by it has it loaded, and not just begun to, as another thread may have.
+    current_process = getattr(sys.modules.get("multiprocessing"), "current_process", None)
+    return current_process is not None and bool(current_process().daemon)
 
 
 def are_processes_unwanted() -> bool:

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from ipyparcache.engine.backends.base import STEAL_AFTER, Crew
@@ -30,7 +30,6 @@ class _Running:
     stopped: bool = False
     limit: int = 1 << 60  # position of the first task that must not be begun
     limited_at: float = 0.0
-    values: list[object] = field(default_factory=list)
 
 
 def _run(
@@ -55,11 +54,10 @@ def _run(
         local_task.index = batch.first + running.done
         running.started = last
         try:
-            value = call(*row)
+            values.append(call(*row))  # under no name: who takes a result decides how long it lives
         except BaseException as error:
-            value = Error(error, traceback_text(error, __file__), 0.0, 0)
+            values.append(Error(error, traceback_text(error, __file__), 0.0, 0))
             failed = True
-        values.append(value)
         last = time.monotonic()
         times.append(last)
         running.done += 1
@@ -94,21 +92,26 @@ class ThreadCrew(Crew):
         self._function = cast("Callable[..., object]", function)
         self._reports: queue.SimpleQueue[tuple[int, _Running, Ran]] = queue.SimpleQueue()
         self._waiting: list[deque[_Running]] = [deque() for _ in range(count)]
-        self._inboxes: list[queue.SimpleQueue[_Running | None]] = []
+        # Before any thread is started: whenever an interrupt comes, they are told that nothing will.
+        self._inboxes: list[queue.SimpleQueue[_Running | None]] = [queue.SimpleQueue() for _ in range(count)]
         self._stopped = False
         self._ready: list[Report] = []
         self._emitted: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         for lane in range(count):
-            self._inboxes.append(self._thread(lane))
+            self._start_thread(lane)
 
-    def _thread(self, lane: int) -> queue.SimpleQueue[_Running | None]:
-        inbox: queue.SimpleQueue[_Running | None] = queue.SimpleQueue()
-        reports, function = self._reports, self._function
+    def __del__(self) -> None:
+        for inbox in getattr(self, "_inboxes", ()):
+            inbox.put(None)
+
+    def _start_thread(self, lane: int) -> None:
+        # The thread knows nothing of the crew, which goes with its call, however that ends.
+        inbox, reports, function, emitted = self._inboxes[lane], self._reports, self._function, self._emitted
         on_emit: Callable[[int, bytes], None] | None = None
         if self.options.on_event is not None:
 
             def on_emit(index: int, payload: bytes) -> None:
-                self._emitted.put((index, payload))
+                emitted.put((index, payload))
 
         setup = self.options.around_thread
         # Where somebody waits for each result, none waits for the task behind it.
@@ -124,7 +127,6 @@ class ThreadCrew(Crew):
                     _run(function, running, report, on_emit, report_after)
 
         threading.Thread(target=work, daemon=True, name=f"ipyparcache-task-{lane}").start()
-        return inbox
 
     def outstanding(self, lane: int) -> int:
         """How many batches the lane holds."""
@@ -233,7 +235,8 @@ class ThreadCrew(Crew):
         done = given_up.done
         self._waiting[lane].clear()
         self._inboxes[lane].put(None)
-        self._inboxes[lane] = self._thread(lane)
+        self._inboxes[lane] = queue.SimpleQueue()
+        self._start_thread(lane)
         if done < len(given_up.batch):
             reports.append(Died(given_up.batch, done, None, None, 0, 0))
             if done + 1 < len(given_up.batch):

@@ -110,6 +110,34 @@ def _end(pool: Any) -> None:
     pool.join()
 
 
+def _made(context: Any, count: int, arguments: dict[str, Any]) -> Any:
+    """A pool, made by a thread that no interrupt reaches: nobody could end the workers of half a pool."""
+    made: list[Any] = []
+    is_over = threading.Event()
+    unwanted = False
+
+    def make() -> None:
+        try:
+            made.append(context.Pool(count, **arguments))
+        except BaseException as error:
+            made.append(error)
+        is_over.set()
+        if unwanted and not isinstance(made[0], BaseException):
+            _end(made[0])
+
+    threading.Thread(target=make, name="ipyparcache-making-a-pool", daemon=True).start()
+    try:
+        is_over.wait()
+    except BaseException:
+        unwanted = True
+        if is_over.is_set() and not isinstance(made[0], BaseException):
+            _end(made[0])
+        raise
+    if isinstance(made[0], BaseException):
+        raise made[0]
+    return made[0]
+
+
 _LOCK_AFTER = 0.5  # seconds; ending a pool takes less
 
 
@@ -200,7 +228,7 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             with warnings.catch_warnings():
                 # Forking beside threads is what the user asked for with this backend.
                 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-                self._pool = context.Pool(count, **{**self._arguments, **pool_arguments})
+                self._pool = _made(context, count, {**self._arguments, **pool_arguments})
         self.reset_batch_stats()
         return count
 

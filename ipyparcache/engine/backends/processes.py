@@ -32,6 +32,7 @@ from ipyparcache.engine.transport import (
     CANCEL,
     COMMITTED,
     DOWN,
+    ENDED,
     INLINE,
     LIMIT,
     LOADED,
@@ -43,6 +44,7 @@ from ipyparcache.engine.transport import (
     Shared,
     layout,
 )
+from ipyparcache.errors import WorkersDiedLoading
 
 TYPE_CHECKING = False  # type checkers take it for True; loading `typing` is a part of every cold start
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class ProcessCrew(Crew):
     depth = SLOTS
     _stopped = False
     _said: Message | None = None  # what the worker of a call that was begun without a crew has said
+    _fruitless = 0  # workers that ended before they began a task, since the last one that began any
 
     def __init__(self, function: object, count: int, options: CallOptions, begun: Begun | None = None):
         self.pool = the_pool()
@@ -342,6 +345,7 @@ class ProcessCrew(Crew):
         worker = self.lanes[lane]
         if not worker.outstanding or worker.outstanding[0].number != number:
             return []  # of a call that is over
+        self._fruitless = 0
         batch = worker.outstanding[0]
         self._printed.pass_on(worker, live=False, upto=done)
         before = self._count_read[lane]
@@ -392,29 +396,41 @@ class ProcessCrew(Crew):
         self._poll.unregister(worker.bell.fileno())
         self._by_fd.pop(worker.bell.fileno(), None)
         exit_code, rss = self.pool.how_it_ended(worker)
+        code = exit_code if exit_code is not None and exit_code >= 0 else None
+        number = -exit_code if exit_code is not None and exit_code < 0 else None
         words = worker.block.words
-        running = words[BATCH]
+        first = min((batch.first for batch in worker.outstanding), default=0)
         reports: list[Report] = []
-        for batch in list(worker.outstanding):
-            done = words[COMMITTED] if batch.number == running else 0
-            if batch.number != running:
-                reports.append(NotBegun(self._hold(batch)))
+        self._fruitless += worker.said_hello  # else it counts among those that cannot start
+        while worker.outstanding:
+            batch = worker.outstanding[0]
+            number_ended, done = divmod(words[ENDED + batch.slot], 1 << POSITION_BITS)
+            has_ended = number_ended == batch.number
+            if not has_ended and batch.number != words[BATCH]:
+                reports.append(NotBegun(self._hold(worker.outstanding.popleft())))
                 continue
+            self._fruitless = 0
+            done = done if has_ended else words[COMMITTED]
             self._hold(batch)
             self._printed.pass_on(worker, live=False, upto=done)
             if done > self._count_read[lane]:
                 times = array("d", [_NAN] * (done - self._count_read[lane] + 1))
                 reports.append(self._read_outcomes(lane, batch, done, None, times, False))
+            if not has_ended and (words[LOADED] or len(batch) == 1):
+                self._printed.pass_on(worker, live=True)
+            worker.outstanding.popleft()
+            self._count_read[lane] = self._ring_read[lane] = 0
+            self._printed.forget(worker, batch.slot)
             if done == len(batch):
+                continue
+            if has_ended:
+                reports.append(NotBegun(batch.rest(done)))
                 continue
             if not words[LOADED] and len(batch) > 1:
                 # It died over the arguments of some task of these: each goes alone, to find which.
                 reports += [NotBegun(Batch(batch.first + at, [row], batch.triples)) for at, row in
                             enumerate(batch.rows)]  # fmt: skip
                 continue
-            self._printed.pass_on(worker, live=True)
-            code = exit_code if exit_code is not None and exit_code >= 0 else None
-            number = -exit_code if exit_code is not None and exit_code < 0 else None
             start = worker.block.slot(batch.slot)
             memory = bytes(worker.block.memory[start : start + SLOT]) if len(batch) == 1 else b""
             reports.append(Died(batch, done, number, code, rss, worker.pid, memory))
@@ -430,6 +446,8 @@ class ProcessCrew(Crew):
         if worker in self._lease.workers:
             self._lease.workers.remove(worker)
         if not self._stopped:
+            if self._fruitless > 2 * self.size:
+                raise WorkersDiedLoading(first, number, code, rss)
             self.lanes[lane] = self.pool.another(self._lease)
             self._begun.discard(lane)
         return reports
