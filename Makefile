@@ -11,6 +11,9 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
+# IPython warns of another environment that is active in the shell, and warnings are errors.
+unexport VIRTUAL_ENV
+
 .PHONY: setup browser demo lab test test-all bench lint
 
 setup: $(INSTALLED)

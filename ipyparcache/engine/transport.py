@@ -36,6 +36,7 @@ INLINE = 32 << 10  # larger payloads go through memory: a socket message stays f
 OUT_OF_BAND = 64 << 10  # a buffer of this size leaves the pickle
 IN_LARGE_PAGES = 4 << 20  # a buffer of this size is shared, and mapped, in large pages where they can be had
 LARGE = 1 << 20  # a buffer of this size is shared by content, one copy for all workers
+NO_REFERENCES = 2  # version of marshal that does not look up each object: numbers take a fifth of the time
 ALIGNMENT = 64
 MAPPED_FROM = 1 << 20  # an outcome of this size is copied through a mapping
 RECEIVE = 192 << 10

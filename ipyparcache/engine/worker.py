@@ -34,6 +34,7 @@ from ipyparcache.engine.transport import (
     LOADED,
     LOG,
     MAPPED_FROM,
+    NO_REFERENCES,
     OUT_OF_BAND,
     POSITION_BITS,
     SLOT,
@@ -396,7 +397,7 @@ class Worker:
     def _record(self, value: object, room: int) -> bytes:
         """The record of what a task returned."""
         if type(value) in SCALARS:
-            record = marshal.dumps(value)  # type: ignore[arg-type]
+            record = marshal.dumps(value, NO_REFERENCES)  # type: ignore[arg-type]
             if len(record) <= min(SMALL, room):
                 return record
         buffers = Buffers(OUT_OF_BAND)
@@ -448,13 +449,14 @@ class Worker:
         timed = self.timed
         ring_after = self.ring_after
         capture = self.capture
-        position = self.block.slot(slot)
-        bottom = position
-        limit = position + SLOT - 64 * (count + 2)  # each further task may need a far record at least
+        bottom = position = self.block.slot(slot)
+        bound = bottom + SLOT - 64 * (count + 1)  # each further task may need a far record at least
         scalars = SCALARS
-        dumps: Callable[[Any], bytes] = marshal.dumps
+        dumps: Callable[[Any, int], bytes] = marshal.dumps
         ends: list[float] = []
+        note_end = ends.append
         done = 0
+        failed = False
         begun = last_ring = monotonic()
         words[LOADED] = 1
         if timed:
@@ -470,28 +472,22 @@ class Worker:
         for row in rows:
             try:
                 value = function(*row)
-                if type(value) in scalars and len(record := dumps(value)) <= 64:
+                if type(value) in scalars and len(record := dumps(value, NO_REFERENCES)) <= 64:
                     pass
                 else:
-                    record = self._record(value, limit - position + 64)
+                    record = self._record(value, bound + 64 * done - position)
                     value = row = None  # type: ignore[assignment] # freed before the next one is made
-                failed = False
             except BaseException as error:
-                record = self._error_record(error, limit - position + 64)
+                record = self._error_record(error, bound + 64 * done - position)
                 failed = True
             if capture:
                 self._end_of_task()
-            end = position + len(record)
-            memory[position:end] = record
-            position = end
-            limit += 64
-            done += 1
-            words[COMMITTED] = done
-            now = monotonic()
-            ends.append(now)
+            memory[position : (position := position + len(record))] = record
+            words[COMMITTED] = done = done + 1
+            note_end(now := monotonic())
             if timed:
                 words[STARTED] = int(now * 1e9)
-            if not failed and now < check_at:
+            if now < check_at and not failed:
                 continue
             # The rest of the batch may have been taken back, see `Crew.steal`: not while this task took less
             # than `CHECK` seconds.
@@ -506,6 +502,7 @@ class Worker:
                 last_ring = now
                 begun = now
                 ends.clear()
+            failed = False
         rows = columns = None  # type: ignore[assignment]
         with self._event_lock:
             self.first = -1

@@ -46,7 +46,7 @@ PART = 0.2  # of the time that the call has run: no batch should run longer
 LARGEST = 4096  # tasks of a batch: more would not fit into a slot of the block
 GROWTH = 32  # how much larger than the largest so far a batch may be: the first measurements are rough
 CHUNK = 64  # tasks that are drawn at once
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = (1 << 20) - 1  # arguments of a batch: what is larger is shared by its content
 SHORTEST = 0.002  # seconds: batches do not shrink below this towards the end; `Crew.steal` evens that out
 LOOK = 0.05  # seconds between two looks at time limits and at `cancelled`, at most
 GRACE = 0.7  # seconds that running tasks get to finish when the call is cancelled
@@ -158,6 +158,10 @@ class Source:
             return self._function
         return None
 
+    def peeked(self) -> Any:
+        """The row that was drawn to see its function, while it waits; else None."""
+        return self._waiting[0] if self._waiting else None
+
     def left(self) -> int | None:
         """How many tasks are still to be drawn; None if that is not known."""
         return None if self.total is None else self.total - self.drawn
@@ -203,7 +207,7 @@ class Source:
         """Whether the row that was drawn to see its function holds plain arguments and no keywords."""
         if not self._waiting:
             return False
-        _, arguments, keywords = self._waiting[0]
+        _, arguments, keywords = self.peeked()
         return not keywords and SCALARS.issuperset(map(type, arguments))
 
     def _some(self, count: int) -> list[Any]:
@@ -375,6 +379,8 @@ class Run:
 
             self.crew = ProcessCrew(function, count, call, begun)
         self.pace = Pace(self.crew.size, options.batch, function, options.prompt)
+        if (row := source.peeked()) is not None:
+            self.pace.note_row(row)
         self.attempts: dict[int, int] = {}
         self.failed_at: int | None = None  # least index that failed for good, with on_error "raise"
         self._longest = 0 if begun is None else source.drawn  # tasks of the largest batch so far
