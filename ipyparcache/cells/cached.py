@@ -280,6 +280,8 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     _refuse_dynamic(tree)
     walks = cell.watch.walks() if cell.watch is not None else None
     cell.inputs = inputs.collect(tree, cell.namespace, options.for_key(), cell.identity, walks)
+    if "duckdb" in sys.modules and (untold := cell.effects(cell.inputs.traversal).untold_inputs()):
+        raise NoKey(untold)
     if cell.watch is not None:
         cell.watch.looked_up()
     cell.entries = open_entries(options.dir)

@@ -80,11 +80,34 @@ class Effects:
                 return effect
         return None
 
+    def untold_inputs(self) -> str | None:
+        """What the cell may read that no digest tells, as a reason not to look for an entry."""
+        asked = next(
+            (name for _, reached in self._reached() if (name := registries.default_database(reached))), None
+        )
+        return None if asked is None else _with_default_database(asked)
+
+    def _reached(self) -> Iterator[tuple[types.CodeType, object]]:
+        for code, scope in self._scopes:
+            for inner in _with_nested(code):
+                names = _names_in(inner, scope)
+                yield from ((inner, _resolved(chain, names)) for use, chain in _uses(inner) if use == "reach")
+
     def _chains(self) -> Iterator[tuple[Chain, ChainMap[str, Any]]]:
         for code, scope in self._scopes:
             for inner in _with_nested(code):
                 names = _names_in(inner, scope)
                 yield from ((chain, names) for use, chain in _uses(inner) if use == "reach")
+
+
+def _with_default_database(function: str) -> str | None:
+    held = registries.untold_of_default_database()
+    if held is None:
+        return None
+    return (
+        f"it calls {function}(), and DuckDB's default database holds {held}, which is no input and which a "
+        "hit could not make; a connection of its own (`con = duckdb.connect()`, `del con`) would not matter"
+    )
 
 
 def _content(table: object) -> object:
@@ -134,6 +157,11 @@ def _effect_of(code: types.CodeType, scope: Mapping[str, Any]) -> str | None:
                 return f"it calls {registers}(), whose effect a hit could not bring back"
             if asks is not None:
                 return f"it calls {asks}(), whose answer is no input"
+            if (database := registries.default_database(reached)) is not None:
+                if (word := registries.sets_up_session(inner)) is not None:
+                    return f"it calls {database}() with {word}, whose effect a hit could not bring back"
+                if (untold := _with_default_database(database)) is not None:
+                    return untold
     return None
 
 

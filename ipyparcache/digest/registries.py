@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from abc import ABCMeta
-from collections.abc import Callable, Mapping
-from types import MethodType
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType, MethodType
 from typing import Any
 
 from ipyparcache.digest import modules, openfiles
@@ -263,6 +264,77 @@ def _is_foreign(member: object) -> bool:
     )
 
 
+# ---- the database that all of DuckDB's functions share, which no name leads to
+
+_DEFAULT_CALLS = (
+    "append",
+    "appender",
+    "begin",
+    "commit",
+    "default_connection",
+    "execute",
+    "executemany",
+    "from_query",
+    "query",
+    "query_appender",
+    "query_df",
+    "rollback",
+    "sql",
+    "table",
+    "table_function",
+    "view",
+)
+_DEFAULT_CHANGES = (
+    "create_function",
+    "load_extension",
+    "register",
+    "register_filesystem",
+    "remove_function",
+    "set_default_connection",
+    "unregister",
+    "unregister_filesystem",
+)
+_OF_THE_SESSION = re.compile(r"(?:^|;)\s*(set|reset|pragma|use|load|attach|detach)\b", re.IGNORECASE)
+_CATALOG = """
+    select table_name from duckdb_tables() where not internal
+    union all select view_name from duckdb_views() where not internal
+    union all select function_name from duckdb_functions() where not internal
+"""
+
+
+def _duckdb_function(thing: object, names: Sequence[str]) -> str | None:
+    duckdb = sys.modules.get("duckdb")
+    if duckdb is None or not callable(thing):
+        return None
+    return next((f"duckdb.{name}" for name in names if getattr(duckdb, name, None) is thing), None)
+
+
+def default_database(thing: object) -> str | None:
+    """The name of a function that works on DuckDB's default database; None for others."""
+    return _duckdb_function(thing, _DEFAULT_CALLS)
+
+
+def untold_of_default_database() -> str | None:
+    """What DuckDB's default database holds, that no digest tells and no hit brings back; None if nothing."""
+    duckdb: Any = sys.modules["duckdb"]
+    try:
+        if int(duckdb.__version__.partition(".")[0]) >= 2:
+            found = duckdb.sql(_CATALOG).fetchall()
+        else:  # a query would end the one whose result the user is fetching; a cursor knows no temporary ones
+            found = duckdb.cursor().execute(_CATALOG).fetchall()
+    except Exception:
+        return "something that cannot be told now"
+    return f"`{found[0][0]}`" if found else None
+
+
+def sets_up_session(code: CodeType) -> str | None:
+    """The word of SQL by which code changes the session of the connection that it asks."""
+    for constant in code.co_consts:
+        if isinstance(constant, str) and (found := _OF_THE_SESSION.search(constant)):
+            return found[1].upper()
+    return None
+
+
 # ---- calls that fill a table which cannot be read
 
 _REGISTRARS = frozenset(
@@ -310,6 +382,8 @@ def registrar(thing: object) -> str | None:
 
     The `register` of a library's class, as of `Sequence`, is such a function, too.
     """
+    if (name := _duckdb_function(thing, _DEFAULT_CHANGES)) is not None:
+        return name
     if isinstance(thing, MethodType) and thing.__func__ is ABCMeta.register:
         cls: Any = thing.__self__
         return None if modules.is_user_code(cls.__module__) else f"{cls.__qualname__}.register"

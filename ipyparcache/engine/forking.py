@@ -60,6 +60,7 @@ KEPT = frozenset(
         ".engine.localmodules",
         ".engine.surroundings",
         ".engine.transport",
+        ".engine.warningfilters",
         ".engine.worker",
     )
 )
@@ -110,6 +111,8 @@ def _resident() -> int:
 
 def fork_server(fd: int) -> int:
     """Fork a fork server, whose socket to this process is `fd`; its process id."""
+    from ipyparcache.engine import warningfilters  # noqa: F401 - the first call of either side needs it
+
     parent = os.getpid()
     # No handler of the caller's may run in the child.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -85,8 +85,9 @@ class Server:
         kind = getattr(socket, "SOCK_SEQPACKET", None) if can_memfd() else None
         mine, theirs = socket.socketpair(socket.AF_UNIX, kind or socket.SOCK_STREAM)
         self.channel: Channel = PacketChannel(mine) if kind else StreamChannel(mine)
+        self.forked = bool(may_fork and kind and can_fork())
         try:
-            if may_fork and kind and can_fork():
+            if self.forked:
                 self.pid = fork_server(theirs.fileno())
                 return
             paths = repr([path for path in sys.path if isinstance(path, str)])

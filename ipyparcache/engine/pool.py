@@ -42,6 +42,7 @@ IDLE_SECONDS = 300.0  # a worker that was sent nothing for so long goes
 GRACE = 0.7  # seconds that a cancelled task gets before its worker is killed
 KEPT_MEMORY = 32 << 20  # bytes of shared memory that an idle worker may keep warm in any case
 KEPT_SHARE = 64  # all workers together may keep this part of the machine's memory: new pages are slow
+FIRST = 2  # workers that are started before it is known how many tasks there are
 KEPT_OUTPUT = 1 << 20  # bytes of output that were passed on already and may stay in memory
 
 
@@ -168,6 +169,19 @@ class Pool:
                 if self._modules:
                     self._server.channel.send(("load", self._modules))
                 self._news.register(self._server.channel, select.POLLIN)
+
+    def begin(self, count: int) -> None:
+        """Start the fork server for a first call that is not ready yet, and if it is a fork of this process,
+        which has nothing to load, the first workers as well.
+        """
+        with self._lock:
+            self.start_server()
+            if self._server is not None and self._server.forked:
+                self._forks_plain = True
+                try:
+                    self.warm_up(min(count, FIRST))
+                finally:
+                    self._forks_plain = False
 
     def _end_server(self, wait: float) -> None:
         server, self._server = self._server, None

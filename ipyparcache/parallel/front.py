@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import sys
 import threading
@@ -373,7 +372,7 @@ class Parallel(Followed):
 
     def _listed(self, iterable: Iterable[Triple], count: int) -> list[Any]:
         if self._has_lanes(count):
-            as_list = _as_list or self._loaded()
+            as_list = _as_list or self._loaded(count)
             whole = False
             self._backend.start_call()
             try:
@@ -390,12 +389,12 @@ class Parallel(Followed):
             found += chunk
         return found
 
-    def _loaded(self) -> Callable[[Parallel, Iterable[Triple], int], list[Any]]:
-        """`running.as_list`, which the first call loads while a fork server gets ready."""
+    def _loaded(self, count: int) -> Callable[[Parallel, Iterable[Triple], int], list[Any]]:
+        """`running.as_list`, which the first call loads while its workers start."""
         global _as_list
         if self._crew() == "processes":
             with contextlib.suppress(OSError):  # told when workers are asked for
-                the_pool().start_server()
+                the_pool().begin(count)
         from ipyparcache.parallel.running import as_list
 
         _as_list = as_list
@@ -575,7 +574,7 @@ class Parallel(Followed):
         if run.source.exhausted and self._original_iterator is not None:
             self._note_drawn_all(run.source.drawn)
         seconds = done.times[-1] - done.times[0]
-        self._note_done(len(done.values), 0.0 if math.isnan(seconds) else seconds, done.worker)
+        self._note_done(len(done.values), seconds if seconds == seconds else 0.0, done.worker)
 
 
 @functools.cache
