@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ipyparcache.cells import travel
 from ipyparcache.cells.journal import MOST_PARTS, stands_alone
@@ -67,6 +69,41 @@ def test_small_values_come_home_as_they_were(name):
     assert (type(raised), str(raised)) == (type(error), str(error))
     assert describe(tested) == describe(plain)
     assert host.stdout == out
+
+
+ATOMS = ("i", "i / 3", "str(i)", "None", "b'x'", "i > 2", "np.float64(i)", "np.int8(i % 7)", "1 << i", "-0.0")
+SHARED = ("one", "pair", "base", "base['k']", "half", "base['row']")
+
+
+def _containers(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    parts = st.lists(inner, min_size=1, max_size=3)
+    keys = st.sampled_from([*ATOMS, "(i, 'x')"])
+    return st.one_of(
+        parts.map(lambda these: f"({', '.join(these)},)"),
+        parts.map(lambda these: f"[{', '.join(these)}]"),
+        st.dictionaries(keys, inner, min_size=1, max_size=2).map(
+            lambda these: f"{{{', '.join(f'{key}: {value}' for key, value in these.items())}}}"
+        ),
+        st.lists(keys, min_size=1, max_size=2).map(lambda these: f"{{{', '.join(these)}}}"),
+    )
+
+
+VALUES = st.recursive(st.sampled_from([*ATOMS, *SHARED]), _containers, max_leaves=8)
+
+
+@given(
+    VALUES, VALUES, st.sampled_from(["out.append({0})", "table[i % 5] = {0}", "out.append({0}); last = {1}"])
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_small_value_comes_home_as_it_was(value, other, kept):
+    setup = "import numpy as np\nout, table = [], {}\nbase = {'k': [1], 'row': (1, 'a')}\nhalf = (1, [2])"
+    cell = "for i in range(9):\n    one = [i]\n    pair = (one, i)\n    " + kept.format(value, other)
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    parallel(tested, cell)
+
+    assert describe(tested) == describe(plain)
 
 
 def test_a_row_is_the_object_that_its_name_stands_for():
