@@ -79,6 +79,29 @@ def test_what_the_user_asked_for_is_not_forked(kind):
     assert said_by(CALL, TELL, **kind) == "launched"
 
 
+BEGIN = """
+    import json
+    from ipyparcache.engine.pool import the_pool
+    pool = the_pool()
+    pool.begin({count})
+    early = pool._numbers
+    found = call(same, {value})
+    print(json.dumps([early, pool._numbers, len(found)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "value", "workers"),
+    [(1, "1", [1, 2, 2]), (2, "1", [2, 2, 2]), (16, "1", [2, 2, 2]), (2, "lambda: 1", [2, 2, 2])],
+)
+def test_the_first_workers_of_a_forked_server_start_before_the_call_is_ready(count, value, workers):
+    assert said_by(CALL, BEGIN.format(count=count, value=value)) == workers
+
+
+def test_a_server_of_its_own_starts_no_worker_before_it_is_known_what_it_needs():
+    assert said_by(CALL, BEGIN.format(count=2, value=1), IPYPARCACHE_START="forkserver") == [0, 2, 2]
+
+
 def test_a_call_inside_of_a_task_does_not_fork_the_worker():
     nested = """
         import json
