@@ -99,7 +99,7 @@ _LIBRARY_SYSTEM_FOLDERS = ("/etc/", "/usr/", "/lib/", "/var/lib/", "/opt/")
 
 def is_ignored(path: str, asker: tuple[str, str]) -> bool:
     """Whether a path is no business of the user's: bytecode, system tables, a library's own folders."""
-    if path.startswith(_SYSTEM_FOLDERS) or "__pycache__" in path:
+    if f"{path}/".startswith(_SYSTEM_FOLDERS) or "__pycache__" in path:
         return True
     if any(part.startswith(_ENGINE_FOLDERS) for part in path.split(os.sep)):
         return True

@@ -11,7 +11,7 @@ import warnings
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import modules, spent
+from ipyparcache.digest import figures, modules, spent
 from ipyparcache.digest.walk import (
     FAMILIES,
     KINDS,
@@ -240,6 +240,16 @@ class BufferKind(Kind):
             self.cls.__setstate__(obj, (*state, None))
 
 
+class FigurePartKind(ReducedKind):
+    """Traces and layouts of plotly: those that belong to a figure change it, which no copy of them does."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        if obj._parent is not None:
+            raise walk.fail("it is a part of a figure, which it changes when it is changed", obj)
+        super().write(walk, obj)
+
+
+NAMED["plotly.basedatatypes.BasePlotlyType"] = lambda cls: FigurePartKind(mutable=True)
 NAMED["_io.StringIO"] = lambda cls: InstanceKind(cls, BufferKind(io.StringIO))
 NAMED["_io.BytesIO"] = lambda cls: InstanceKind(cls, BufferKind(io.BytesIO))
 NAMED["logging.Logger"] = lambda cls: LoggerKind()
@@ -286,6 +296,8 @@ def write_reduced(walk: Walk, obj: Any, base: Any = None) -> None:
 
 
 def _reduced(obj: Any) -> Any:
+    if figures.is_figure(obj):
+        return figures.make, figures.shown_by(obj)
     if type(obj).__module__ == "pyarrow.lib":
         value = obj.__reduce_ex__(4)
         if type(value) is tuple:

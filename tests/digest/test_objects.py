@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import scipy.sparse
 from hypothesis import HealthCheck, given, settings
@@ -819,7 +820,6 @@ def test_every_value_of_the_table_has_the_same_digest_under_another_hash_seed(se
 
 
 def test_tables_of_arrow_are_the_same_after_pickling_and_tell_nulls_apart() -> None:
-    pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"a": [1, 2, None], "b": ["x", "y", None], "c": [[1], [], None]})
     kept = table.filter(pyarrow.array([True, True, False]))  # which leaves a bitmap of no nulls
 

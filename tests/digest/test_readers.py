@@ -12,7 +12,9 @@ import duckdb
 import h5py
 import pandas as pd
 import polars
+import pyarrow
 import pytest
+from pyarrow import dataset, feather, parquet
 
 from ipyparcache.digest.openfiles import FileWatch, Seen
 
@@ -83,9 +85,6 @@ def test_a_file_that_a_library_reads_by_itself_is_an_input(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "feather", "dataset", "map"])
 def test_files_that_arrow_reads_are_inputs(kind: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import dataset, feather, parquet
-
     actions: dict[str, tuple[Callable[[], object], str]] = {
         "parquet": (lambda: parquet.read_table("one.parquet"), "one.parquet"),
         "feather": (lambda: feather.read_table("one.feather"), "one.feather"),
