@@ -79,6 +79,14 @@ def cached_again(function: Callable[..., object], parameters: dict[str, Any]) ->
     return functools.lru_cache(**parameters)(function)
 
 
+def property_again(function: Callable[..., object], name: str | None) -> object:
+    """The function under a `cached_property` of this name: until Python 3.12 each has a lock."""
+    made: functools.cached_property[object] = functools.cached_property(function)
+    if name is not None:
+        made.__set_name__(object, name)
+    return made
+
+
 def dispatched_again(function: Callable[..., object], registry: dict[type, Any]) -> object:
     """The function under a `singledispatch` with these implementations."""
     made = functools.singledispatch(function)
@@ -137,6 +145,8 @@ def _picklers() -> tuple[type, type]:
             and not by_reference(obj)
         ):
             return dispatched_again, (obj.__wrapped__, dict(obj.registry))
+        elif type(obj) is functools.cached_property:
+            return property_again, (obj.func, obj.attrname)
         elif loses_byte_order(obj):
             return obj.copy("C").__reduce_ex__(5)
         return NotImplemented

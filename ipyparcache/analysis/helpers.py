@@ -83,11 +83,30 @@ class Facts:
         )
 
 
+def _names_bound_in(node: ast.AST) -> set[str]:
+    """Names that a function, or one inside of it, assigns, deletes, defines or imports."""
+    found: set[str] = set()
+    for part in ast.walk(node):
+        match part:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                found.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.alias(name=name, asname=other):
+                found.add(other or name.partition(".")[0])
+            case ast.ExceptHandler(name=str() as name) | ast.MatchAs(name=str() as name):
+                found.add(name)
+            case ast.MatchStar(name=str() as name) | ast.MatchMapping(rest=str() as name):
+                found.add(name)
+    return found
+
+
 def helper_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, facts: Facts) -> Helper:
     """What a call of the function defined by `node` may do, following the notebook functions it names."""
     reads = set(free_names(node))
     mutates = changed_globals(node) - facts.modules
-    writes = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
+    declared = {name for part in ast.walk(node) if isinstance(part, ast.Global) for name in part.names}
+    writes = declared & _names_bound_in(node) if declared else set()
     dynamic = next(
         (
             n.func.id

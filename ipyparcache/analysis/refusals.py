@@ -467,6 +467,28 @@ class TakenByNext(Refusal):
 
 
 @dataclass(frozen=True)
+class TakenFrom(Refusal):
+    """An iterator from outside is handed on in the body, or gone over there."""
+
+    SAYS = "`{variable}` is an iterator, of which the iterations before have taken what they needed"
+    INSTEAD = (
+        "Make its parts a list before the loop (`items = list({variable})`) and let each iteration use "
+        "its own slice of it, or drop %%parallel from the cell."
+    )
+
+
+@dataclass(frozen=True)
+class HashOfText(Refusal):
+    """`hash` of texts and of what holds texts is another number in each process."""
+
+    SAYS = "`hash(...)` gives other numbers for texts in a worker's process"
+    INSTEAD = (
+        "Take one that is the same everywhere (`import zlib`, and `zlib.crc32(text.encode())` instead), "
+        "or drop %%parallel from the cell."
+    )
+
+
+@dataclass(frozen=True)
 class ChangedByFunction(Refusal):
     """A function of a library changes an outer object: its result is used, or another one each time."""
 

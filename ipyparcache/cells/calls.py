@@ -24,6 +24,10 @@ from ipyparcache.cells.facts import parameters_changed_by
 #: Methods by which objects of these libraries learn, and so change.
 _LEARNING = frozenset({"fit", "partial_fit", "fit_transform", "fit_predict"})
 _LEARNERS = frozenset({"sklearn", "xgboost", "lightgbm", "catboost", "keras", "imblearn"})
+#: Methods by which an image of Pillow's changes.
+_PAINTING = frozenset(
+    {"putpixel", "paste", "putdata", "putalpha", "putpalette", "thumbnail", "alpha_composite", "frombytes"}
+)
 #: Containers of Python's own that change.
 _CONTAINERS = frozenset({list, dict, set, deque, Counter, OrderedDict, defaultdict, bytearray, io.StringIO})
 _LOOKED_AT = 100  # elements of a container whose kinds are asked for
@@ -40,8 +44,15 @@ def change_by_call(
             inner = _inner_change(node, parfor, namespace, is_user_code)
             if inner is not None:
                 return inner
+        asked = _change_by_asking(node, parfor, namespace, is_user_code)
+        if asked is not None:
+            return asked
         if not isinstance(node, ast.Call):
             continue
+        for part in (*node.args, *(k.value for k in node.keywords)):
+            handed = _change_by_handing(part, parfor, namespace)
+            if handed is not None:
+                return handed
         path = path_of(node.func)
         if path is None or path.holes or path.root not in parfor.reads or path.root not in namespace:
             continue
@@ -53,6 +64,74 @@ def change_by_call(
             what, function = found
             return refusals.ChangedByMethod(node.lineno, what, function)
     return None
+
+
+def _change_by_handing(part: ast.expr, parfor: Parfor, namespace: Mapping[str, Any]) -> Refusal | None:
+    """Why a call may not be given this: an iterator, or a function that changes a global."""
+    if not isinstance(part, ast.Name) or part.id not in parfor.reads:
+        return None
+    value = namespace.get(part.id)
+    if type(value).__module__ in ("builtins", "itertools") and isinstance(value, Iterator):
+        return refusals.TakenFrom(part.lineno, part.id)
+    helper = parfor.facts.helpers.get(part.id)
+    if helper is not None and isinstance(value, types.FunctionType):
+        if helper.writes:
+            return refusals.GlobalWrite(part.lineno, min(helper.writes), part.id)
+        if helper.mutates:
+            return refusals.GlobalChange(part.lineno, min(helper.mutates), part.id)
+    return None
+
+
+def _change_by_asking(
+    node: ast.AST, parfor: Parfor, namespace: Mapping[str, Any], is_user_code: Callable[[object], bool]
+) -> Refusal | None:
+    """Why the loop is refused: an item, an attribute or an operator changes the object that is asked."""
+    owner: ast.expr
+    match node:
+        case ast.Subscript(value=owner, ctx=ast.Load()):
+            methods: tuple[str, ...] = ("__getitem__",)
+        case ast.Attribute(value=owner, attr=name, ctx=ast.Load()):
+            methods = (name,)
+        case ast.Compare(ops=[ast.In() | ast.NotIn()], comparators=[owner]):
+            methods = ("__contains__",)
+        case ast.BinOp(left=owner, op=op):
+            methods = (f"__{_OPERATORS.get(type(op), '')}__",)
+        case ast.withitem(context_expr=owner):
+            methods = ("__enter__", "__exit__")
+        case ast.For(iter=owner) | ast.comprehension(iter=owner):
+            methods = ("__iter__", "__next__")
+        case ast.Call(func=ast.Name(id="len" | "bool" | "str" | "repr" | "iter" as name), args=[owner]):
+            methods = (f"__{name}__",)
+        case _:
+            return None
+    path = path_of(owner)
+    if path is None or path.holes or path.root not in parfor.reads or path.root in parfor.changed:
+        return None
+    value = _value_of(owner, namespace)
+    kind = type(value)
+    if not is_user_code(kind.__module__):
+        return None
+    for method in methods:
+        found = inspect.getattr_static(kind, method, None)
+        if isinstance(node, ast.Attribute):
+            found = found.fget if isinstance(found, property) else None
+        if isinstance(found, types.FunctionType) and _changes_first(found, kind):
+            text = ast.unparse(owner)
+            return refusals.ChangedByMethod(owner.lineno, text, f"{text}.{method}")
+    return None
+
+
+_OPERATORS: dict[type[ast.operator], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "truediv",
+    ast.BitOr: "or",
+    ast.BitAnd: "and",
+    ast.LShift: "lshift",
+    ast.RShift: "rshift",
+    ast.MatMult: "matmul",
+}
 
 
 def _inner_change(
@@ -119,12 +198,20 @@ def _kept_by(function: object, call: ast.Call, namespace: Mapping[str, Any]) -> 
     if isinstance(function, types.BuiltinMethodType) and isinstance(call.func, ast.Name):
         changes = type(function.__self__) in _CONTAINERS and function.__name__ in REPLAYED_METHODS
         return f"the object of `{function.__name__}`" if changes else None
+    if isinstance(function, functools.partial) and isinstance(function.func, types.FunctionType):
+        kept = function.args
+        if any(n < len(kept) and type(kept[n]) in _CONTAINERS for n in parameters_changed_by(function.func)):
+            return "an argument that `partial` holds"
+        return None
     if not isinstance(function, types.FunctionType) or function.__globals__ is not namespace:
         return None
     own = set(function.__code__.co_freevars)
     for step in dis.get_instructions(function.__code__) if own else ():
         if step.opname == "STORE_DEREF" and step.argval in own:
             return f"`{step.argval}` of the function around it"
+    around = _changed_around(function.__code__) if own else None
+    if around is not None:
+        return f"`{around}` of the function around it"
     if any(isinstance(part, ast.Starred) for part in call.args) or any(k.arg is None for k in call.keywords):
         return None
     code = function.__code__
@@ -138,6 +225,16 @@ def _kept_by(function: object, call: ast.Call, namespace: Mapping[str, Any]) -> 
         if name not in given and type(defaults.get(name)) in _CONTAINERS:
             return f"the default of its parameter `{name}`"
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _changed_around(code: types.CodeType) -> str | None:
+    """A variable of the function around this one that its code changes in place."""
+    node = _source_of(code)
+    if node is None:
+        return None
+    roots = {root for part in ast.walk(node) for root, _ in changed_roots(part)}
+    return min(roots.intersection(code.co_freevars), default=None)
 
 
 def changes_itself(iterable: object, is_user_code: Callable[[object], bool]) -> bool:
@@ -160,6 +257,8 @@ def _changed(
         owner = _value_of(called.value, namespace)
         kind = type(owner)
         text = ast.unparse(called.value)
+        if called.attr in _PAINTING and any(base.__module__ == "PIL.Image" for base in kind.__mro__):
+            return text, name
         if called.attr in _LEARNING and kind.__module__.partition(".")[0] in _LEARNERS:
             return text, name
         if isinstance(owner, type):
@@ -252,7 +351,11 @@ def _changes_class(function: types.FunctionType, kind: type) -> bool:
     if node is None or not parameters_of(node.args):
         return False
     first = parameters_of(node.args)[0]
-    shared = {name for name, value in vars(kind).items() if type(value) in (list, dict, set)}
+    shared = {
+        name
+        for name, value in vars(kind).items()
+        if type(value) in (list, dict, set) or isinstance(value, itertools.count)
+    }
     is_new = function.__name__ == "__new__"
     stores = (p for p in ast.walk(node) if isinstance(p, ast.Attribute) and not isinstance(p.ctx, ast.Load))
     if any(_is_class(part.value, first, kind, is_new) for part in stores):
@@ -267,8 +370,11 @@ def _changes_class(function: types.FunctionType, kind: type) -> bool:
 
 
 def _path_of_place(place: ast.AST) -> Any:
-    if isinstance(place, ast.Call) and isinstance(place.func, ast.Attribute):
-        return path_of(place.func.value)
+    match place:
+        case ast.Call(func=ast.Attribute(value=owner)):
+            return path_of(owner)
+        case ast.Call(func=ast.Name(id="next"), args=[taken, *_]):
+            return path_of(taken)
     return path_of(place) if isinstance(place, ast.Subscript) else None
 
 
@@ -293,7 +399,9 @@ def _is_class(node: ast.expr, first: str, kind: type, is_new: bool) -> bool:
     return False
 
 
-def _source_of(function: types.FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+def _source_of(
+    function: types.FunctionType | types.CodeType,
+) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError, IndexError):

@@ -635,15 +635,17 @@ def _inside_a_loop(in_loop: bool) -> Iterator[None]:
         asyncio._set_running_loop(before)
 
 
-def _differs(name: str, attribute: str, value: object) -> bool:
-    """Whether a module has another value here than in the kernel."""
+def _differs(place: str, attribute: str, value: object) -> bool:
+    """Whether a module or class has another value here than in the kernel."""
     try:
-        module = importlib.import_module(name)
-    except ImportError:
+        here = vars(travel.owner_of(place)).get(attribute)
+    except (ImportError, AttributeError):
         return False
-    here = getattr(module, attribute, None)
     if type(value) in ATOMS:
         return type(here) in ATOMS and (type(here) is not type(value) or repr(here) != repr(value))
+    if isinstance(here, types.FunctionType) and isinstance(value, types.FunctionType):
+        # What another library puts there when it is imported.
+        return here.__code__ != value.__code__ or value.__globals__ is not here.__globals__
     return True
 
 

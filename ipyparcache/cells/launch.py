@@ -6,6 +6,7 @@ import ast
 import dis
 import gc
 import itertools
+import os
 import random
 import sys
 import types
@@ -92,6 +93,18 @@ class Launch:
                 continue
             if is_generator(self.namespace.get(node.id)):
                 raise refused(refusals.SharedGenerator(node.lineno, node.id))
+
+    def check_hashes(self) -> None:
+        """The numbers by which this process hashes texts are no other's, unless it was told which to take."""
+        if not sys.flags.hash_randomization or os.environ.get("PYTHONHASHSEED", "random").isdigit():
+            return
+        for node in ast.walk(self.parfor.body):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            name = node.func.id
+            helper = self.parfor.facts.helpers.get(name)
+            if "hash" not in self.namespace and (name == "hash" or (helper and "hash" in helper.reads)):
+                raise refused(refusals.HashOfText(node.lineno))
 
     def counters(self, *, goes_on: bool) -> tuple[tuple[str, int, int], ...]:
         """Variables that count iterations, with their first values, which must be whole numbers.

@@ -148,6 +148,8 @@ class LoopRun:
         self.launch.check_printing(self.options)
         self._is_threaded = BACKENDS.get(self.options.backend, self.options.backend) == "threads"
         self.own = OwnItems(namespace) if self._is_threaded else OwnItems.of(parfor, namespace)
+        if not self._is_threaded:
+            self.launch.check_hashes()
         self.launch.check_methods(self.own.roots)
         self.launch.check_generators()
         self.launch.check_drawing()

@@ -80,7 +80,7 @@ class Losses:
         begun = time.monotonic()
         for number, state in self._before.items():
             obj = self.arrived.objects[number]
-            if not watching.is_unchanged(obj, state, self._is_user_code):
+            if not watching.says_nothing_new(obj, state, self._is_user_code):
                 lost.append((first, last, number, ""))
         namespace = self.namespace
         for name, state in self._whole.items():

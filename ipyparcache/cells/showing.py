@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ipyparcache.cells.travel import ATOMS
+from ipyparcache.cells.travel import ATOMS, owner_of
 
 #: Kinds of events that a chunk emits while it runs.
 RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE, ENDED, CLEAR, FILTERS = range(11)
@@ -74,7 +74,7 @@ class Showing:
     sendable
         Pickles a value for an event; the second argument says whether it may hold objects of the kernel.
     patches
-        Attributes of modules that have another value in the kernel than here.
+        Attributes of modules and classes that have another value in the kernel than here.
     figures_open
         Whether the kernel has figures open, which the body would draw into.
 
@@ -104,10 +104,10 @@ class Showing:
 
         _active.showing = self
         self._plain_attributes = []
-        for name, attribute, value in self.patches:
-            module = sys.modules[name]
-            self._plain_attributes.append((module, attribute, getattr(module, attribute, None)))
-            setattr(module, attribute, value)
+        for place, attribute, value in self.patches:
+            owner = owner_of(place)
+            self._plain_attributes.append((owner, attribute, vars(owner).get(attribute, self)))
+            setattr(owner, attribute, value)
 
         self._showwarning = warnings.showwarning
         warnings.showwarning = self._warn
@@ -133,8 +133,11 @@ class Showing:
 
     def end(self) -> None:
         """Leave the process as it was."""
-        for module, attribute, value in self._plain_attributes:
-            setattr(module, attribute, value)
+        for owner, attribute, value in self._plain_attributes:
+            if value is self:  # there was none
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, value)
         if self.draws:
             pyplot: Any = sys.modules["matplotlib.pyplot"]
             pyplot.show, pyplot.gcf = self._plain_show, self._plain_gcf

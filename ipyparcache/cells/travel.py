@@ -22,7 +22,7 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -279,6 +279,11 @@ def _more_reducers() -> dict[type, Callable[[Any], Any]]:
     return table
 
 
+def core_of(image: Any) -> Any:
+    """The pixels of an image of Pillow's, as it keeps them."""
+    return image.im
+
+
 def _is_importable(obj: Any, name: str | None, owner: object) -> bool:
     if not isinstance(owner, str) or owner in (MAIN, "__mp_main__"):
         return False
@@ -347,6 +352,10 @@ class Traveller(pickle.Pickler):
             if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
                 return NotImplemented
             return cached_again, (obj.__wrapped__, obj.cache_parameters())
+        if kind is functools.cached_property:
+            from ipyparcache.pickling import property_again
+
+            return property_again, (obj.func, obj.attrname)
         if isinstance(obj, BaseException):
             return self._exception(obj)
         if kind is re.Match:
@@ -356,6 +365,8 @@ class Traveller(pickle.Pickler):
             return parts
         if kind.__name__ == "_TemporaryFileWrapper" and kind.__module__ == "tempfile":
             raise TypeError("cannot pickle a temporary file")  # it would fail where it is unpickled
+        if kind.__name__ == "ImagingCore" and "PIL.Image" in sys.modules:
+            return core_of, (sys.modules["PIL.Image"].Image()._new(obj),)
         handle = spent.facts_of(obj)
         if handle is not None:
             return spent.make, handle
@@ -619,7 +630,7 @@ def _pack(
     pickler.wanted = [(MAIN, name, "") for name in names]
     for thing in more:
         pickler.dump(("", "", thing))
-    while pickler.wanted or pickler.asked:
+    while True:
         while pickler.asked:
             module, attribute = pickler.asked.pop()
             place = (PATCH + module.__name__, attribute)
@@ -630,7 +641,14 @@ def _pack(
             if type(value) in ATOMS or getattr(value, "__globals__", None) is namespace:
                 pickler.dump((*place, value))
         if not pickler.wanted:
-            break
+            memo = pickler.memo.copy()
+            added = _code_added([obj for _, obj in memo.values()], patched)
+            for row in added:
+                patched.add(row[:2])
+                pickler.dump(row)
+            if not added:
+                break
+            continue
         where, name, reader = pickler.wanted.pop(0)
         if where == MAIN and reader:
             readers.setdefault(name, set()).add(reader)
@@ -645,7 +663,6 @@ def _pack(
             if where != MAIN:
                 raise _Skip((where, name), why) from None
             raise NotTravelling(name, why) from None
-    memo = pickler.memo.copy()
     objects = {number: obj for number, obj in memo.values() if is_numbered(obj)}
     written: dict[str, set[str]] = {}
     for obj in objects.values():
@@ -654,6 +671,36 @@ def _pack(
                 written.setdefault(each, set()).add(obj.__qualname__)
     left_out = frozenset(name for where, name in skipped if where == MAIN)
     return Parcel(file.getvalue(), buffers, objects, readers, written, frozenset(sent), left_out)
+
+
+def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[str, str, object]]:
+    """What others than their own distribution have put on classes that the loop may meet; rows of a parcel.
+
+    These are the classes of what is sent, and those of the libraries that are.
+    """
+    from ipyparcache.digest import patches
+
+    kinds = {type(obj) for obj in sent} | {obj for obj in sent if isinstance(obj, type)}
+    libraries = {obj for obj in sent if type(obj) is types.ModuleType}
+    if "pandas" in sys.modules:  # its tables come from files and queries, too
+        libraries |= {sys.modules[name] for name in ("pandas", "pandas.api.typing") if name in sys.modules}
+    for library in libraries:
+        kinds |= {value for value in vars(library).values() if issubclass(type(value), type)}
+    owners = {base for kind in kinds for base in kind.__mro__}
+    rows: list[tuple[str, str, object]] = []
+    for owner in owners:
+        place = f"{PATCH}{owner.__module__}:{owner.__qualname__}"
+        rows += [(place, n, v) for n, v in patches.added_to(owner).items() if (place, n) not in known]
+    return rows
+
+
+def owner_of(place: str) -> Any:
+    """The module or class of a library that a patch is of."""
+    module, _, qualname = place.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in qualname.split(".") if qualname else ():
+        found = getattr(found, part)
+    return found
 
 
 def is_numbered(obj: object) -> bool:

@@ -229,13 +229,6 @@ def _instance_state(obj: Any) -> State:
         if hasattr(obj, name):
             own[name] = getattr(obj, name)
     attributes = dict(getattr(obj, "__dict__", ()))
-    if any(isinstance(found, functools.cached_property) for found in vars(type(obj)).values()):
-        # What a cached_property keeps says nothing new.
-        attributes = {
-            name: value
-            for name, value in attributes.items()
-            if not isinstance(getattr(type(obj), name, None), functools.cached_property)
-        }
     base: object = None
     if isinstance(obj, list | deque):
         base = list(obj)
@@ -272,6 +265,20 @@ def _digest_state(obj: Any) -> State:
 def is_unchanged(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> bool:
     """Whether an object is as it was when its own state was taken."""
     return is_as(_state_like(obj, before, is_user_code), before)
+
+
+def says_nothing_new(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> bool:
+    """The same, where what a `cached_property` has kept since does not count."""
+    now = _state_like(obj, before, is_user_code)
+    if now[0] == INSTANCE:
+        known = before[1]
+        kept = {
+            name: value
+            for name, value in now[1].items()
+            if name in known or not isinstance(getattr(type(obj), name, None), functools.cached_property)
+        }
+        now = INSTANCE, kept, *now[2:]
+    return is_as(now, before)
 
 
 def _state_like(obj: Any, before: State, is_user_code: Callable[[object], bool]) -> State:

@@ -6,7 +6,7 @@ import importlib
 import operator
 import sys
 from collections.abc import Mapping
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,6 +37,46 @@ def patches_of(owner: type | ModuleType) -> dict[str, object]:
     found = {name: value for name, value in list(attributes.items()) if is_user_definition(value)}
     _looked_through[owner] = now, found
     return found
+
+
+def added_to(owner: type) -> dict[str, object]:
+    """Code that others than its own distribution put on a class: the user, and other distributions.
+
+    Some of these do it when they are imported, some when they are told to, as by `tqdm.pandas()`.
+    """
+    own = patches_of(owner)
+    looked = _looked_through.get(owner)
+    if looked is None:
+        return {}
+    known = _others.get(owner)
+    if known is None or known[0] is not looked[0]:
+        top = _distribution_of(module_of(owner))
+        attributes = class_dict(owner)
+        others = {name: value for name, value in list(attributes.items()) if _is_of_another(value, top)}
+        _others[owner] = known = looked[0], others
+    return known[1] | own
+
+
+_others: WeakKeyDictionary[type, tuple[list[object], dict[str, object]]] = WeakKeyDictionary()
+
+
+def _is_of_another(value: object, top: str) -> bool:
+    """Whether a function or accessor is of another distribution than `top`."""
+    code = value if isinstance(value, FunctionType) else getattr(value, "_accessor", None)
+    if not isinstance(code, FunctionType | type):
+        return False
+    module = code.__module__
+    return (
+        isinstance(module, str)
+        and _distribution_of(module) != top
+        and modules.origin_of(module) == "library"
+        and not module.startswith("ipyparcache.")
+    )
+
+
+def _distribution_of(module: str) -> str:
+    top = module.partition(".")[0].lstrip("_")  # `_duckdb` is a part of `duckdb`
+    return "matplotlib" if top == "mpl_toolkits" else top
 
 
 def put_patches(owner: type | ModuleType, patches: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import pytest
@@ -67,6 +68,69 @@ REFUSED = {
         "for i in range(3):\n    gs.append(x for x in [i])",
         "(x for x in [i])",
     ),
+    "an_iterator_handed_on": (
+        "from itertools import islice\nrest, out = iter(range(9)), []",
+        "for i in range(3):\n    out.append(list(islice(rest, 2)))",
+        "rest",
+    ),
+    "an_iterator_beside_an_inner_loop": (
+        "rest, out = iter(range(9)), []",
+        "for i in range(3):\n    for a, b in zip(range(2), rest):\n        out.append((a, b))",
+        "rest",
+    ),
+    "a_function_handed_on_that_changes_a_global": (
+        "log, out = [], []\ndef f(x):\n    log.append(x)\n    return x",
+        "for i in range(3):\n    out.append(list(map(f, [i])))",
+        "log",
+    ),
+    "a_partial_that_holds_a_list": (
+        "from functools import partial\ndef add(log, x):\n    log.append(x)\n    return x\n"
+        "record, out = partial(add, []), []",
+        "for i in range(3):\n    out.append(record(i))",
+        "record",
+    ),
+    "a_decorator_that_counts": (
+        "def counted(f):\n    def call(*args):\n        call.n += 1\n        return f(*args)\n"
+        "    call.n = 0\n    return call\n@counted\ndef square(x): return x * x\nout = []",
+        "for i in range(3):\n    out.append(square(i))",
+        "call",
+    ),
+    "numbers_that_a_class_hands_out": (
+        "import itertools\nclass P:\n    ids = itertools.count()\n"
+        "    def __init__(self): self.id = next(P.ids)\nout = []",
+        "for i in range(3):\n    out.append(P().id)",
+        "P",
+    ),
+    "an_item_that_counts": (
+        "class Data:\n    reads = 0\n    def __getitem__(self, i):\n        self.reads += 1\n"
+        "        return i\ndata, out = Data(), []",
+        "for i in range(3):\n    out.append(data[i])",
+        "data",
+    ),
+    "a_property_that_fills_itself": (
+        "class Data:\n    found = None\n    @property\n    def total(self):\n"
+        "        if self.found is None:\n            self.found = 5\n        return self.found\n"
+        "data, out = Data(), []",
+        "for i in range(3):\n    out.append(data.total)",
+        "data",
+    ),
+    "an_operator_that_changes": (
+        "class Tally:\n    n = 0\n    def __add__(self, n):\n        self.n += n\n        return self\n"
+        "tally, out = Tally(), []",
+        "for i in range(3):\n    out.append((tally + i).n)",
+        "tally",
+    ),
+    "membership_that_remembers": (
+        "class Seen:\n    def __init__(self): self.known = set()\n    def __contains__(self, x):\n"
+        "        self.known.add(x)\n        return False\nseen, out = Seen(), []",
+        "for i in range(3):\n    if i not in seen:\n        out.append(i)",
+        "seen",
+    ),
+    "pixels_of_one_image": (
+        "from PIL import Image\nimage = Image.new('L', (3, 3))",
+        "for i in range(3):\n    image.putpixel((i, 0), i)",
+        "image",
+    ),
     "an_identity": ("ids, xs = set(), [[], []]", "for x in xs:\n    ids.add(id(x))", "id(...)"),
     "a_path_opened_to_append": (
         "from pathlib import Path\np = Path('log')",
@@ -92,6 +156,27 @@ def test_a_carried_loop_is_refused_with_its_variable(name):
     setup, cell, word = REFUSED[name]
 
     assert word is None or f"`{word}`" in refusal_of(cell, setup)
+
+
+@pytest.mark.skipif("PYTHONHASHSEED" in os.environ, reason="texts have the same hashes everywhere")
+@pytest.mark.parametrize("name", ["hash", "bucket"])
+def test_a_hash_is_refused_as_it_is_another_one_on_each_worker(name):
+    setup = "def bucket(word):\n    return hash(word) % 8\nout = []"
+
+    assert "zlib.crc32" in refusal_of(f"for word in 'abc':\n    out.append({name}(word))", setup)
+
+
+def test_a_function_that_names_a_global_and_does_not_assign_it_may_be_called():
+    cell = (
+        "least = 2\ndef enough(x):\n    global least\n    return x > least\nkept = []\n"
+        "for x in range(5):\n    if enough(x):\n        kept.append(x)"
+    )
+    namespace = new_namespace()
+
+    _, error, _ = parallel(namespace, cell)
+
+    assert error is None
+    assert namespace["kept"] == [3, 4]
 
 
 def test_a_source_that_changes_what_the_body_reads_is_refused_once_it_does():

@@ -150,6 +150,13 @@ CASES = {
         ),
         ("out",),
     ),
+    "iterator taken from": Case(
+        "from itertools import islice\nrest, out = iter(range(9)), []",
+        "for n in range(3):\n    out.append(sum(islice(rest, 3)))",
+        "items = list(rest)",
+        ("items = list(rest)", "*for n in range(3):\n    out.append(sum(items[3 * n : 3 * n + 3]))"),
+        ("out",),
+    ),
     "generator for another function": Case(
         "def table(rows):\n    return list(rows)",
         "made = table(x * x for x in range(4))",
