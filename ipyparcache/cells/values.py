@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ipyparcache.cells.travel import match
-from ipyparcache.digest import figures, spent
+from ipyparcache.digest import compiled, figures, spent
 from ipyparcache.errors import ParcacheError
 
 OUT_OF_BAND_BYTES = 64 * 1024  # smaller buffers stay inside the pickle
@@ -90,6 +90,8 @@ class _Packer(pickle.Pickler):
             return spent.make, handle
         if figures.is_figure(obj):
             return figures.make, figures.parts_of(obj)
+        if compiled.is_compiled(obj):
+            return compiled.make, compiled.parts_of(obj)
         if kind is re.Match:
             return match, (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
         if isinstance(obj, enum.Enum):

@@ -11,7 +11,7 @@ import warnings
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ipyparcache.digest import figures, modules, spent
+from ipyparcache.digest import compiled, figures, modules, spent
 from ipyparcache.digest.walk import (
     FAMILIES,
     KINDS,
@@ -249,6 +249,27 @@ class FigurePartKind(ReducedKind):
         super().write(walk, obj)
 
 
+class CompiledKind(Kind):
+    """Functions that numba compiles."""
+
+    def write(self, walk: Walk, obj: Any) -> None:
+        untold = compiled.compiled_in(obj)
+        if untold is not None:
+            raise walk.fail(untold, obj)
+        plain, how = compiled.made_from(obj)
+        walk.token(b"compiled", how)
+        walk.push([plain])
+
+    def mark(self, walk: Walk, obj: Any) -> object:
+        return compiled.made_from(obj)
+
+    def is_as(self, walk: Walk, obj: Any, mark: Any) -> bool:
+        plain, how = compiled.made_from(obj)
+        return plain is mark[0] and how == mark[1]
+
+
+for _name in ("core.dispatcher.Dispatcher", "np.ufunc.dufunc.DUFunc", "np.ufunc.gufunc.GUFunc"):
+    NAMED[f"numba.{_name}"] = lambda cls: CompiledKind()
 NAMED["plotly.basedatatypes.BasePlotlyType"] = lambda cls: FigurePartKind(mutable=True)
 NAMED["_io.StringIO"] = lambda cls: InstanceKind(cls, BufferKind(io.StringIO))
 NAMED["_io.BytesIO"] = lambda cls: InstanceKind(cls, BufferKind(io.BytesIO))
