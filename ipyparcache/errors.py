@@ -341,6 +341,25 @@ class Unrepeatable(ParcacheError):
         return self.reason
 
 
+class BackgroundRuns(ParcacheError):
+    """A loop is to go to the background under a name whose loop is not over."""
+
+    def __init__(self, run: str, ended: int):
+        super().__init__(run, ended)
+        self.run = run
+        self.ended = ended
+
+    def __str__(self) -> str:
+        return (
+            f"the loop `{self.run}` still runs in the background ({self.ended} iterations are done), so this "
+            f"one has not begun.\nWait for it with `{self.run}.result()`, stop it with `{self.run}.cancel()` "
+            "(what is finished is kept), or give this one another name."
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"BackgroundRuns: {self}"]
+
+
 class BackgroundConflict(ParcacheError):
     """A loop in the background changes a variable that another cell has rebound meanwhile."""
 
@@ -355,6 +374,9 @@ class BackgroundConflict(ParcacheError):
             "They are in `%parcache partial`; run the loop's cell again to have them in the variable."
         )
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"BackgroundConflict: {self}"]
+
 
 class BackgroundCancelled(ParcacheError):
     """A loop in the background was cancelled; its first iterations, in order, have been kept."""
@@ -366,3 +388,6 @@ class BackgroundCancelled(ParcacheError):
 
     def __str__(self) -> str:
         return f"{self.run} was cancelled after {self.iterations} iterations, which are kept"
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"BackgroundCancelled: {self}"]

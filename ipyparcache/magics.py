@@ -8,7 +8,7 @@ import html
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -32,7 +32,7 @@ from ipyparcache.cells.options import (
     whole,
 )
 from ipyparcache.cells.runs import Run
-from ipyparcache.cells.tracebacks import without_our_frames
+from ipyparcache.cells.tracebacks import with_traceback, without_our_frames
 from ipyparcache.engine.cpus import cpu_count
 from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.pool import the_pool
@@ -41,6 +41,7 @@ from ipyparcache.kernel.host import ShellHost
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
     Body,
+    is_shown,
     parse_body,
     run_statements,
     run_to_completion,
@@ -97,6 +98,7 @@ class Stack:
     body: str
     lines_above: int
     help: str | None = None
+    is_value: bool = False  # the body is the expression of a line magic
 
 
 @magics_class
@@ -109,8 +111,9 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
         """Bring a cell's effects back from disk if nothing it depends on has changed."""
         if cell is None:
             line, cell = _split_line_magic("%cached", line, CACHED_OPTIONS)
-        _finish(self.shell, "cached", line, cell)
-        return self.shell.user_ns.pop(VALUE, None)
+            return _value_of(self.shell, "cached", line, cell)
+        _finish(self.shell, "cached", line, _parse_stack("cached", line, cell))
+        return None
 
     @no_var_expand  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     @line_cell_magic  # type: ignore[untyped-decorator]
@@ -118,8 +121,19 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
         """Run the loops of a cell on all cores, with the effects of the serial run."""
         if cell is None:
             line, cell = _split_line_magic("%parallel", line, PARALLEL_OPTIONS)
-        _finish(self.shell, "parallel", line, cell)
-        return self.shell.user_ns.pop(VALUE, None)
+            return _value_of(self.shell, "parallel", line, cell)
+        _finish(self.shell, "parallel", line, _parse_stack("parallel", line, cell))
+        return None
+
+    @line_magic("%cached")  # type: ignore[untyped-decorator]  # IPython's decorators have no types
+    def misplaced_cached(self, line: str) -> None:
+        """What IPython calls for `%%cached` on any line but a cell's first."""
+        raise UsageError(_not_first("%%cached"))
+
+    @line_magic("%parallel")  # type: ignore[untyped-decorator]  # IPython's decorators have no types
+    def misplaced_parallel(self, line: str) -> None:
+        """What IPython calls for `%%parallel` on any line but a cell's first."""
+        raise UsageError(_not_first("%%parallel"))
 
     @line_magic  # type: ignore[untyped-decorator]  # IPython's decorators have no types
     def parcache(self, line: str) -> None:
@@ -142,8 +156,14 @@ class ParcacheMagics(Magics):  # type: ignore[misc]  # IPython's classes have no
             await _run(self.shell, _parse_stack(magic, line, cell))
 
 
+def _not_first(magic: str) -> str:
+    return (
+        f"{magic} goes on the first line of its cell, above comments and code: move it up there and run again"
+    )
+
+
 def _split_line_magic(magic: str, line: str, options: tuple[Option, ...]) -> tuple[str, str]:
-    """The options and the statement of a line magic; of an expression, the magic returns the value."""
+    """The options and the statement of a line magic."""
     try:
         parsed = parse_line(magic, line, options, stop_at_word=True)
     except WrongOption as error:
@@ -153,8 +173,7 @@ def _split_line_magic(magic: str, line: str, options: tuple[Option, ...]) -> tup
     if not parsed.words:
         raise UsageError(f"{magic}: write a statement after it, as in `{magic} x = f(y)`")
     statement = parsed.words[0]
-    given = line[: line.rindex(statement)]
-    return given, f"{VALUE} = {statement}\n" if _is_expression(statement) else f"{statement}\n"
+    return line[: line.rindex(statement)], f"{statement}\n"
 
 
 def _is_expression(statement: str) -> bool:
@@ -165,9 +184,24 @@ def _is_expression(statement: str) -> bool:
     return len(body) == 1 and isinstance(body[0], ast.Expr) and not statement.rstrip().endswith(";")
 
 
-def _finish(shell: Any, magic: str, line: str, cell: str) -> None:
+def _value_of(shell: Any, magic: str, line: str, statement: str) -> object:
+    """Run the statement of a line magic; returns the value of an expression."""
+    stack = replace(_parse_stack(magic, line, statement), lines_above=0, is_value=_is_expression(statement))
+    _finish(shell, magic, line, stack)
+    return shell.user_ns.pop(VALUE, None)
+
+
+def _with_value_bound(tree: ast.Module) -> ast.Module:
+    """The expression as an assignment to `VALUE`, in the same places of the text."""
+    (statement,) = tree.body
+    assert isinstance(statement, ast.Expr)
+    bound = ast.Assign([ast.Name(VALUE, ast.Store())], statement.value)
+    ast.copy_location(bound.targets[0], statement)
+    return ast.Module([ast.fix_missing_locations(ast.copy_location(bound, statement))], [])
+
+
+def _finish(shell: Any, magic: str, line: str, stack: Stack) -> None:
     """Run a cell without `await`: the magic returns when it is done."""
-    stack = _parse_stack(magic, line, cell)
     if stack.help is not None:
         show_note(shell, f"<pre>{html.escape(stack.help)}</pre>", stack.help, kind="help")
         return
@@ -184,6 +218,8 @@ async def _run(shell: Any, stack: Stack) -> None:
     try:
         with auto.paused():
             body = parse_body(shell, stack.body, stack.lines_above)
+            if stack.is_value:
+                body = replace(body, tree=_with_value_bound(body.tree))
     except SyntaxError as error:
         show_error(shell, error)
         raise
@@ -213,7 +249,13 @@ async def _run(shell: Any, stack: Stack) -> None:
     # how the loop is spread over workers changes nothing of what it leaves; these options do
     loop = stack.parallel
     variant = "" if loop is None else repr((loop.seed, loop.on_error, loop.inner_threads))
-    await cached.run_cached(shell, body, stack.cached, execute, variant, asked)
+    try:
+        await cached.run_cached(shell, body, stack.cached, execute, variant, asked)
+    except KeyboardInterrupt as interrupt:
+        if not is_shown(interrupt):  # it came while the cell was looked up or stored, in code of ours
+            place = (body.file_name, "<module>", body.tree.body[0].lineno if body.tree.body else 1, 1)
+            show_error(shell, with_traceback(interrupt, [place]))
+        raise
 
 
 async def _just_run(
@@ -290,25 +332,37 @@ def _parse_stack(magic: str, line: str, cell: str) -> Stack:
         above += not parsed.values.get("auto", False)  # that line was put there, not typed
         if parsed.help_wanted:
             return Stack(None, None, None, cell, above, _help(magic))
-        following = re.match(r"\s*%%(\w+)[ \t]*(.*)\n?", cell)
+        following = re.match(r"((?:[ \t]*(?:#.*)?\n)*)[ \t]*%%(\w+)[ \t]*(.*)\n?", cell)
         if following is None:
             break
-        name = following[1]
+        name = following[2]
         rest = cell[following.end() :]
-        if name in options and options[name] is None:
-            magic, line, cell = name, following[2], rest
+        if name in options:
+            if options[name] is not None:
+                raise UsageError(f"%%{name} stands twice above this cell: leave one of them out")
+            above += following[1].count("\n")
+            magic, line, cell = name, following[3], rest
             continue
         if name in AROUND:
-            around, cell = (name, following[2]), rest
+            above += following[1].count("\n")
+            around, cell = (name, following[3]), rest
         break
     if not cell.strip():
         raise UsageError(f"%%{magic}: the cell below it is empty")
+    loop = options["parallel"]
+    if options["cached"] is not None and loop is not None and loop.background is not None:
+        raise UsageError(
+            "%%cached would store the cell before its loop in the background is over: leave it out; "
+            f"`%%parallel --cached --background {loop.background}` stores each iteration"
+        )
     return Stack(options["cached"], options["parallel"], around, cell, above)
 
 
 def _loop_options(parsed: Parsed) -> LoopOptions:
     if parsed.words:
-        raise WrongOption("%%parallel", f"`{parsed.words[0]}` is no option")
+        word = parsed.words[0]
+        hint = f"; did you mean `-j {word}`?" if word.isdigit() else ""
+        raise WrongOption("%%parallel", f"`{word}` is no option{hint}")
     values = dict(parsed.values)
     if values["jobs"] == 0:
         raise WrongOption("%%parallel", "`-j 0` leaves nobody to run the loop")
@@ -393,7 +447,7 @@ def unload_ipython_extension(shell: Any) -> None:
         if transformer in transformers:
             transformers.remove(transformer)
     for kind in ("line", "cell"):
-        for name in ("cached", "parallel", "parcache"):
+        for name in ("cached", "parallel", "parcache", "%cached", "%parallel"):
             shell.magics_manager.magics[kind].pop(name, None)
     auto.switch(on=False)
     ahead.uninstall(shell)

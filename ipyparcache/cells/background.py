@@ -16,8 +16,8 @@ from ipyparcache.cells import loops
 from ipyparcache.cells.looprun import LoopRun, drained
 from ipyparcache.cells.plans import CellPlan, Host, RunReport
 from ipyparcache.cells.tracebacks import without_our_frames
-from ipyparcache.errors import BackgroundCancelled, BackgroundConflict
-from ipyparcache.progress.tracker import Snapshot, Tracker
+from ipyparcache.errors import BackgroundCancelled, BackgroundConflict, BackgroundRuns
+from ipyparcache.progress.tracker import Snapshot, Status, Tracker
 from ipyparcache.progress.widget import Bar, is_watched, show, show_summary
 
 
@@ -67,7 +67,7 @@ class Handle:
             except BaseException as error:
                 self._failure = error
             finally:
-                self._tracker.finish("interrupted" if self._run.interrupts.asked.is_set() else "done")
+                self._tracker.finish(self._ending())
                 if bar is not None:
                     bar.close()
                 with self._shown_lock:
@@ -81,6 +81,14 @@ class Handle:
             target=run, args=(work,), name=f"ipyparcache-{self._name}", daemon=True
         )
         self._thread.start()
+
+    def _ending(self) -> Status:
+        if self._run.interrupts.asked.is_set():
+            return "interrupted"
+        if self._failure is not None:
+            return "failed"
+        failed = self._plan.options.on_error == "raise" and self._tracker.snapshot().failed
+        return "failed" if failed else "done"
 
     def done(self) -> bool:
         """Whether all iterations are over."""
@@ -171,8 +179,20 @@ class Handle:
         loops.show_figures(self._report, self._host)
         loops.show_notes(self._plan, self._report, self._host)
 
+    def make_room(self) -> None:
+        """Let another loop have the name: the results of this one enter before that, if it is over.
+
+        Raises
+        ------
+        BackgroundRuns
+            If it is not.
+        """
+        if not self._over.is_set():
+            raise BackgroundRuns(self._name, self._tracker.snapshot().ended)
+        self._enter_between_cells()
+
     def _enter_between_cells(self, *_: object) -> None:
-        """At the end of a cell: if the loop is over, its results enter now."""
+        """Before a cell begins and at its end: if the loop is over, its results enter now."""
         if not self._over.is_set() or self._entered:
             return
         _forget(self)
@@ -194,6 +214,7 @@ class Handle:
 
 
 _MISSING = object()
+_BETWEEN_CELLS = ("pre_run_cell", "post_run_cell")
 _waiting: dict[int, tuple[Any, Any]] = {}
 
 
@@ -201,6 +222,9 @@ def start(plan: CellPlan, host: Host, report: RunReport) -> Handle:
     """Run the statements above the loop of a cell, start the loop, and bind its handle."""
     name = plan.options.background
     assert name is not None
+    earlier = host.namespace.get(name)
+    if isinstance(earlier, Handle):
+        earlier.make_room()
     step = next(n for n, found in enumerate(plan.steps) if not isinstance(found, Serial))
     for found in plan.steps[:step]:
         assert isinstance(found, Serial)
@@ -209,7 +233,8 @@ def start(plan: CellPlan, host: Host, report: RunReport) -> Handle:
     host.namespace[name] = handle
     shell = getattr(host, "shell", None)
     if shell is not None:
-        shell.events.register("post_run_cell", handle._enter_between_cells)
+        for event in _BETWEEN_CELLS:
+            shell.events.register(event, handle._enter_between_cells)
         _waiting[id(handle)] = shell, handle._enter_between_cells
     wanted = plan.options.progress is not False and not plan.options.no_progress
     handle._start(quiet=plan.options.quiet, progress=wanted)
@@ -220,5 +245,6 @@ def _forget(handle: Handle) -> None:
     found = _waiting.pop(id(handle), None)
     if found is not None:
         shell, callback = found
-        if callback in shell.events.callbacks.get("post_run_cell", []):
-            shell.events.unregister("post_run_cell", callback)
+        for event in _BETWEEN_CELLS:
+            if callback in shell.events.callbacks.get(event, []):
+                shell.events.unregister(event, callback)

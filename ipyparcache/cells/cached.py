@@ -13,8 +13,8 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from json import dumps
 from typing import Any
@@ -56,6 +56,7 @@ from ipyparcache.storage.entry import Entries, Entry, open_entries
 
 RESTORE_BYTES_PER_SECOND = 1e9  # of entries, about; and what a hit costs besides
 RESTORE_SECONDS = 0.003
+WAIT_UNTOLD = 0.2  # seconds that another kernel may work on the same cell before the user is told
 BAR_FROM_SECONDS = 1.0  # a cell that took less the last time gets no bar
 
 
@@ -288,13 +289,36 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     environment.use_secret(cell.entries.secret)
     found = None if options.force else _find(cell)
     # one writer a key: another kernel that runs this cell just now is waited for, then looked up again
-    if found is None and held.enter_context(cell.entries.lock(cell.inputs.key)) and not options.force:
+    if found is None and held.enter_context(_alone(cell)) and not options.force:
         found = _find(cell)
     cell.warnings += cell.entries.take_complaints()
     if found is None:
         _explain(cell)
         cell.inputs.mark()
     return found
+
+
+@contextmanager
+def _alone(cell: _Cell) -> Iterator[bool]:
+    """Be the only kernel that works on the cell's inputs; who has to wait for another is told so."""
+    assert cell.entries is not None
+    assert cell.inputs is not None
+    began = time.monotonic()
+    with cell.entries.lock(cell.inputs.key, WAIT_UNTOLD) as alone:
+        if alone or time.monotonic() - began < WAIT_UNTOLD:  # or no lock can be had there
+            yield alone
+            return
+    tracker = Tracker(None, "another kernel runs this cell: waiting for what it leaves")
+    with ExitStack() as held:
+        with nullcontext() if cell.options.quiet else show(tracker, interrupt_main_thread, keep="never"):
+            try:
+                alone = held.enter_context(cell.entries.lock(cell.inputs.key))
+            except KeyboardInterrupt as interrupt:
+                interrupt.add_note(
+                    "while it waited for another kernel that runs this cell; here it has not run"
+                )
+                raise
+        yield alone
 
 
 def _refuse_dynamic(tree: ast.Module) -> None:
@@ -308,7 +332,14 @@ def _refuse_dynamic(tree: ast.Module) -> None:
             raise NoKey(f"line {line} imports * from {module}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id == "get_ipython":
-            raise NoKey(f"line {node.lineno} runs a magic or the shell itself")
+            command = "; --trust-shell keeps what it prints and leaves" if _is_only_shell(tree) else ""
+            raise NoKey(f"line {node.lineno} runs a magic or the shell itself{command}")
+
+
+def _is_only_shell(tree: ast.Module) -> bool:
+    """Whether the cell asks the shell for nothing but commands."""
+    left = ast.walk(without_shell_calls(tree))
+    return not any(isinstance(node, ast.Name) and node.id == "get_ipython" for node in left)
 
 
 def _find(cell: _Cell) -> tuple[Entry, Prepared] | None:
@@ -469,7 +500,11 @@ async def _run(cell: _Cell) -> Run:
         runs.note_run(_placed(cell, run))
         raise error
     if cell.no_key is None:
-        stored = _guarded(cell, lambda: _store(cell, record, before, seen, body_seconds))
+        try:
+            stored = _guarded(cell, lambda: _store(cell, record, before, seen, body_seconds))
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("while it was stored: the cell has run to its end, and is not stored")
+            raise
         run = stored or replace(run, reason=cell.no_key or "")
     return replace(run, seconds=time.perf_counter() - cell.started, changes=cell.changes)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ipyparcache import settings
 from ipyparcache.cells import auto, drawing, exchange, reports, runs
-from ipyparcache.cells.options import Option, Parsed, WrongOption, help_text, one_of, parse_line, whole
+from ipyparcache.cells.options import Option, Parsed, WrongOption, at_least, help_text, one_of, parse_line
 from ipyparcache.engine.pool import shutdown_workers, the_pool
 from ipyparcache.errors import ParcacheError
 from ipyparcache.storage.entry import Entry, is_entry, open_entries
@@ -33,6 +34,7 @@ class Command:
     summary: str
     run: Callable[[Parsed], Said]
     options: tuple[Option, ...] = ()
+    words: int = 0  # that may stand behind its name, besides options
     in_kernel: bool = False  # speaks of the runs of a kernel, which the command line has none of
 
 
@@ -127,6 +129,10 @@ def _clear(parsed: Parsed) -> Said:
     if parsed.values["all"]:
         return Said(f"removed {_count(entries.clear())}: the whole store")
     mine = runs.runs()
+    if parsed.words and not parsed.values["cell"]:
+        word = parsed.words[0]
+        meant = "--all" if word == "all" else f"--cell {word}"
+        raise WrongOption("%parcache clear", f"`{word}` is no option; did you mean `clear {meant}`?")
     if parsed.values["cell"]:
         wanted = _run_of("clear --cell", parsed)
         mine = [run for run in mine if run.identity == wanted.identity]
@@ -243,10 +249,10 @@ COMMANDS: dict[str, Command] = {
             _list,
             (
                 Option("--sort", "by what", one_of(*_ORDERS), "size|age|saved", "age"),
-                Option("--limit", "how many", whole, "N", 30),
+                Option("--limit", "how many", at_least(1), "N", 30),
             ),
         ),
-        Command("why", "why [CELL|-1]", "what made a run hit or miss", _why, in_kernel=True),
+        Command("why", "why [CELL|-1]", "what made a run hit or miss", _why, words=1, in_kernel=True),
         Command(
             "clear",
             "clear [--cell [CELL]|--all]",
@@ -256,6 +262,7 @@ COMMANDS: dict[str, Command] = {
                 Option("--cell", "only those of one cell", None, "", False),
                 Option("--all", "the whole store", None, "", False),
             ),
+            words=1,
         ),
         Command(
             "prune",
@@ -282,6 +289,7 @@ COMMANDS: dict[str, Command] = {
                     auto.DEFAULT_MIN_SECONDS,
                 ),
             ),
+            words=2,
             in_kernel=True,
         ),
         Command(
@@ -290,17 +298,21 @@ COMMANDS: dict[str, Command] = {
             "show or change settings",
             _set,
             (Option("--save", "keep them for later sessions", None, "", False),),
+            words=sys.maxsize,
         ),
-        Command("export", "export FILE", "write all entries into one file", _export),
+        Command("export", "export FILE", "write all entries into one file", _export, words=2),
         Command(
             "import",
             "import FILE [--trust]",
             "take entries from such a file",
             _import,
             (Option("--trust", "also if it was signed with another key", None, "", False),),
+            words=2,
         ),
         Command("graph", "graph", "which cell feeds which", _graph, in_kernel=True),
-        Command("workers", "workers [restart|stop]", "the worker processes", _workers, in_kernel=True),
+        Command(
+            "workers", "workers [restart|stop]", "the worker processes", _workers, words=2, in_kernel=True
+        ),
         Command(
             "timeline",
             "timeline [--save FILE]",
@@ -349,6 +361,11 @@ def run(line: str, *, in_kernel: bool = True, caller: str = "%parcache") -> Said
     parsed = parse_line(f"{caller} {name}", rest, command.options)
     if parsed.help_wanted:
         return Said(help_text(f"{caller} {command.usage}", command.summary, command.options))
+    if len(parsed.words) > command.words:
+        surplus = parsed.words[command.words]
+        options = {option.name for option in command.options}
+        hint = f"; did you mean `--{surplus}`?" if f"--{surplus}" in options else ""
+        raise WrongOption(f"{caller} {name}", f"`{surplus}` means nothing here{hint}")
     return command.run(parsed)
 
 

@@ -41,6 +41,8 @@ _KERNEL = frozenset(
 )
 """Packages whose threads, callbacks and hooks leave the notebook's objects alone."""
 
+_CHANGES = "ipyparcache.cells.background"  # but for this: its hook lets the results of a loop enter
+
 
 class Watch:
     """The walks of one shell's inputs that still hold, and what ends their validity.
@@ -213,4 +215,4 @@ def _is_of_kernel(agent: object) -> bool:
     module = getattr(agent, "__module__", None)
     if not isinstance(module, str) and owner is not None:
         module = type(owner).__module__
-    return isinstance(module, str) and module.partition(".")[0] in _KERNEL
+    return isinstance(module, str) and module.partition(".")[0] in _KERNEL and module != _CHANGES

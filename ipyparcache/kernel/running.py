@@ -212,6 +212,11 @@ class _Shown:
 _shown = _Shown()
 
 
+def is_shown(error: BaseException) -> bool:
+    """Whether the user has just seen the traceback of an exception."""
+    return error is _shown.error
+
+
 def show_error(shell: Any, error: BaseException) -> None:
     """Show the traceback of an exception, unless the user has seen it."""
     if error is not _shown.error:

@@ -294,6 +294,27 @@ def test_a_line_magic_gives_the_value_of_an_expression(shell, cell, names):
     assert "__value__" not in names
 
 
+def test_the_error_of_a_line_magic_shows_what_was_typed(shell, capsys):
+    shell.run_cell("%cached --quiet 1 / 0", store_history=True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+    assert "----> 1 1 / 0" in shown
+    assert "__value__" not in shown
+
+
+def test_lines_are_counted_with_what_stands_between_magics(shell, capsys):
+    shell.run_cell("%%cached\n\n# all cores\n%%parallel\n\nx = 1")
+
+    assert "line 6: the cell has no top-level" in capsys.readouterr().out
+
+
+def test_a_shell_command_is_told_with_the_option_that_keeps_it(cell, cached):
+    assert cached("!true") == "not stored"
+    assert "--trust-shell" in last_run().reason
+    assert cached("%time 1") == "not stored"
+    assert "--trust-shell" not in last_run().reason
+
+
 def test_time_below_runs_live_around_the_cell(cell, capsys):
     cell("%%cached --quiet\n%%time\ny = 1")
     assert "Wall time" in capsys.readouterr().out
@@ -314,6 +335,24 @@ def test_time_below_runs_live_around_the_cell(cell, capsys):
 )
 def test_a_wrong_line_is_a_usage_error_and_the_cell_does_not_run(shell, names, capsys, line, said):
     result = shell.run_cell(f"%%cached {line}\nran = 1")
+
+    assert not result.success
+    assert "ran" not in names
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("# a comment\n%%cached\nran = 1", "%%cached goes on the first line"),
+        ("%%cached\nx = 1\n%%parallel\nran = [i for i in [1]]", "%%parallel goes on the first line"),
+        ("%%cached\n%%cached\nran = 1", "%%cached stands twice"),
+        ("%%parallel 4\nran = [i for i in [1]]", "did you mean `-j 4`?"),
+        ("%%cached ran\n%%parallel --background b\nran = [i for i in [1]]", "--cached --background b"),
+    ],
+)
+def test_magics_that_stand_in_the_wrong_place_are_told_where_they_go(shell, names, capsys, source, said):
+    result = shell.run_cell(source)
 
     assert not result.success
     assert "ran" not in names

@@ -135,6 +135,10 @@ def test_a_wrong_setting_is_an_error_that_names_it(line):
         ("set quiet", "KEY=VALUE"),
         ("export", "export FILE"),
         ("workers dance", "workers restart"),
+        ("clear 3", "did you mean `clear --cell 3`?"),
+        ("clear all", "did you mean `clear --all`?"),
+        ("status now", "`now` means nothing here"),
+        ("list --limit -1", "a whole number from 1 on"),
     ],
 )
 def test_a_wrong_line_says_what_was_meant(line, said):

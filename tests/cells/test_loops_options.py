@@ -9,10 +9,12 @@ import warnings
 
 import pytest
 
+from ipyparcache import magics
 from ipyparcache.cells import looprun
 from ipyparcache.errors import (
     BackgroundCancelled,
     BackgroundConflict,
+    BackgroundRuns,
     IterationError,
     TaskTimeout,
     WorkerDied,
@@ -326,6 +328,59 @@ def test_a_background_loop_reports_a_variable_that_was_rebound():
     with pytest.raises(BackgroundConflict, match="`out` was rebound"):
         namespace.pop("run").result(30)
     assert namespace["out"] == ["mine"]
+
+
+def test_a_name_whose_background_loop_runs_is_refused_before_anything_has_run():
+    namespace = new_namespace("import time\nout = []")
+    cell = "out = [9]\nfor i in range(2):\n    time.sleep(60)\n    out.append(i)"
+
+    parallel(namespace, cell, background="run")
+    handle, out = namespace["run"], namespace["out"]
+    _, error, _ = parallel(namespace, cell, background="run")
+    same = namespace.pop("run") is handle and namespace["out"] is out
+    handle.cancel()
+
+    assert isinstance(error, BackgroundRuns)
+    assert "run.cancel()" in str(error)
+    assert same
+    with pytest.raises(BackgroundCancelled):
+        handle.result(30)
+
+
+def test_results_of_a_background_loop_enter_before_its_name_goes_to_another():
+    namespace = new_namespace("out = []")
+    cell = "for i in range(3):\n    out.append(i)"
+
+    parallel(namespace, cell, background="run")
+    assert namespace["run"].wait(30)
+    parallel(namespace, cell, background="run")
+    namespace.pop("run").result(30)
+
+    assert namespace["out"] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_bar_of_a_background_loop_that_raised_says_so():
+    namespace = new_namespace("out = []")
+
+    parallel(namespace, "for i in range(3):\n    out.append(1 / i)", background="run")
+    handle = namespace.pop("run")
+
+    with pytest.raises(ZeroDivisionError):
+        handle.result(30)
+    assert handle.progress.status == "failed"
+
+
+def test_results_of_a_background_loop_are_there_for_the_next_cell(shell, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    magics.load_ipython_extension(shell)
+    try:
+        shell.run_cell("%%parallel --background bg\nout = []\nfor i in range(4):\n    out.append(i)")
+        assert shell.user_ns["bg"].wait(30)
+        shell.run_cell("seen = list(out)")
+    finally:
+        magics.unload_ipython_extension(shell)
+
+    assert shell.user_ns["seen"] == [0, 1, 2, 3]
 
 
 def test_a_cancelled_background_loop_keeps_its_first_iterations():

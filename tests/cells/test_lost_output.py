@@ -1,4 +1,5 @@
 import socket
+import time
 
 import pytest
 
@@ -31,3 +32,38 @@ def test_a_cell_whose_tab_was_closed_shows_all_that_was_missed_when_it_is_run_ag
     assert again.stdout == "first\nsecond\n"
     assert again.shown() == ["3"]
     assert kernel.run("x").shown() == ["3"]
+
+
+def test_who_waits_for_another_kernel_is_told_and_can_stop_waiting(kernel, kernel_loop, tmp_path):
+    cell = "%%cached\nimport time\ntime.sleep(4)\nx = 3"
+    other = type(kernel)(tmp_path)
+    try:
+        other.run("%load_ext ipyparcache")
+        kernel.run("%load_ext ipyparcache")
+        first = kernel.client.execute(cell)
+        while kernel.client.get_iopub_msg(timeout=30)["msg_type"] != "execute_input":
+            pass
+        time.sleep(0.5)  # until it holds the lock
+        asked = other.client.execute(cell, stop_on_error=False)  # as a page: it can be asked for input
+        told = message_of(other, asked, "display_data")
+        other.manager.interrupt_kernel()
+        error = message_of(other, asked, "error")
+        message_of(kernel, first, "display_data")
+        again = other.run(cell)
+    finally:
+        other.close()
+
+    assert "another kernel" in told["data"]["text/plain"]
+    assert error["ename"] == "KeyboardInterrupt"
+    shown = "\n".join(error["traceback"])
+    assert "waited for another kernel" in shown
+    assert "ipyparcache/" not in shown
+    assert again.notes()[0].startswith("cached")
+
+
+def message_of(kernel, request, kind):
+    """The content of the next message of a kind that a cell sends."""
+    while True:
+        message = kernel.client.get_iopub_msg(timeout=60)
+        if message["msg_type"] == kind and message["parent_header"]["msg_id"] == request:
+            return message["content"]

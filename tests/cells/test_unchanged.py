@@ -233,6 +233,16 @@ def test_whoever_may_run_code_is_noticed(shell, agent, request):
     assert not unchanged.is_alone(shell)
 
 
+def test_a_loop_whose_results_may_enter_is_noticed(shell, cell):
+    cell("%%parallel --background bg\nout = []\nfor i in range(2):\n    out.append(i)")
+    shell.user_ns["bg"].wait(30)
+    waiting = [one.__module__ for one in foreign(shell)]
+    cell("len(out)")
+
+    assert "ipyparcache.cells.background" in waiting
+    assert "ipyparcache.cells.background" not in [one.__module__ for one in foreign(shell)]
+
+
 def test_tasks_and_callbacks_of_the_event_loop_are_noticed(shell):
     async def look(prepare):
         prepare(asyncio.get_running_loop())
