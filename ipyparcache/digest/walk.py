@@ -119,10 +119,13 @@ class Numbered:
 class Walk:
     """One depth-first walk from a root, writing the stream that is hashed."""
 
-    def __init__(self, traversal: Traversal, root: str, isolated: bool = False):
+    def __init__(
+        self, traversal: Traversal, root: str, isolated: bool = False, above: frozenset[int] = frozenset()
+    ):
         self.traversal = traversal
         self.root = root
         self.isolated = isolated  # a walk on the side: it numbers for itself and reports nothing
+        self.above = above  # elements of sets, by identity, for whose order this walk is
         self.numbered = Numbered()
         self.out = bytearray()
         self.stack: list[Any] = []
@@ -304,14 +307,18 @@ class Walk:
             return
         keyed = []
         for position, item in enumerate(items):
+            if id(item) in self.above:
+                raise self.fail(
+                    "it leads to a set that it is in, so that no order of the set can be told", item
+                )
             known = self._local.get(id(item), len(self._local))
-            keyed.append((self.apart().run(item), known, position))
+            keyed.append((self.apart(item).run(item), known, position))
         keyed.sort()
         self.push([items[position] for _, _, position in keyed])
 
-    def apart(self) -> Walk:
-        """A walk on the side, that numbers for itself."""
-        return Walk(self.traversal, self.root, isolated=True)
+    def apart(self, *elements: object) -> Walk:
+        """A walk on the side, that numbers for itself; from elements of a set, if it is for their order."""
+        return Walk(self.traversal, self.root, isolated=True, above=self.above.union(map(id, elements)))
 
     def definition(self, cls: type) -> None:
         """Write a class by name; one of the notebook or of a local module becomes a root of its own."""

@@ -837,3 +837,15 @@ def test_the_bitmap_of_an_array_counts_only_where_it_has_nulls() -> None:
     bare = ("int64", 2, 0, 0, [None, b"values"], [], None)
     assert _without_needless_bitmap(parts(0, b"1")) == ("list", 2, 0, 0, [None, b"offsets"], [bare], None)
     assert _without_needless_bitmap(parts(1, b"1")) == ("list", 2, 1, 0, [b"1", b"offsets"], [bare], None)
+
+
+def test_a_set_whose_elements_lead_back_to_it_has_no_digest() -> None:
+    class Owner:
+        def __init__(self, owners: set[Any]) -> None:
+            self.owners = owners
+
+    owners: set[Any] = set()
+    owners.update((Owner(owners), 1) for _ in range(30))
+
+    with pytest.raises(Undigestible, match="a set that it is in"):
+        digest_of(owners, {})
