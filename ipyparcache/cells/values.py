@@ -190,7 +190,11 @@ class ArrayOwners:
 
     def reduce(self, array: Any) -> Any:
         """How to pickle one plain array: NotImplemented for numpy's own way, else as a view."""
-        if array.nbytes == 0 or array.dtype.hasobject or id(array) in self._contents:
+        if id(array) in self._contents:
+            return NotImplemented
+        if array.dtype.hasobject and not array.flags.writeable:
+            return _read_only, (array.copy(order="K"),)  # numpy's own pickle of objects forgets it
+        if array.nbytes == 0 or array.dtype.hasobject:
             return NotImplemented
         low, high = memory_range(array)
         for input_low, input_high, source in self._inputs:
@@ -211,6 +215,11 @@ class ArrayOwners:
         offset = array.__array_interface__["data"][0] - source.__array_interface__["data"][0]
         made = (source, offset, array.shape, array.strides, array.dtype, array.flags.writeable)
         return _make_view, made
+
+
+def _read_only(array: Any) -> Any:
+    array.flags.writeable = False
+    return array
 
 
 def _reduce_owner(array: Any) -> Any:

@@ -557,3 +557,13 @@ def test_an_equal_object_in_place_of_one_that_was_shared_is_no_hit(cell, cached,
 
     assert cached(body) == "miss"
     assert names["pair"][0] is names["last"]
+
+
+def test_a_read_only_array_of_objects_comes_back_read_only(cached, names, restart):
+    body = "import numpy\na = numpy.array(['b', None, [1]], dtype=object)\na.flags.writeable = False"
+    assert cached(body) == "miss"
+    restart()
+
+    assert cached(body) == "hit"
+    assert names["a"].tolist() == ["b", None, [1]]
+    assert not names["a"].flags.writeable
