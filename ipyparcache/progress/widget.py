@@ -38,6 +38,9 @@ LOOK_EVERY = 0.2
 # A run that is over so soon gets no bar any more: to open one takes a processor from the workers for 10 ms.
 SOON_OVER = 0.3
 
+# Seconds between two states where each is a display of its own.
+PLAIN_EVERY = 1.0
+
 # Seconds without a bar after which the timer's thread ends: to start one costs the next run 2 ms.
 END_AFTER = 30.0
 
@@ -209,13 +212,21 @@ class NotebookBar:
         self._box: Any = None
         self._body: Any = None
         self._button: Any = None
+        self._is_plain = False  # without ipywidgets
+        self._shown_at: float | None = None  # when plain HTML was shown last
 
     def update(self, snapshot: Snapshot) -> None:
         """Show the state; makes the widgets on the first call."""
         if not self._live:
             return
-        if self._box is None:
-            self._open(snapshot)
+        if self._box is None and not self._is_plain:
+            try:
+                self._open(snapshot)
+            except ImportError:  # a kernel without ipywidgets
+                self._is_plain = True
+        if self._is_plain:
+            self._show_plain(snapshot)
+            return
         self._body.value = self._markup(snapshot)  # sends nothing if nothing changed
         if self._cancelled and self._button is not None and not self._button.disabled:
             self._button.description = "Cancelling…"
@@ -226,7 +237,7 @@ class NotebookBar:
         from IPython.display import display, update_display
 
         static = {"text/plain": summary_text(snapshot), "text/html": summary_html(snapshot)}
-        if self._box is None:
+        if self._box is None and self._shown_at is None:
             if self._keep == "always" or (self._keep == "shown" and snapshot.elapsed >= SHOW_AFTER):
                 display(static, raw=True, metadata=self._metadata(snapshot))
             return
@@ -238,6 +249,18 @@ class NotebookBar:
                 for part in (widget, widget.layout, getattr(widget, "style", None)):
                     if part is not None:  # `close` of a widget leaves its layout and style open for ever
                         part.close()
+
+    def _show_plain(self, snapshot: Snapshot) -> None:
+        """Show the state as HTML and text alone, each time in the place of the last."""
+        from IPython.display import display, update_display
+
+        now = time.monotonic()
+        if self._shown_at is not None and now - self._shown_at < PLAIN_EVERY:
+            return
+        shown = {"text/plain": summary_text(snapshot), "text/html": self._markup(snapshot)}
+        put = display if self._shown_at is None else update_display
+        put(shown, raw=True, metadata=self._metadata(snapshot), display_id=self._display_id)
+        self._shown_at = now
 
     def _open(self, snapshot: Snapshot) -> None:
         import ipywidgets

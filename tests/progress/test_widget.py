@@ -259,3 +259,16 @@ def test_two_nested_bars_stay_apart(kernel):
         if m["msg_type"] == "update_display_data"
     }
     assert sorted(text.split(" · ")[0] for text in last.values()) == ["✓ %%parallel", "✓ outer"]
+
+
+@pytest.mark.kernel
+def test_a_kernel_without_ipywidgets_shows_the_states_as_html_in_one_place(kernel):
+    outputs_of(kernel, "import sys\nsys.modules['ipywidgets'] = None" + PRELUDE, allow_stdin=True)
+    shown = [m for m in outputs_of(kernel, RUN, allow_stdin=True) if "display" in m["msg_type"]]
+    first, last = shown[0]["content"], shown[-1]["content"]
+
+    assert set(first["data"]) == {"text/html", "text/plain"}
+    assert first["data"]["text/plain"].startswith("▸ %%parallel")
+    assert 'role="progressbar"' in first["data"]["text/html"]
+    assert last["transient"]["display_id"] == first["transient"]["display_id"]
+    assert last["data"]["text/plain"].startswith("✓ %%parallel · 2/2")
