@@ -34,7 +34,7 @@ def facts_behind(statement: ast.stmt, facts: Facts) -> Facts:
     modules = facts.modules - names
     if isinstance(statement, ast.FunctionDef):
         helpers[statement.name] = helper_of(statement, facts)
-    elif isinstance(statement, ast.Import):
+    elif isinstance(statement, ast.Import) or _is_import_from(statement, "tqdm"):
         modules = modules | names
     drawn = facts.drawn - names
     if isinstance(statement, ast.Assign) and _makes_axes(statement.value, facts):
@@ -51,7 +51,7 @@ def facts_behind(statement: ast.stmt, facts: Facts) -> Facts:
         tables=facts.tables - names,
         managers=managers,
         learners=facts.learners - names,
-        makers=(facts.makers - names) | (names if _is_import_of_sklearn(statement) else frozenset()),
+        makers=(facts.makers - names) | (names if _is_import_from(statement, "sklearn") else frozenset()),
         guesses=_guesses_behind(statement, facts, names),
     )
 
@@ -118,10 +118,11 @@ def _root(node: ast.expr) -> str | None:
     return None if path is None else path.root
 
 
-def _is_import_of_sklearn(statement: ast.stmt) -> bool:
+def _is_import_from(statement: ast.stmt, library: str) -> bool:
+    """Whether a statement imports a module of this library, or from one."""
     match statement:
         case ast.ImportFrom(module=str() as module):
-            return module.partition(".")[0] == "sklearn"
+            return module.partition(".")[0] == library
         case ast.Import(names=[ast.alias(name=module)]):
-            return module.partition(".")[0] == "sklearn"
+            return module.partition(".")[0] == library
     return False

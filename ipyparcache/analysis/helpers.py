@@ -66,7 +66,7 @@ class Facts:
     """What is known of the names that a cell reads, beside its text."""
 
     helpers: Mapping[str, Helper] = field(default_factory=dict)
-    modules: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()  # and classes of progress bars, whose `write` prints
     drawn: frozenset[str] = frozenset()  # axes and figures of matplotlib, and containers of them
     tables: frozenset[str] = frozenset()  # frames of pandas whose columns have one name each
     managers: frozenset[str] = frozenset()  # the notebook's own context managers, and what makes them

@@ -45,7 +45,7 @@ def facts_of(names: Iterable[str], namespace: Mapping[str, Any]) -> Facts:
         if draws_into(value):
             drawn.add(name)
             continue
-        if isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType) or _is_bar(value):
             modules.add(name)
             continue
         plain = _function_of(value)
@@ -131,6 +131,11 @@ def goes_over_drawn(iterable: object) -> bool:
 
 
 _LAYERS, _LOOKED_AT = 4, 200
+
+
+def _is_bar(value: object) -> bool:
+    """Whether a value is a class of progress bars; its `write` prints, as functions of modules do."""
+    return isinstance(value, type) and value.__module__.partition(".")[0] == "tqdm"
 
 
 def _function_of(value: object) -> types.FunctionType | None:

@@ -24,6 +24,7 @@ from ipyparcache.analysis.collected import DRAW
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel
 from ipyparcache.cells.aliasing import Changes, changes_of, is_apart, reached, steps_of_path
+from ipyparcache.cells.estimators import parts_of
 from ipyparcache.cells.facts import draws_into, facts_of
 from ipyparcache.cells.ownitems import OwnItems
 from ipyparcache.cells.plans import LoopOptions, refused
@@ -201,19 +202,21 @@ class Launch:
                 raise refused(refusals.SharedWithResult(rows.line, rows.root, shared, rows.line))
             found |= {n for n, obj in parcel.objects.items() if obj is value}
         for refit in self.parfor.refits:
-            value = self.namespace[refit.root]
+            parts = parts_of(self.namespace[refit.root])
             others = [n for n in (*self.parfor.reads, *parcel.readers) if n != refit.root]
-            shared = next((n for n in others if _leads_to(self.namespace.get(n), value)), None)
+            values = ((n, self.namespace.get(n)) for n in others)
+            shared = next((n for n, value in values if any(_leads_to(value, part) for part in parts)), None)
             if shared is not None or refit.root in parcel.readers:
                 other = shared or min(parcel.readers[refit.root])
                 raise refused(refusals.SharedWithResult(refit.line, refit.root, other, refit.line))
-            found |= {n for n, obj in parcel.objects.items() if obj is value}
+            ids = set(map(id, parts))
+            found |= {n for n, obj in parcel.objects.items() if id(obj) in ids}
         return frozenset(found)
 
     def check_fitted(self, iterable: object) -> None:
         """What iterations fit must not be met among the elements, too."""
         for refit in self.parfor.refits:
-            if _leads_to(iterable, self.namespace[refit.root]):
+            if any(_leads_to(iterable, part) for part in parts_of(self.namespace[refit.root])):
                 raise refused(refusals.IterableChanged(self.parfor.line, refit.root, refit.line))
 
     def check_picked(self, parcel: travel.Parcel, own: OwnItems) -> bool:

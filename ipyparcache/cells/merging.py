@@ -16,6 +16,7 @@ from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.analysis.refits import Refit
 from ipyparcache.cells import failures
 from ipyparcache.cells.chunks import Chunk, Reader, load_plain
+from ipyparcache.cells.estimators import parts_of
 from ipyparcache.cells.fileuses import Meetings, Span
 from ipyparcache.cells.journal import PLAIN
 from ipyparcache.cells.messages import ChunkResult, Failure, Left
@@ -74,7 +75,8 @@ class Merger:
         self.measured = measured
         self._columns = [_column_written(site, parfor) for site in parfor.sites] if parfor.columns else []
         self._touched: dict[int, object] = {}
-        self._learned: dict[int, Set[str]] = {}  # by the number of a site: what its estimator has learned
+        # By the number of a site: what its estimator, and each part of that, has learned.
+        self._learned: dict[int, list[Set[str]]] = {}
         self._meetings = Meetings()
         self._files = {
             number: _path_of(site, host.file_name)
@@ -278,9 +280,13 @@ class Merger:
         """Each iteration must leave the same attributes in an estimator, so that no earlier one stays on."""
         for entry in left[0]:
             if entry[0] == refit.site:
+                names = [state.keys() for state in entry[1]]
                 if refit.site not in self._learned:
-                    self._learned[refit.site] = vars(self.namespace[refit.root]).keys() | entry[1].keys()
-                if self._learned[refit.site] != entry[1].keys():
+                    parts = parts_of(self.namespace[refit.root])
+                    self._learned[refit.site] = [
+                        vars(part).keys() | own for part, own in zip(parts, names, strict=True)
+                    ]
+                if self._learned[refit.site] != names:
                     what = f"what `{refit.root}` keeps from before it is fitted"
                     raise ChangeLost(self.parfor.line, what, number, number, _FITTED_ADVICE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from ipyparcache.analysis.body import GIVEN, HOLE, OURS, REFIT, UNBOUND, Site
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import watching
+from ipyparcache.cells.estimators import put_learned
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.messages import Left, Plain, given
 from ipyparcache.cells.plans import Host
@@ -37,6 +39,9 @@ class Replayer:
         self.parfor = parfor
         self.namespace = namespace
         self.sites = _compiled(parfor, namespace, file_name, write)
+        for number, site in enumerate(parfor.sites):
+            if site.method == REFIT:
+                self.sites[number] = functools.partial(put_learned, namespace, site.roots[0])
         self._printing = frozenset(number for number, site in enumerate(parfor.sites) if site.prints)
         self._takers = _takers(parfor)
         self.dropped: dict[str, str | Held] = {}

@@ -23,6 +23,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -485,6 +486,20 @@ class Traveller(pickle.Pickler):
         return exception, (type(obj), arguments, fields), state, None, None, set_exception
 
 
+class _Imported(tuple[str, ...]):
+    """Names of modules that are loaded here, and will be where it arrives."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return imported, tuple(self)
+
+
+def imported(*names: str) -> None:
+    """Import modules that are loaded on the other side."""
+    for name in names:
+        with suppress(Exception):  # it is missed where it is used
+            importlib.import_module(name)
+
+
 class _Space(tuple[str]):
     """Stands in a pickle for the namespace of this name; a tuple, so that it is no numbered object."""
 
@@ -640,6 +655,10 @@ def _pack(
             value = module.__dict__.get(attribute, patched)
             if type(value) in ATOMS or getattr(value, "__globals__", None) is namespace:
                 pickler.dump((*place, value))
+            elif type(value) is types.ModuleType and value.__name__ == f"{module.__name__}.{attribute}":
+                # Importing the package alone may not load it.
+                below = [name for name in list(sys.modules) if name.startswith(f"{value.__name__}.")]
+                pickler.dump(("", "", _Imported((value.__name__, *sorted(below)))))
         if not pickler.wanted:
             memo = pickler.memo.copy()
             added = _code_added([obj for _, obj in memo.values()], patched)

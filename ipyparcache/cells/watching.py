@@ -64,6 +64,8 @@ _CONSTANT_MODULES = (
     ),
     *("numpy.dtypes", "ipyparcache"),
 )
+#: Groups, windows and resampled rows of pandas are views of tables that keep what was asked of them.
+_VIEWS = ("pandas.core.groupby", "pandas.core.resample", "pandas.core.window")
 _CONSTANT_NAMES = frozenset({"cython_function_or_method", "_DTypeMeta", "StringDtype", "Pattern"})
 
 
@@ -80,9 +82,16 @@ def states_of(
 ) -> tuple[dict[int, State], dict[str, State]]:
     """Own states of those numbered objects that can change, and of whole roots where those are many.
 
-    What a library made counts by a digest of all that it leads to. Where many such objects lead to each
+    What pandas keeps of what it was asked is no change. What a library made counts by a digest of all that
+    it leads to. Where many such objects lead to each
     other, as in a tree of elements, digests of each would take time by the square: their roots have one each.
     """
+    kept = {
+        id(vars(obj).get("_cache"))
+        for obj in objects.values()
+        if type(obj).__module__.startswith("pandas.") and hasattr(obj, "__dict__")
+    }
+    objects = {number: obj for number, obj in objects.items() if id(obj) not in kept}
     found = {number: _own_state(obj, is_user_code) for number, obj in objects.items()}
     others = [number for number, state in found.items() if state is None]
     if others:
@@ -191,6 +200,8 @@ def _state_of_kind(obj: Any, kind: Any, is_user_code: Callable[[object], bool]) 
             )
         if isinstance(obj, numpy.dtype | numpy.ufunc | numpy.generic):
             return ("constant",)
+    if kind.__module__.startswith("pandas.") and any(b.__module__.startswith(_VIEWS) for b in kind.__mro__):
+        return ("constant",)
     if kind in _CONSTANT or kind.__module__.startswith(_CONSTANT_MODULES) or kind.__name__ in _CONSTANT_NAMES:
         return ("constant",)
     if is_user_code(kind.__module__):

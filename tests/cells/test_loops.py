@@ -635,3 +635,24 @@ def test_a_value_behind_the_else_of_a_loop_is_not_shown_as_that_of_the_cell():
 
     assert namespace["out"] == [0, 1, 2]
     assert "_" not in namespace
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("taken", "used"),
+    [
+        ("import xml.sax.saxutils", "xml.sax.saxutils.escape(x)"),
+        ("import xml.sax.saxutils\ndef safe(x):\n    return xml.sax.saxutils.escape(x)", "safe(x)"),
+        ("import email.mime.text, email.mime.image", "email.mime.text.MIMEText(x).get_payload()"),
+    ],
+)
+def test_a_module_of_a_package_is_there_if_only_the_package_has_a_name(taken, used, at_once):
+    cell = f"for x in '<a>':\n    out.append({used})"
+    before, cell = ("out = []", f"{taken}\n{cell}") if at_once else (f"out = []\n{taken}", cell)
+    plain, tested = new_namespace(before), new_namespace(before)
+    serial(plain, cell)
+
+    _, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert tested["out"] == plain["out"]

@@ -106,3 +106,31 @@ def test_what_the_cell_made_is_no_table_with_rows_and_the_loop_runs_here():
     assert describe(tested) == describe(plain)
     assert type(raised) is type(error)
     assert "ran here" in "".join(host.notes)
+
+
+VIEWS = {
+    "groups": "for k in groups.groups:\n    out[k] = groups.get_group(k)['x'].tolist()",
+    "columns of groups": "for c in 'xy':\n    out[c] = groups[c].mean().tolist(), groups.ngroups",
+    "rows of groups": "for k in 'ab':\n    out[k] = df.iloc[groups.indices[k]]['x'].tolist()",
+    "sizes of groups": "for k in 'ab':\n    out[k] = groups.size()[k], len(groups)",
+    "windows": "for n in (1, 2):\n    out[n] = window.sum()['x'].iloc[-n], wide.max()['y'].iloc[-n]",
+    "spans": "for n in (1, 2):\n    out[n] = days.sum()['x'].iloc[-n]",
+    "spans made": "for n in (1, 2):\n    out[n] = times.resample(f'{n}D').max()['y'].tolist()",
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_a_table_may_keep_what_they_were_asked(name):
+    pytest.importorskip("pandas")
+    setup = TABLE + (
+        "\ngroups, window, wide = df.groupby('k'), df[['x', 'y']].rolling(1), df[['x', 'y']].expanding()\n"
+        "times = df[['x', 'y']].set_index(pd.date_range('2021-01-01', periods=len(df), freq='12h'))\n"
+        "days, out = times.resample('D'), {}"
+    )
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, VIEWS[name])
+
+    _, error, _ = parallel(tested, VIEWS[name])
+
+    assert error is None
+    assert repr(tested["out"]) == repr(plain["out"])

@@ -97,3 +97,23 @@ def test_an_operand_that_is_not_wanted_may_fail_and_one_that_is_wanted_fails_whe
         assert type(raised) is type(error)
         assert describe(tested) == describe(plain)
         assert (n == 3) is isinstance(error, IndexError)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("taken", "name"),
+    [("from tqdm import tqdm", "tqdm"), ("import tqdm.auto", "tqdm.auto.tqdm")],
+)
+def test_what_a_bar_is_told_to_write_comes_in_its_place(taken, name, at_once, monkeypatch):
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the test
+    cell = (
+        f"for x in {name}(xs, disable=True):\n    print('at', x)\n    {name}.write(str(x))\n"
+        "    print('behind', x)"
+    )
+    before, cell = (SETUP, f"{taken}\n{cell}") if at_once else (f"{SETUP}\n{taken}", cell)
+    text, _ = serial(new_namespace(before), cell)
+
+    host, error, _ = parallel(new_namespace(before), cell)
+
+    assert error is None
+    assert host.stdout == text

@@ -169,3 +169,52 @@ def test_an_estimator_that_the_cell_has_made_is_fitted_on_workers(before):
     assert raised is None
     assert describe(tested) == describe(plain)
     assert not host.notes
+
+
+STEPS = """
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
+inner = make_pipeline(StandardScaler(), PolynomialFeatures(2))
+steps = [('nothing', 'passthrough'), ('before', inner), ('model', Ridge())]
+model = Pipeline(steps{more})
+"""
+FITTED = """
+for k in range(4):
+    model.fit(X[k:], y[k:])
+    out.append(model[-1].coef_)
+    kept.append(model.named_steps['before'])
+"""
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_pipeline_fitted_in_every_iteration_is_left_with_all_its_steps_as_the_last_one_left_it(at_once):
+    made = STEPS.format(more="")
+    before, cell = (SETUP, made + FITTED) if at_once else (SETUP + made, FITTED)
+    plain, tested = new_namespace(before), new_namespace(before)
+    serial(plain, cell)
+
+    host, raised, _ = parallel(tested, cell)
+
+    assert raised is None
+    assert not host.notes
+    assert describe(tested) == describe(plain)
+    assert all(kept is tested["inner"] is tested["model"].steps[1][1] for kept in tested["kept"])
+    assert tested["out"][-1] is tested["model"][-1].coef_
+
+
+@pytest.mark.parametrize(
+    ("more", "body"),
+    [
+        (", memory='kept'", FITTED),
+        (")\ninner.steps[0] = ('other', inner.steps[1][1]", FITTED),
+        ("", FITTED + "    out.append(inner.steps[0][1].mean_)\n"),
+        (")\nsteps[2][1].set_params(random_state=np.random.RandomState(0)", FITTED),
+    ],
+)
+def test_a_pipeline_is_refused_if_it_fits_copies_or_a_step_is_met_elsewhere_too(more, body):
+    namespace = new_namespace(SETUP + STEPS.format(more=more))
+
+    _, error, _ = parallel(namespace, body)
+
+    assert isinstance(error, LoopRefused)
+    assert not hasattr(namespace["model"][-1], "coef_")
