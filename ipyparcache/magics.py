@@ -38,6 +38,7 @@ from ipyparcache.engine.launching import can_have_processes
 from ipyparcache.engine.pool import the_pool
 from ipyparcache.errors import LoopRefused, ParcacheError
 from ipyparcache.kernel.host import ShellHost
+from ipyparcache.kernel.namespace import is_embedded
 from ipyparcache.kernel.outputs import show_note
 from ipyparcache.kernel.running import (
     Body,
@@ -276,6 +277,13 @@ async def _just_run(
 def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:
     """Plan the loops of a cell; a refusal is noted as a run before it is raised."""
     try:
+        if is_embedded(shell):
+            raise LoopRefused(
+                body.tree.body[0].lineno if body.tree.body else 1,
+                None,
+                "the shell is embedded in a function, and part of the variables are those of its module",
+                "Drop %%parallel from the cell, or write the loop with `ipyparcache.Parallel`.",
+            )
         return loops.plan_cell(body.tree, shell.user_ns, options)
     except LoopRefused as refusal:
         number = shell.execution_count - 1

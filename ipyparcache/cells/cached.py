@@ -44,6 +44,7 @@ from ipyparcache.kernel import outputs
 from ipyparcache.kernel.namespace import (
     interrupt_main_thread,
     interrupts_deferred,
+    is_embedded,
     rebind,
     user_bindings,
 )
@@ -276,6 +277,8 @@ def _guarded(cell: _Cell, step: Callable[[], Any]) -> Any:
 def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     """The entry whose every input is as now, prepared; None if the cell has to run."""
     tree, options = cell.body.tree, cell.options
+    if is_embedded(cell.shell):
+        raise NoKey("the shell is embedded in a function, and part of the variables are those of its module")
     if options.trust_shell:
         tree = without_shell_calls(tree)
     _refuse_dynamic(tree)

@@ -104,3 +104,8 @@ def interrupt_main_thread() -> None:
         signal.pthread_kill(main.ident, signal.SIGINT)
     else:
         _thread.interrupt_main()
+
+
+def is_embedded(shell: Any) -> bool:
+    """Whether the shell stands inside of a function: some variables are that function's, some its module's."""
+    return shell.user_ns is not shell.user_global_ns

@@ -5,6 +5,7 @@ import decimal
 import importlib
 import json
 import re
+import subprocess
 import sys
 import warnings
 
@@ -473,3 +474,37 @@ def test_what_ends_a_loop_from_outside_is_shown_at_the_line_of_the_loop(cell, ca
     shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert "----> 3 for i in range(n):" in shown
     assert "ipyparcache/" not in shown
+
+
+EMBEDDED = """
+import subprocess
+import sys
+from IPython.terminal.embed import InteractiveShellEmbed
+from traitlets.config import Config
+import ipyparcache
+x = int(sys.argv[1])
+config = Config()
+config.HistoryManager.enabled = False
+def main():
+    own = 2 * x
+    shell = InteractiveShellEmbed(config=config, user_module=sys.modules["__main__"], user_ns=locals())
+    shell.run_line_magic("load_ext", "ipyparcache")
+    for body in ("a = x + 1", "b = own + 1"):
+        shell.run_cell("%%cached --quiet\\n" + body)
+        assert ipyparcache.last_run().status == "not stored", body
+    shell.run_cell("%%parallel\\nc = [i + x + own for i in range(3)]")
+    assert ipyparcache.last_run().status == "refused"
+    print(shell.user_ns["a"], shell.user_ns["b"])
+main()
+"""
+
+
+def test_a_shell_inside_of_a_function_runs_what_its_two_namespaces_hide(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(EMBEDDED)
+    for x, said in ((1, "2 3"), (5, "6 11")):
+        ran = subprocess.run(
+            [sys.executable, str(program), str(x)], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.splitlines()[-1] == said
