@@ -281,7 +281,7 @@ def _plan(shell: Any, body: Body, options: LoopOptions) -> CellPlan:
             raise LoopRefused(
                 body.tree.body[0].lineno if body.tree.body else 1,
                 None,
-                "the shell is embedded in a function, and part of the variables are those of its module",
+                "the shell is embedded in a program, and part of the variables are those of its module",
                 "Drop %%parallel from the cell, or write the loop with `ipyparcache.Parallel`.",
             )
         return loops.plan_cell(body.tree, shell.user_ns, options)

@@ -278,7 +278,7 @@ def _look_up(cell: _Cell, held: ExitStack) -> tuple[Entry, Prepared] | None:
     """The entry whose every input is as now, prepared; None if the cell has to run."""
     tree, options = cell.body.tree, cell.options
     if is_embedded(cell.shell):
-        raise NoKey("the shell is embedded in a function, and part of the variables are those of its module")
+        raise NoKey("the shell is embedded in a program, and part of the variables are those of its module")
     if options.trust_shell:
         tree = without_shell_calls(tree)
     _refuse_dynamic(tree)

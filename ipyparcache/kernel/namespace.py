@@ -107,5 +107,5 @@ def interrupt_main_thread() -> None:
 
 
 def is_embedded(shell: Any) -> bool:
-    """Whether the shell stands inside of a function: some variables are that function's, some its module's."""
+    """Whether the shell is embedded in a program: some variables are its own, some those of a module."""
     return shell.user_ns is not shell.user_global_ns

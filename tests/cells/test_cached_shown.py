@@ -499,7 +499,7 @@ main()
 """
 
 
-def test_a_shell_inside_of_a_function_runs_what_its_two_namespaces_hide(tmp_path):
+def test_a_shell_that_is_embedded_in_a_program_runs_its_cells(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(EMBEDDED)
     for x, said in ((1, "2 3"), (5, "6 11")):
