@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipyparcache.analysis.changing import Path, changed_roots
@@ -30,7 +30,7 @@ class OwnRows:
     parts
         Whether parts of items are indexed together with them (`a[i, j]`), as only arrays can be.
     column
-        Whether the key comes behind a full slice: `a[:, j]`.
+        Whether the key is the second part of the index: `a[:, j]`, `a[0, j]`.
     line
         The first line that changes, or uses, it.
     """
@@ -78,8 +78,8 @@ def own_rows_of(
             continue
         if node.value.id != root:
             continue
-        at, column = _key_in(node.slice)
-        if at is None or at.id not in keys or isinstance(node.ctx, ast.Del):
+        at, column = _key_in(node.slice, keys)
+        if at is None or isinstance(node.ctx, ast.Del):
             return None
         covered[id(node.value)] = node
         used.add((at.id, column))
@@ -116,13 +116,11 @@ def own_rows_of(
     )
 
 
-def _key_in(index: ast.expr) -> tuple[ast.Name | None, bool]:
-    """The name that an index begins with, and whether a full slice stands in front of it."""
+def _key_in(index: ast.expr, keys: Container[str]) -> tuple[ast.Name | None, bool]:
+    """The key that an index names, and whether it is the second part: `a[j]`, `a[j, 0]`, but `a[0, j]`."""
     match index:
-        case ast.Name() as name:
-            return name, False
-        case ast.Tuple(elts=[ast.Name() as name, *_]):
-            return name, False
-        case ast.Tuple(elts=[ast.Slice(lower=None, upper=None, step=None), ast.Name() as name]):
-            return name, True
+        case ast.Name(id=name) | ast.Tuple(elts=[ast.Name(id=name), *_]) if name in keys:
+            return (index.elts[0] if isinstance(index, ast.Tuple) else index), False  # type: ignore[return-value]
+        case ast.Tuple(elts=[_, ast.Name(id=name) as key]) if name in keys:
+            return key, True
     return None, False

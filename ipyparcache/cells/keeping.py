@@ -30,7 +30,7 @@ from ipyparcache.digest.instances import INSTANCES
 from ipyparcache.digest.modules import is_user_code
 from ipyparcache.digest.objects import Traversal, digest_of
 from ipyparcache.digest.states import put_state, state_of
-from ipyparcache.errors import Undigestible, Unrestorable
+from ipyparcache.errors import ParcacheError, Undigestible, Unrestorable
 from ipyparcache.kernel.namespace import collector_paused, difference
 
 
@@ -511,9 +511,15 @@ def _try_out(
     fixed: parts.Parts | None,
 ) -> None:
     """Put the payload together again, over the same buffers, and compare."""
-    again, defined_again, known_again = unpack(
-        source, repeated, pickled, [buffer.raw() for buffer in buffers], referred, fixed
-    )
+    try:
+        again, defined_again, known_again = unpack(
+            source, repeated, pickled, [buffer.raw() for buffer in buffers], referred, fixed
+        )
+    except ParcacheError:
+        raise
+    except Exception as error:  # of the code of some class that makes its objects again
+        said = f"{type(error).__name__}: {error}"
+        raise NotStorable(f"what it leaves cannot be put together again from its pickle ({said})") from error
     digests = {name: _digest_or_none(thing, source) for name, thing in defined.items()}
     with _standing_in(source.namespace, defined_again):  # what was made again calls itself by name
         digests_again = {name: _digest_or_none(thing, source) for name, thing in defined_again.items()}

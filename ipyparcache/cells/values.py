@@ -91,6 +91,9 @@ class _Packer(pickle.Pickler):
         if figures.is_figure(obj):
             return figures.make, figures.parts_of(obj)
         if compiled.is_compiled(obj):
+            home = compiled.home_of(obj)
+            if home is not None:
+                return getattr, (importlib.import_module(home[0]), home[1])
             return compiled.make, compiled.parts_of(obj)
         if kind is re.Match:
             return match, (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)

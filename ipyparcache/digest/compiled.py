@@ -8,10 +8,13 @@ none. Their own pickle has a new number in each process, and takes the globals a
 from __future__ import annotations
 
 import builtins
+import sys
 import uuid
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
+
+from ipyparcache.digest import modules
 
 _KINDS = ("CPUDispatcher", "DUFunc", "GUFunc", "UFuncDispatcher")
 _SIGNATURES = ("sigs", "siglist", "typesigs")
@@ -35,6 +38,15 @@ def make(cls: Any, parts: dict[str, Any]) -> Any:
     return cls._rebuild(**parts)
 
 
+def home_of(function: Any) -> tuple[str, str] | None:
+    """Module and name under which a library has the function; None for one that is made where it is used."""
+    plain, _ = made_from(function)
+    module, name = plain.__module__, plain.__qualname__
+    if modules.is_user_code(module) or getattr(sys.modules.get(module), name, None) is not function:
+        return None
+    return module, name
+
+
 def made_from(function: Any) -> tuple[FunctionType, str]:
     """The Python function, and everything else that tells what is made from it."""
     parts = dict(function._reduce_states())
@@ -52,6 +64,8 @@ def made_from(function: Any) -> tuple[FunctionType, str]:
 def compiled_in(function: Any) -> str | None:
     """Why what a function reads when it is called cannot be told from what its globals are now."""
     plain, _ = made_from(function)
+    if not modules.is_user_code(plain.__module__):
+        return None
     inner = getattr(function, "_dispatcher", function)
     then = _found_in(getattr(inner, "overloads", None))
     for name, now in _read_by(plain):

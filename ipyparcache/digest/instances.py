@@ -253,6 +253,11 @@ class CompiledKind(Kind):
     """Functions that numba compiles."""
 
     def write(self, walk: Walk, obj: Any) -> None:
+        home = compiled.home_of(obj)
+        if home is not None:
+            walk.token(b"compiled of", *home)
+            walk.traversal.note_module(home[0])
+            return
         untold = compiled.compiled_in(obj)
         if untold is not None:
             raise walk.fail(untold, obj)

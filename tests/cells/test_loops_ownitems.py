@@ -49,6 +49,19 @@ LOOPS = {
         "import numpy as np\na = np.arange(12.0).reshape(3, 4)",
         "for j in range(a.shape[1]):\n    a[:, j] = (a[:, j] - a[:, j].mean()) / a[:, j].std()",
     ),
+    "several rows of one column": (
+        "import numpy as np\na, w = np.zeros((3, 4)), np.arange(12.0).reshape(4, 3)",
+        "for i in range(4):\n    a[0, i] = w[i].sum()\n    a[1, i] = w[i].std()\n"
+        "    a[-1, i] = a[0, i] / a[1, i]",
+    ),
+    "the rows of a column, one after the other": (
+        "import numpy as np\na = np.ones((3, 4))",
+        "for j in range(a.shape[1]):\n    for k in range(1, 3):\n        a[k, j] = a[k - 1, j] + j",
+    ),
+    "a column that is not there": (
+        "import numpy as np\na = np.ones((2, 4))",
+        "for j in range(6):\n    a[0, j] = j\n    a[1, j] = a[0, j] + 1",
+    ),
     "element and item are one": (
         "ds = {'a': {'w': 1}, 'b': {'w': 2}}",
         "for k, d in ds.items():\n    d['v'] = d['w']\n    ds[k]['u'] = ds[k]['v'] + d['w']",
@@ -98,6 +111,22 @@ def test_an_iteration_may_change_the_item_of_its_own_key(name):
 
 
 HELD_BACK = {
+    "a row and a column": (
+        "import numpy as np\na = np.zeros((4, 4))",
+        "for j in range(4):\n    a[0, j] = j\n    a[j, 1] = a[0, j] * 2",
+    ),
+    "the column before": (
+        "import numpy as np\na = np.ones((2, 4))",
+        "for j in range(1, 4):\n    a[0, j] = a[0, j - 1] + a[1, j]",
+    ),
+    "the transposed place": (
+        "import numpy as np\na = np.ones((3, 3))",
+        "for i, j in [(0, 1), (1, 2), (2, 0)]:\n    a[i, j] = a[j, i] + 1",
+    ),
+    "pairs as keys of a dict": (
+        "d = {}",
+        "for i in [1, 2, 1]:\n    d['a', i] = i\n    d['b', i] = d['a', i] * 2",
+    ),
     "one key twice": ("ls = {'a': [1], 'b': [2]}", "for k in ['a', 'b', 'a']:\n    ls[k].append(len(ls[k]))"),
     "one item under two keys": (
         "l = []\nls = {0: l, 1: l}",
