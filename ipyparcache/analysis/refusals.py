@@ -45,6 +45,17 @@ class Refusal:
         return f"line {self.line}: {self.reason}.\n{self.advice}"
 
 
+@dataclass(frozen=True)
+class MapCall(Refusal):
+    """`map(f, xs)`, whose calls a comprehension would make."""
+
+    written: str = ""  # the call
+    rewritten: str = ""
+
+    SAYS = "`{written}` is no `for` loop and no comprehension, so it is not run in parallel"
+    INSTEAD = "Write `{rewritten}`."
+
+
 class NothingParallel(Refusal):
     """The cell has no loop of a kind that can be run in tasks."""
 
@@ -52,6 +63,16 @@ class NothingParallel(Refusal):
     INSTEAD = (
         "Drop %%parallel from this cell, or move its loop out of the `if`, `while`, `with` or "
         "function it is in."
+    )
+
+
+class OnlyWhile(Refusal):
+    """The cell has loops, but each of them is a `while`."""
+
+    SAYS = "a `while` loop decides before each round whether there is another: rounds depend on each other"
+    INSTEAD = (
+        "If you know how many rounds there are, or what they go over, write `for i in range(n):` or "
+        "`for x in xs:`; else drop %%parallel from this cell."
     )
 
 

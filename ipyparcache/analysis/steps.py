@@ -124,7 +124,24 @@ def _nothing_parallel(tree: ast.Module) -> Refusal:
                 return refusals.ConsumerUnknown(statement.lineno, ast.unparse(func))
             case ast.Expr(value=ast.Call(func=func, args=[ast.GeneratorExp(), *_])):
                 return refusals.ConsumerUnknown(statement.lineno, ast.unparse(func))
+            case ast.While():
+                return refusals.OnlyWhile(statement.lineno)
+            case ast.Assign(value=call) | ast.Expr(value=call) if rewritten := _as_comprehension(call):
+                return refusals.MapCall(statement.lineno, None, ast.unparse(call), rewritten)
     return refusals.NothingParallel(tree.body[0].lineno if tree.body else 1)
+
+
+def _as_comprehension(call: ast.expr) -> str:
+    """`list(map(f, xs))` as a comprehension; empty for anything else."""
+    match call:
+        case ast.Call(
+            func=ast.Name("list"),
+            args=[ast.Call(func=ast.Name("map"), args=[function, elements], keywords=[])],
+        ) if not isinstance(function, ast.Lambda | ast.Starred) and not isinstance(elements, ast.Starred):
+            used = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
+            name = next(name for name in ("x", *(f"x{n}" for n in range(len(used) + 1))) if name not in used)
+            return f"[{ast.unparse(function)}({name}) for {name} in {ast.unparse(elements)}]"
+    return ""
 
 
 def step_of(statement: ast.stmt, facts: Facts, *, last: bool) -> Step | Refusal:

@@ -96,7 +96,11 @@ class Handle:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all iterations are over, `timeout` seconds at most; whether they are."""
-        return self._over.wait(timeout)
+        try:
+            return self._over.wait(timeout)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"{self._name} goes on in the background; {self._name}.cancel() stops it")
+            raise
 
     def cancel(self) -> None:
         """Begin no more iterations; what is finished in order is kept and enters the namespace."""
@@ -117,7 +121,7 @@ class Handle:
         BackgroundConflict
             If a variable that the loop changes was rebound meanwhile.
         """
-        if not self._over.wait(timeout):
+        if not self.wait(timeout):
             raise TimeoutError(f"{self._name} is not over after {timeout} s")
         self._enter()
         if self._error is not None:

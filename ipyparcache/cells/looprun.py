@@ -688,7 +688,8 @@ class LoopRun:
         else:
             chunk.error = outcome
             chunk.at = self._read_what_is_left(chunk, outcome)
-            self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
+            if not self.interrupts.asked.is_set():  # else it has not failed: it was ended
+                self._tracker.failed(chunk.first, outcome.seconds, outcome.worker)
             if self.options.on_error != "collect":
                 self._stop_feeding = True
 

@@ -188,9 +188,25 @@ def test_a_target_that_is_no_name_is_refused(target):
 
 
 def test_a_cell_without_a_loop_is_refused():
-    refusal = refusal_of("while n:\n    n -= 1\nif n:\n    for i in xs:\n        pass")
+    refusal = refusal_of("if n:\n    for i in xs:\n        pass")
 
     assert type(refusal) is refusals.NothingParallel
+
+
+def test_a_cell_whose_loops_are_while_loops_is_told_why():
+    refusal = refusal_of("n = 3\nwhile n:\n    n -= 1")
+
+    assert type(refusal) is refusals.OnlyWhile
+    assert refusal.line == 2
+
+
+def test_a_map_is_refused_with_the_comprehension_to_type():
+    refusal = refusal_of("ys = list(map(f, xs))")
+
+    assert type(refusal) is refusals.MapCall
+    assert "`[f(x) for x in xs]`" in refusal.advice
+    assert "`[x.get(x0) for x0 in xs]`" in refusal_of("ys = list(map(x.get, xs))").advice
+    assert type(refusal_of("ys = list(map(lambda x: x, xs))")) is refusals.NothingParallel
 
 
 def test_a_generator_for_an_unknown_function_is_refused_with_the_list_to_type():

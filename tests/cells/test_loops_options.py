@@ -383,6 +383,17 @@ def test_results_of_a_background_loop_are_there_for_the_next_cell(shell, monkeyp
     assert shell.user_ns["seen"] == [0, 1, 2, 3]
 
 
+@pytest.mark.kernel
+def test_what_is_ended_with_a_loop_has_not_failed(kernel):
+    kernel.run("%load_ext ipyparcache\nimport threading, time, signal, os")
+    kernel.run("threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()")
+    ran = kernel.run("%%parallel -j 2\nfor i in range(4):\n    time.sleep(60)")
+
+    assert ran.error.startswith("KeyboardInterrupt")
+    assert "interrupted · 0/4" in ran.notes()[0]
+    assert "failed" not in ran.notes()[0]
+
+
 def test_a_cancelled_background_loop_keeps_its_first_iterations():
     namespace = new_namespace("import time\nout = []")
     cell = "for i in range(100):\n    time.sleep(60 * (i > 3))\n    out.append(i)"
