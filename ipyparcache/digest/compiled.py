@@ -17,6 +17,7 @@ from typing import Any
 from ipyparcache.digest import modules
 
 _KINDS = ("CPUDispatcher", "DUFunc", "GUFunc", "UFuncDispatcher")
+_VALUES = (bool, int, float, complex, str, bytes, type(None))
 _SIGNATURES = ("sigs", "siglist", "typesigs")
 
 
@@ -63,19 +64,47 @@ def made_from(function: Any) -> tuple[FunctionType, str]:
 
 def compiled_in(function: Any) -> str | None:
     """Why what a function reads when it is called cannot be told from what its globals are now."""
-    plain, _ = made_from(function)
-    if not modules.is_user_code(plain.__module__):
-        return None
-    inner = getattr(function, "_dispatcher", function)
-    then = _found_in(getattr(inner, "overloads", None))
-    for name, now in _read_by(plain):
-        if isinstance(now, ModuleType | type) or (callable(now) and type(now).__module__ == "builtins"):
-            continue
-        if not (isinstance(now, FunctionType) or is_compiled(now)):
+    for name, now in _data_and_code(function):
+        if not _is_code(now):
             return f"numba compiles the value of `{name}` in; as an argument it would be told"
-        if then is None or any(value is not now for value in then.get(name, ())):
+    return outdated(function)
+
+
+def outdated(function: Any, seen: tuple[Any, ...] = ()) -> str | None:
+    """Why a function, made anew from what its globals are now, may not do what it does; None if it does."""
+    if any(function is other for other in seen):
+        return None
+    plain, _ = made_from(function)
+    overloads = getattr(getattr(function, "_dispatcher", function), "overloads", None)
+    if not modules.is_user_code(plain.__module__) or overloads == {}:
+        return None
+    then = _found_in(overloads)
+    for name, now in _data_and_code(function):
+        if not _is_code(now) and not isinstance(now, _VALUES):
+            return f"numba has compiled in what `{name}` held then; as an argument it would be told"
+        if then is None or any(not _same(value, now) for value in then.get(name, ())):
             return f"it may have been compiled with another `{name}` than that of now"
+        if is_compiled(now) and (inner := outdated(now, (*seen, function))) is not None:
+            return f"of `{name}`, which it calls: {inner}"
     return None
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, FunctionType) or is_compiled(value)
+
+
+def _same(then: object, now: object) -> bool:
+    return then is now or (type(then) is type(now) and isinstance(now, _VALUES) and then == now)
+
+
+def _data_and_code(function: Any) -> Iterator[tuple[str, object]]:
+    """What a function of the user's reads, but modules, classes and what Python brings."""
+    plain, _ = made_from(function)
+    if modules.is_user_code(plain.__module__):
+        for name, now in _read_by(plain):
+            is_builtin = callable(now) and type(now).__module__ == "builtins" and not _is_code(now)
+            if not isinstance(now, ModuleType | type) and not is_builtin:
+                yield name, now
 
 
 def _read_by(plain: FunctionType) -> Iterator[tuple[str, object]]:

@@ -270,3 +270,16 @@ def test_a_record_that_goes_where_no_hit_brings_it_is_not_stored(cell, cached, h
         assert "it logs to <" in last_run().reason
     finally:
         cell("log.handlers.pop().close(); log.setLevel(0)")
+
+
+def test_what_cannot_be_put_together_again_is_not_stored(cell, cached, tmp_path, monkeypatch):
+    made = tmp_path / "site-packages"
+    made.mkdir()
+    text = (
+        "def fail(): raise AttributeError('Process')\nclass Odd:\n    def __reduce__(self): return fail, ()\n"
+    )
+    (made / "oddlib.py").write_text(text)
+    monkeypatch.syspath_prepend(str(made))
+
+    assert cached("import oddlib\nodd = oddlib.Odd()") == "not stored"
+    assert "cannot be put together again" in (last_run().reason or "")

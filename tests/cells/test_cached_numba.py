@@ -77,3 +77,20 @@ def test_one_that_a_cell_makes_comes_back(cell, cached, names, restart, body):
     assert names["n"] == before == 4
     cell("again = total((1.0, 2.0)) if 'total' in globals() else made(2.0)")
     assert names["again"] == 4
+
+
+def test_a_function_that_a_library_compiles_goes_by_its_name(
+    cell, cached, names, restart, tmp_path, monkeypatch
+):
+    made = tmp_path / "site-packages"
+    made.mkdir()
+    text = "import numba\nFACTOR = 3\n@numba.njit\ndef times(x):\n    return x * FACTOR\n"
+    (made / "compiledlib.py").write_text(text)
+    monkeypatch.syspath_prepend(str(made))
+    body = "import compiledlib\nf = compiledlib.times\nn = f(2)"
+    assert cached(body) == "miss"
+    restart()
+
+    assert cached(body) == "hit"
+    assert names["n"] == 6
+    assert names["f"] is names["compiledlib"].times
