@@ -86,7 +86,8 @@ def _is_users(name: str) -> bool:
     top = name.partition(".")[0]
     known = _users_names.get(top)
     if known is None:
-        known = _users_names[top] = modules.is_user_code(top)
+        # cvxpy's is `__cvxpy__`
+        known = _users_names[top] = all(map(modules.is_user_code, (top, top.strip("_") or top)))
     return known
 
 
