@@ -594,10 +594,13 @@ class _Classifier:
             if isinstance(n, ast.Call)
             and isinstance(n.func, ast.Name)
             and n.func.id in ("len", "list", "tuple", "sorted", "dict", "set")
-            and any(isinstance(a, ast.Name) and a.id == name for a in n.args)
+            and (n.func.id == "len" or any(isinstance(a, ast.Name) and a.id == name for a in n.args))
         ]
         copied = {id(a) for call in whole for a in call.args}
         copied |= set(self._copies_of(name))
+        if not any(isinstance(n, ast.Lambda | ast.GeneratorExp) for n in ast.walk(self.iterable)):
+            lengths = [n for n in whole if ast.unparse(n.func) == "len"]
+            copied |= {id(part) for call in lengths for part in ast.walk(call)}
         uses = [n for n in ast.walk(self.iterable) if isinstance(n, ast.Name) and n.id == name]
         if all(id(n) in copied for n in uses) or ".shape" in ast.unparse(self.iterable):
             return True

@@ -404,7 +404,10 @@ class IterableChanged(Refusal):
     changed_at: int = 0
 
     SAYS = "the loop iterates over `{variable}` and line {changed_at} changes it"
-    INSTEAD = "Iterate over a copy: `for … in list({variable}):`."
+    INSTEAD = (
+        "Iterate over a copy: `for … in list({variable}):`; or, where elements themselves change, over their "
+        "numbers: `for i in range(len({variable})):`."
+    )
 
 
 class SourceChanges(Refusal):

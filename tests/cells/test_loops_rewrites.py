@@ -127,6 +127,13 @@ CASES = {
         ("*for x in list(xs):\n    if x > 2:\n        xs.remove(x)",),
         ("xs",),
     ),
+    "elements changed by their numbers": Case(
+        "rows = [{'n': 1}, {'n': 2}]",
+        "for i, r in enumerate(rows):\n    rows[i].setdefault('tags', []).append(r['n'] * 2)",
+        "for i in range(len(rows)):",
+        ("*for i in range(len(rows)):\n    rows[i].setdefault('tags', []).append(rows[i]['n'] * 2)",),
+        ("rows",),
+    ),
     "environment": Case(
         "import os\nout = []",
         "for x in range(2):\n    os.environ['LOOPS_REWRITE'] = 'a'\n"
