@@ -75,7 +75,10 @@ def words_list(text: str) -> tuple[str, ...]:
 
 def share(text: str) -> float:
     """`2%` or `0.02` as a number between 0 and 1."""
-    value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError("a share is wanted, as in 2% or 0.02") from None
     if not 0 <= value <= 1:
         raise ValueError("a share lies between 0 and 100%")
     return value

@@ -331,6 +331,7 @@ def test_time_below_runs_live_around_the_cell(cell, capsys):
         ("--forse", "did you mean `--force`?"),
         ("--compress zlib:x", "a level is a whole number"),
         ("--expires soon", "no duration"),
+        ("--verify often", "a share is wanted, as in 2%"),
         ("3x", "neither an option nor"),
     ],
 )
