@@ -31,7 +31,7 @@ from ipyparcache.cells import dictlike
 from ipyparcache.cells.shortforms import ATOMS as ATOMS
 from ipyparcache.cells.shortforms import short_form
 from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
-from ipyparcache.digest import compiled, spent
+from ipyparcache.digest import compiled, figures, spent
 
 MAIN = "__main__"
 PATCH = "!"  # before the name of a module of which an attribute is sent
@@ -371,6 +371,8 @@ class Traveller(pickle.Pickler):
         handle = spent.facts_of(obj)
         if handle is not None:
             return spent.make, handle
+        if figures.is_figure(obj):
+            return figures.make, figures.parts_of(obj)
         if compiled.is_compiled(obj) and (untold := compiled.outdated(obj)) is not None:
             raise TypeError(untold)
         if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):

@@ -3,6 +3,7 @@
 import pytest
 
 from ipyparcache import last_run
+from tests.cells.sessions import new_namespace, parallel, serial
 
 pytestmark = pytest.mark.usefixtures("extension")
 
@@ -63,3 +64,21 @@ def test_a_trace_of_no_figure_is(cached, names, restart):
 
     assert cached(body) == "hit"
     assert names["trace"].y == (1,)
+
+
+def test_figures_that_iterations_make_are_written_as_those_of_the_serial_loop():
+    setup = "import numpy\nimport plotly.graph_objects as go\nfigures = []"
+    cell = (
+        "for i in range(4):\n"
+        "    figure = go.Figure(go.Bar(x=numpy.arange(3.0), y=[i]))\n"
+        "    figure.update_layout(title=str(i))\n"
+        "    figures.append(figure)"
+    )
+    plain, tested = new_namespace(setup), new_namespace(setup)
+    serial(plain, cell)
+
+    parallel(tested, cell)
+
+    assert [one.to_json() for one in tested["figures"]] == [one.to_json() for one in plain["figures"]]
+    assert isinstance(tested["figures"][2].data[0].x, type(plain["figures"][2].data[0].x))
+    assert tested["figures"][-1] is tested["figure"]
