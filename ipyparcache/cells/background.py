@@ -203,6 +203,7 @@ class Handle:
         self._enter()
         if self._error is not None:
             text = f"{self._name} ended with {type(self._error).__name__}: {self._error}"
+            text += "".join(f", {note}" for note in getattr(self._error, "__notes__", ()))
             self._host.show_note(f"<div><b>ipyparcache:</b> {html.escape(text)}</div>", text)
 
     def __repr__(self) -> str:

@@ -383,6 +383,20 @@ def test_results_of_a_background_loop_are_there_for_the_next_cell(shell, monkeyp
     assert shell.user_ns["seen"] == [0, 1, 2, 3]
 
 
+def test_the_error_of_a_background_loop_is_told_with_its_iteration(shell, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    magics.load_ipython_extension(shell)
+    try:
+        shell.run_cell("%%parallel --background bg\nout = []\nfor i in [2, 0]:\n    out.append(1 / i)")
+        assert shell.user_ns["bg"].wait(30)
+        shell.run_cell("1;")
+    finally:
+        magics.unload_ipython_extension(shell)
+
+    told = "bg ended with ZeroDivisionError: division by zero, in iteration 1 (i = 0)"
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.kernel
 def test_what_is_ended_with_a_loop_has_not_failed(kernel):
     kernel.run("%load_ext ipyparcache\nimport threading, time, signal, os")
