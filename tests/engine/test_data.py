@@ -77,6 +77,21 @@ def task(n): return fib(n), kind(n), kind('s'), fib.cache_parameters()['maxsize'
     assert values(notebook.task, [(10,)] * 2, "processes") == [(55, "int", "other", 7)] * 2
 
 
+def test_classes_with_cached_properties_travel():
+    notebook = by_name()
+    source = """
+import functools
+class Text:
+    def __init__(self, text): self.text = text
+    @functools.cached_property
+    def words(self): return self.text.split()
+def task(text): return len(text.words), 'words' in vars(text)
+"""
+    exec(source, notebook.__dict__)
+
+    assert values(notebook.task, [(notebook.Text("a b"),)] * 2, "processes") == [(2, True)] * 2
+
+
 def test_partials_and_bound_methods_travel():
     assert values(functools.partial(max, 3), [(n,) for n in range(5)], "processes") == [3, 3, 3, 3, 4]
     assert values("a-b".split, [("-",)], "processes") == [["a", "b"]]
