@@ -26,17 +26,19 @@ class UnknownSetting(ParcacheError, ValueError):
 
 
 class BadSetting(ParcacheError, ValueError):
-    """A setting whose text cannot be read."""
+    """A setting whose text cannot be read; `source` is where it stands, if nobody has just typed it."""
 
-    def __init__(self, name: str, text: str, expected: str, reason: str):
-        super().__init__(name, text, expected, reason)
+    def __init__(self, name: str, text: str, expected: str, reason: str, source: str = ""):
+        super().__init__(name, text, expected, reason, source)
+        self.source = source
         self.name = name
         self.text = text
         self.expected = expected
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"setting `{self.name}` cannot be {self.text!r}: {self.reason}. It takes {self.expected}."
+        told = f"{self.text!r}, as {self.source} has it" if self.source else repr(self.text)
+        return f"setting `{self.name}` cannot be {told}: {self.reason}. It takes {self.expected}."
 
 
 class StoreUnavailable(ParcacheError):

@@ -207,9 +207,9 @@ def current() -> Settings:
             if name in _changed:
                 values[name] = _changed[name]
             elif variable:
-                values[name] = _read(name, variable)
+                values[name] = _read(name, variable, f"the environment variable IPYPARCACHE_{name.upper()}")
             elif name in saved:
-                values[name] = _read(name, saved[name])
+                values[name] = _read(name, saved[name], str(settings_file()))
             else:
                 values[name] = row.default()
         settings = Settings(**values)  # type: ignore[arg-type]  # each value was made by its row
@@ -276,11 +276,11 @@ def _known(name: str) -> str:
     return plain
 
 
-def _read(name: str, text: str) -> object:
+def _read(name: str, text: str, source: str = "") -> object:
     try:
         return ROWS[name].parse(text)
     except ValueError as error:
-        raise BadSetting(name.replace("_", "-"), text, ROWS[name].expects, str(error)) from None
+        raise BadSetting(name.replace("_", "-"), text, ROWS[name].expects, str(error), source) from None
 
 
 def _read_saved() -> dict[str, str]:

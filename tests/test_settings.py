@@ -81,12 +81,12 @@ def test_a_bad_value_names_the_setting_and_what_it_takes(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("IPYPARCACHE_CHECK_STORE", "perhaps")
 
-        with pytest.raises(BadSetting, match=r"`check-store` cannot be 'perhaps'.*on or off"):
+        with pytest.raises(BadSetting, match=r"'perhaps', as the .* IPYPARCACHE_CHECK_STORE .*on or off"):
             settings.current()
 
 
 def test_the_errors_survive_pickling():
-    for error in (BadSetting("a", "b", "c", "d"), UnknownSetting("a", None)):
+    for error in (BadSetting("a", "b", "c", "d", "e"), UnknownSetting("a", None)):
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
