@@ -490,6 +490,13 @@ class TakenByNext(Refusal):
     INSTEAD = "Let the loop itself draw it: `for …, value in zip(…, {variable}):`."
 
 
+class ChangesRemembered(Refusal):
+    """What a function under `functools.cache` has returned is changed: it returns the same object again."""
+
+    SAYS = "the body changes what `{variable}` remembers and returns again for the same arguments"
+    INSTEAD = "Change a copy of it (`import copy`, and `copy.copy({variable}(...))`), or drop %%parallel."
+
+
 @dataclass(frozen=True)
 class TakenFrom(Refusal):
     """An iterator from outside is handed on in the body, or gone over there."""

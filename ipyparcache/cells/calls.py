@@ -39,6 +39,9 @@ def change_by_call(
     parfor: Parfor, namespace: Mapping[str, Any], is_user_code: Callable[[object], bool]
 ) -> Refusal | None:
     """Why the loop is refused: a call in its body changes an object from outside, or a class."""
+    remembered = _change_of_remembered(parfor, namespace)
+    if remembered is not None:
+        return remembered
     for node in ast.walk(parfor.body):
         if isinstance(node, ast.For):
             inner = _inner_change(node, parfor, namespace, is_user_code)
@@ -63,6 +66,27 @@ def change_by_call(
         if found is not None and path.root not in {refit.root for refit in parfor.refits}:
             what, function = found
             return refusals.ChangedByMethod(node.lineno, what, function)
+    return None
+
+
+def _change_of_remembered(parfor: Parfor, namespace: Mapping[str, Any]) -> Refusal | None:
+    """Why the loop is refused: an object that a `functools.cache` keeps is changed."""
+    changed = {root for node in ast.walk(parfor.body) for root, _ in changed_roots(node)}
+    for node in ast.walk(parfor.body):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call) if name in changed:
+                pass
+            case ast.Call(func=ast.Attribute(value=ast.Call() as call, attr=method)) if (
+                method in REPLAYED_METHODS
+            ):
+                pass
+            case _:
+                continue
+        path = path_of(call.func)
+        if path is None or path.holes or path.root not in namespace:
+            continue
+        if isinstance(_value_of(call.func, namespace), functools._lru_cache_wrapper):
+            return refusals.ChangesRemembered(call.lineno, ast.unparse(call.func))
     return None
 
 

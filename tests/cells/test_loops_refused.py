@@ -131,6 +131,16 @@ REFUSED = {
         "for i in range(3):\n    image.putpixel((i, 0), i)",
         "image",
     ),
+    "a_list_that_a_cache_remembers": (
+        "import functools\n@functools.cache\ndef rows(k): return [k]\nout = []",
+        "for k in [1, 1, 2]:\n    found = rows(k)\n    found.append(0)\n    out.append(len(found))",
+        "rows",
+    ),
+    "a_dict_that_a_cache_remembers": (
+        "import functools\n@functools.lru_cache\ndef rows(k): return {}\nout = []",
+        "for k in [1, 1, 2]:\n    rows(1).update({k: k})\n    out.append(k)",
+        "rows",
+    ),
     "an_identity": ("ids, xs = set(), [[], []]", "for x in xs:\n    ids.add(id(x))", "id(...)"),
     "a_path_opened_to_append": (
         "from pathlib import Path\np = Path('log')",
@@ -627,3 +637,17 @@ def test_a_function_that_draws_without_a_figure_of_its_own_is_refused():
     setup = "import matplotlib.pyplot as plt\ndef draw(k):\n    plt.plot([k, k])"
 
     assert "`draw` draws into the current figure" in refusal_of("for k in range(3):\n    draw(k)", setup)
+
+
+def test_what_a_cache_remembers_may_be_read_and_copied():
+    setup = "import copy, functools\n@functools.cache\ndef rows(k): return [k]\nout = []"
+    cell = (
+        "for k in [1, 1, 2]:\n    found = copy.copy(rows(k))\n    found.append(0)\n"
+        "    n = rows(k)\n    out.append((len(found), len(n)))"
+    )
+    tested = new_namespace(setup)
+
+    _, error, _ = parallel(tested, cell)
+
+    assert error is None
+    assert tested["out"] == [(2, 1)] * 3
