@@ -705,7 +705,7 @@ def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[s
 
     kinds = {type(obj) for obj in sent} | {obj for obj in sent if isinstance(obj, type)}
     libraries = {obj for obj in sent if type(obj) is types.ModuleType}
-    if "pandas" in sys.modules:  # its tables come from files and queries, too
+    if "pandas" in sys.modules and _may_meet_tables(sent, kinds, libraries):
         libraries |= {sys.modules[name] for name in ("pandas", "pandas.api.typing") if name in sys.modules}
     for library in libraries:
         kinds |= {value for value in vars(library).values() if issubclass(type(value), type)}
@@ -715,6 +715,17 @@ def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[s
         place = f"{PATCH}{owner.__module__}:{owner.__qualname__}"
         rows += [(place, n, v) for n, v in patches.added_to(owner).items() if (place, n) not in known]
     return rows
+
+
+def _may_meet_tables(sent: list[object], kinds: Set[type], libraries: Set[types.ModuleType]) -> bool:
+    """Whether a loop may come to tables of pandas: they are made from files and queries by many libraries."""
+    from ipyparcache.digest.modules import origin_of
+
+    return (
+        any(kind.__module__.partition(".")[0] == "pandas" for kind in kinds)
+        or any(origin_of(one.__name__) != "standard" and one.__name__ != "numpy" for one in libraries)
+        or any("pandas" in obj.__code__.co_names for obj in sent if type(obj) is types.FunctionType)
+    )
 
 
 def owner_of(place: str) -> Any:

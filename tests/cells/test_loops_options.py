@@ -7,9 +7,10 @@ import threading
 import time
 import warnings
 
+import pandas as pd
 import pytest
 
-from ipyparcache import magics
+from ipyparcache import magics, shutdown_workers
 from ipyparcache.cells import looprun
 from ipyparcache.errors import (
     BackgroundCancelled,
@@ -510,7 +511,9 @@ def test_threads_leave_what_the_serial_loop_leaves():
     assert host.stdout == text
 
 
-def test_a_worker_of_a_loop_loads_no_library_of_the_kernel():
+def test_a_worker_of_a_loop_loads_no_library_of_the_kernel(monkeypatch):
+    shutdown_workers()
+    monkeypatch.setattr(pd.DataFrame, "added", lambda table: None, raising=False)
     namespace = new_namespace("import sys\nout = []")
 
     _, error, _ = parallel(
