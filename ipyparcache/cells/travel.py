@@ -665,7 +665,7 @@ def _pack(
                 pickler.dump(("", "", _Imported((value.__name__, *sorted(below)))))
         if not pickler.wanted:
             memo = pickler.memo.copy()
-            added = _code_added([obj for _, obj in memo.values()], patched)
+            added = _code_added([obj for _, obj in memo.values()], patched, list(namespace.values()))
             for row in added:
                 patched.add(row[:2])
                 pickler.dump(row)
@@ -696,7 +696,9 @@ def _pack(
     return Parcel(file.getvalue(), buffers, objects, readers, written, frozenset(sent), left_out)
 
 
-def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[str, str, object]]:
+def _code_added(
+    sent: list[object], known: Set[tuple[str, str]], notebook: Iterable[object]
+) -> list[tuple[str, str, object]]:
     """What others than their own distribution have put on classes that the loop may meet; rows of a parcel.
 
     These are the classes of what is sent, and those of the libraries that are.
@@ -705,7 +707,7 @@ def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[s
 
     kinds = {type(obj) for obj in sent} | {obj for obj in sent if isinstance(obj, type)}
     libraries = {obj for obj in sent if type(obj) is types.ModuleType}
-    if "pandas" in sys.modules and _may_meet_tables(sent, kinds, libraries):
+    if "pandas" in sys.modules and _may_meet_tables(sent, libraries, notebook):
         libraries |= {sys.modules[name] for name in ("pandas", "pandas.api.typing") if name in sys.modules}
     for library in libraries:
         kinds |= {value for value in vars(library).values() if issubclass(type(value), type)}
@@ -717,14 +719,18 @@ def _code_added(sent: list[object], known: Set[tuple[str, str]]) -> list[tuple[s
     return rows
 
 
-def _may_meet_tables(sent: list[object], kinds: Set[type], libraries: Set[types.ModuleType]) -> bool:
-    """Whether a loop may come to tables of pandas: they are made from files and queries by many libraries."""
+def _may_meet_tables(
+    sent: list[object], libraries: Set[types.ModuleType], notebook: Iterable[object]
+) -> bool:
+    """Whether a loop may come to tables of pandas: the notebook has any, or a library that may make them."""
     from ipyparcache.digest.modules import origin_of
 
+    kinds = {type(thing) for thing in itertools.chain(sent, notebook)}
+    modules = {thing for thing in notebook if type(thing) is types.ModuleType} | libraries
     return (
         any(kind.__module__.partition(".")[0] == "pandas" for kind in kinds)
-        or any(origin_of(one.__name__) != "standard" and one.__name__ != "numpy" for one in libraries)
-        or any("pandas" in obj.__code__.co_names for obj in sent if type(obj) is types.FunctionType)
+        or any(origin_of(one.__name__) != "standard" and one.__name__ != "numpy" for one in modules)
+        or any("pandas" in thing.__code__.co_names for thing in sent if type(thing) is types.FunctionType)
     )
 
 
