@@ -11,7 +11,7 @@ import builtins
 import sys
 import uuid
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ipyparcache.digest import modules
@@ -109,9 +109,13 @@ def _data_and_code(function: Any) -> Iterator[tuple[str, object]]:
 
 def _read_by(plain: FunctionType) -> Iterator[tuple[str, object]]:
     """Globals and closed-over names that a function may read, with what they stand for."""
-    for name in plain.__code__.co_names:
-        if name in plain.__globals__ and not hasattr(builtins, name):
-            yield name, plain.__globals__[name]
+    waiting = [plain.__code__]
+    while waiting:
+        code = waiting.pop()
+        waiting += [part for part in code.co_consts if isinstance(part, CodeType)]  # functions inside of it
+        for name in code.co_names:
+            if name in plain.__globals__ and not hasattr(builtins, name):
+                yield name, plain.__globals__[name]
     for name, cell in zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True):
         yield name, cell.cell_contents
 

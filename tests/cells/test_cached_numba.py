@@ -52,8 +52,11 @@ def test_what_was_compiled_with_another_helper_is_not_stored(cell, cached, names
     assert names["n"] == 4
 
 
-def test_a_global_that_is_compiled_in_is_named(cell, cached):
-    cell("import numba\nscale = 2.0\n@numba.njit\ndef scaled(x):\n    return x * scale")
+@pytest.mark.parametrize(
+    "body", ["    return x * scale", "    def inner(y):\n        return y * scale\n    return inner(x)"]
+)
+def test_a_global_that_is_compiled_in_is_named(cell, cached, body):
+    cell(f"import numba\nscale = 2.0\n@numba.njit\ndef scaled(x):\n{body}")
     assert cached("n = scaled(1.0)") == "not stored"
     assert "compiles the value of `scale` in" in (last_run().reason or "")
 
