@@ -28,8 +28,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.watchdog import LIMIT, SLOW, Watchdog
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+WATCHDOG = pytest.StashKey[Watchdog]()
+HUNG = Path(tempfile.gettempdir()) / f"hung-{os.getpid()}"  # where the watchdog names tests that hung
 
 # Threads of libraries that live as long as the process.
 KEPT_THREADS = {
@@ -119,6 +124,58 @@ def close_stores() -> None:
     entry = sys.modules.get("ipyparcache.storage.entry")
     if entry is not None:
         entry.close_entries()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the watchdog. Output is not captured yet: what it says is seen at once."""
+    if not sys.platform.startswith("win"):
+        config.stash[WATCHDOG] = Watchdog(HUNG)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the watchdog."""
+    if WATCHDOG in config.stash:
+        config.stash[WATCHDOG].close()
+        HUNG.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tell the watchdog which test runs."""
+    watchdog = item.config.stash.get(WATCHDOG, None)
+    if watchdog is not None:
+        watchdog.begins(item.nodeid, SLOW if item.get_closest_marker("slow") else LIMIT)
+    try:
+        return (yield)
+    finally:
+        if watchdog is not None:
+            watchdog.begins("", 0)
+
+
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Tell where a test was that the watchdog had to interrupt; pytest itself tells the last line alone."""
+    runner = ("_pytest", "pluggy")
+    lines = [
+        f"  {entry.path}:{entry.lineno + 1} in {entry.name}"
+        for entry in excinfo.traceback
+        if not any(part in runner for part in Path(entry.path).parts)
+    ]
+    if HUNG.exists():
+        with HUNG.open("a") as file:
+            file.write("\n".join(["  interrupted at", *lines]) + "\n")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run in which a test hung is red, though the test may have passed once its processes were ended."""
+    if HUNG.exists():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name at the end what hung, where whoever sees only the last lines sees it."""
+    if HUNG.exists():
+        terminalreporter.section("tests that hung")
+        terminalreporter.write(HUNG.read_text())
 
 
 @pytest.fixture(scope="session", autouse=True)
