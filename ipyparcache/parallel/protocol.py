@@ -93,7 +93,8 @@ class ProtocolRun:
         self._around_submit = around_submit
         self._lock = threading.RLock()
         self._jobs: collections.deque[_Job] = collections.deque()
-        self._news: queue.SimpleQueue[_Job | BaseException] = queue.SimpleQueue()
+        # None: no more will come, which whoever had taken all jobs by then could not know.
+        self._news: queue.SimpleQueue[_Job | BaseException | None] = queue.SimpleQueue()
         self._number = 0
         self._waiting: collections.deque[Triple] = collections.deque()
         self._drawn_all = False
@@ -175,6 +176,8 @@ class ProtocolRun:
             except BaseException as error:  # of the input: it belongs to the caller
                 self._drawn_all = True
                 self._news.put(error)
+            if self._drawn_all and not self._waiting and self._open == 0:
+                self._news.put(None)
 
     def __iter__(self) -> Generator[list[Any], None, None]:
         if self._backend.supports_retrieve_callback:
@@ -214,6 +217,8 @@ class ProtocolRun:
             if over and self._news.empty():
                 return
             job = self._next_news()
+            if job is None:
+                continue
             if job.error is not None:
                 raise job.error
             self._on_batch(job.size)
@@ -227,7 +232,7 @@ class ProtocolRun:
                 following += 1
                 yield ready.values or []
 
-    def _next_news(self) -> _Job:
+    def _next_news(self) -> _Job | None:
         try:
             news = self._news.get(timeout=self._timeout)
         except queue.Empty:

@@ -72,8 +72,8 @@ def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend,
     found = dict(
         run_tasks(
             wait,
-            [(0,), (1,), (2,)],
-            Options(n_jobs=2, backend=backend),
+            [(n,) for n in range(12)],
+            Options(n_jobs=2, backend=backend, batch=1),
             on_event=on_event,
             cancelled=cancelled,
         )
@@ -82,7 +82,9 @@ def test_a_cancelled_call_ends_within_a_second_and_tells_what_it_killed(backend,
     assert time.monotonic() - begun < 3
     assert found[0].unwrap() == 0
     assert isinstance(found[1].exception, TaskCancelled)
-    assert 2 not in found
+    # The worker of the first may have begun another before the caller saw that it was cancelled.
+    assert all(isinstance(outcome.exception, TaskCancelled) for n, outcome in found.items() if n > 1)
+    assert 11 not in found
     assert values(abs, [(-1,)] * 4, backend) == [1] * 4
 
 

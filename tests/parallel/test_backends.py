@@ -28,8 +28,10 @@ from ipyparcache.engine.backends.base import (
     ThreadingBackend,
 )
 from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
+from ipyparcache.parallel import protocol
 from ipyparcache.parallel.config import active_backend, active_count, nesting_level
 from ipyparcache.parallel.expressions import evaluate, parse_ahead
+from tests.conftest import ended
 
 
 class FuturesBackend(AutoBatchingMixin, ParallelBackendBase):
@@ -153,6 +155,45 @@ def test_an_input_that_raises_reaches_the_caller():
     for ahead in (1, "all"):
         with pytest.raises(LookupError, match="in the input"):
             Parallel(n_jobs=2, backend=FuturesBackend(), pre_dispatch=ahead)(tasks())
+
+
+@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+def test_a_call_ends_that_has_taken_all_results_before_the_end_of_its_input_is_known(monkeypatch, return_as):
+    caller = threading.current_thread()
+
+    def waits_for_news(taken):
+        frame = sys._current_frames()[caller.ident]
+        while frame is not None and frame.f_code.co_name != "_next_news":
+            frame = frame.f_back
+        return frame is not None and frame.f_back.f_locals["following"] >= taken
+
+    class Late:
+        """A lock that others than the caller get when it waits for a third result."""
+
+        def __init__(self):
+            self.lock = threading.RLock()
+
+        def __enter__(self):
+            assert threading.current_thread() is caller or ended(lambda: waits_for_news(2))
+            return self.lock.__enter__()
+
+        def __exit__(self, *error):
+            return self.lock.__exit__(*error)
+
+    class LateRun(protocol.ProtocolRun):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self._lock = Late()
+
+    def task(number):
+        assert ended(lambda: waits_for_news(0))
+        return number
+
+    monkeypatch.setattr(protocol, "ProtocolRun", LateRun)
+    tasks = [delayed(task)(1), delayed(task)(2)]
+    found = Parallel(n_jobs=2, backend=FuturesBackend(), pre_dispatch=2, return_as=return_as)(iter(tasks))
+
+    assert sorted(found) == [1, 2]
 
 
 def test_a_backend_of_the_older_kind_runs_tasks():
