@@ -155,6 +155,18 @@ class WorkerDied(EngineError):
         return how, advice, memory
 
 
+class PoolWorkerDied(WorkerDied):
+    """A process of a pool of `multiprocessing` was killed or crashed; which tasks it had, no pool knows."""
+
+    def __init__(self, signal: int | None, exit_code: int | None):
+        super().__init__(-1, signal, exit_code, 0)
+        self.args = (signal, exit_code)
+
+    def __str__(self) -> str:
+        how, advice, _ = self._end()
+        return f"a process of the multiprocessing pool {how}, and the results of its tasks are lost.{advice}"
+
+
 class WorkersDiedLoading(WorkerDied):
     """Worker processes end, one after another, while they load the function of the tasks."""
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ipyparcache.parallel.front import Parallel
 
 
+LOOK = 0.5  # seconds between two looks at whether a worker has died of which its backend tells nothing
+
+
 class BatchedCalls:
     """Tasks that run one after another on a worker: called without arguments, it returns their results."""
 
@@ -233,12 +236,21 @@ class ProtocolRun:
                 yield ready.values or []
 
     def _next_news(self) -> _Job | None:
-        try:
-            news = self._news.get(timeout=self._timeout)
-        except queue.Empty:
-            from multiprocessing import TimeoutError as LateError
+        until = None if self._timeout is None else time.monotonic() + self._timeout
+        check_workers = getattr(self._backend, "check_workers", None)
+        while True:
+            left = None if until is None else max(until - time.monotonic(), 0.0)
+            wait = left if check_workers is None else LOOK if left is None else min(left, LOOK)
+            try:
+                news = self._news.get(timeout=wait)
+                break
+            except queue.Empty:
+                if until is not None and time.monotonic() >= until:
+                    from multiprocessing import TimeoutError as LateError
 
-            raise LateError(f"a batch took longer than {self._timeout} s") from None
+                    raise LateError(f"a batch took longer than {self._timeout} s") from None
+            if check_workers is not None and self._news.empty():
+                check_workers()
         if isinstance(news, BaseException):
             raise news
         return news

@@ -3,9 +3,11 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -28,6 +30,7 @@ from ipyparcache.engine.backends.base import (
     ThreadingBackend,
 )
 from ipyparcache.engine.backends.multiprocess import MultiprocessingBackend
+from ipyparcache.errors import PoolWorkerDied
 from ipyparcache.parallel import protocol
 from ipyparcache.parallel.config import active_backend, active_count, nesting_level
 from ipyparcache.parallel.expressions import evaluate, parse_ahead
@@ -383,6 +386,43 @@ def test_a_pool_ends_although_a_worker_took_a_lock_with_it():
     backend.terminate()
 
     assert multiprocessing.active_children() == []
+
+
+def killed_at_two(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def exits_at_two(number):
+    if number == 2:
+        os._exit(0)
+    return number
+
+
+@pytest.mark.parametrize(
+    ("task", "how"), [(killed_at_two, "killed by SIGKILL"), (exits_at_two, "exited with code 0")]
+)
+def test_a_process_of_multiprocessing_that_dies_ends_the_call(task, how):
+    with Parallel(n_jobs=2, backend="multiprocessing") as parallel:
+        with pytest.raises(PoolWorkerDied, match=how) as caught:
+            parallel(delayed(task)(n) for n in range(6))
+        assert parallel(delayed(task)(n) for n in range(2)) == [0, 1]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_processes_of_multiprocessing_may_end_after_so_many_tasks(monkeypatch):
+    monkeypatch.setattr(protocol, "LOOK", 0.01)
+    pids = Parallel(n_jobs=2, backend="multiprocessing", maxtasksperchild=1, batch_size=1)(
+        delayed(own_pid_soon)() for _ in range(6)
+    )
+
+    assert len(set(pids)) > 2
+
+
+def own_pid_soon():
+    time.sleep(0.05)
+    return os.getpid()
 
 
 def test_a_pool_of_multiprocessing_gives_lists_only():

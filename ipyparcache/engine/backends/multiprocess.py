@@ -25,6 +25,7 @@ from ipyparcache.engine.backends.base import (
     to_count,
 )
 from ipyparcache.engine.outcome import Error, dump_exception, load_exception, traceback_text
+from ipyparcache.errors import PoolWorkerDied
 
 
 class _Outward(ForkingPickler):
@@ -178,6 +179,8 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
         self._context = context
         self._arguments = pool_arguments
         self._pool: Any = None
+        self._processes: dict[int, Any] = {}  # those that ran at some time of this call
+        self._may_exit = False  # as processes with a limited number of tasks do
 
     @property
     def supports_return_generator(self) -> bool:
@@ -228,9 +231,27 @@ class MultiprocessingBackend(AutoBatchingMixin, ParallelBackendBase):
             with warnings.catch_warnings():
                 # Forking beside threads is what the user asked for with this backend.
                 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-                self._pool = _made(context, count, {**self._arguments, **pool_arguments})
+                pool_arguments = {**self._arguments, **pool_arguments}
+                self._pool = _made(context, count, pool_arguments)
+            self._may_exit = pool_arguments.get("maxtasksperchild") is not None
         self.reset_batch_stats()
         return count
+
+    def start_call(self) -> None:
+        """A call begins; what has ended before it, has lost nothing of it."""
+        self._processes = {} if self._pool is None else {process.pid: process for process in self._pool._pool}
+
+    def check_workers(self) -> None:
+        """Raise `PoolWorkerDied` if a process was killed or crashed: a pool replaces it without a word, and
+        would wait for what it was doing for ever.
+        """
+        if self._pool is None:
+            return
+        self._processes.update((process.pid, process) for process in list(self._pool._pool))
+        for process in self._processes.values():
+            code = process.exitcode
+            if code is not None and not (code == 0 and self._may_exit):
+                raise PoolWorkerDied(-code if code < 0 else None, code if code >= 0 else None)
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], None] | None = None) -> Any:
         """Hand a batch to the pool."""
