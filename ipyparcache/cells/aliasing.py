@@ -14,7 +14,8 @@ from typing import Any
 
 from ipyparcache.analysis.body import Site
 from ipyparcache.analysis.changing import path_of
-from ipyparcache.cells.travel import ATOMS, DEFINITIONS, globals_of
+from ipyparcache.analysis.codes import globals_of
+from ipyparcache.cells.travel import ATOMS, DEFINITIONS
 
 #: What of an object of a library can be read while its items are written: none of it depends on them.
 _SHAPE = frozenset({"index", "columns", "shape", "ndim", "size", "dtype"})

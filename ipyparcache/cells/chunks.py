@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyparcache.cells import travel
+from ipyparcache.cells.arrivals import Key
 from ipyparcache.cells.journal import PLAIN
 from ipyparcache.cells.messages import ChunkResult, Left, Plain
 from ipyparcache.engine.outcome import Error
@@ -68,7 +69,7 @@ class Reader:
         """What was pickled on a worker; `objects` are those of the element that it belongs to."""
         live = self.parcel.objects
 
-        def resolve(key: travel.Key) -> object:
+        def resolve(key: Key) -> object:
             return live[key[1]] if key[0] == "b" else objects[key[1]]
 
         return travel.load_result(data, buffers, self.namespace, resolve)

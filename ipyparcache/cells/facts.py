@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ipyparcache.analysis.codes import globals_of, globals_written_by
 from ipyparcache.analysis.helpers import Facts, Helper, changed_globals, changed_parameters, written_file
 from ipyparcache.cells import estimators
-from ipyparcache.cells.travel import globals_of, globals_written_by
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "locals"})
 

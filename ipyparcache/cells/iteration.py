@@ -31,7 +31,9 @@ from ipyparcache.analysis.body import (
     VALUE,
 )
 from ipyparcache.analysis.collected import TEXT as TEXT_OF
-from ipyparcache.cells import fileuses, holding, standins, travel, watching
+from ipyparcache.cells import arrivals, fileuses, holding, standins, travel, watching
+from ipyparcache.cells.additions import owner_of
+from ipyparcache.cells.arrivals import Key
 from ipyparcache.cells.estimators import Fitted
 from ipyparcache.cells.holding import Held
 from ipyparcache.cells.journal import AT, Journal, record_of, told_plainly
@@ -145,7 +147,7 @@ class _Run:
         self.unbound: list[str] = []
         self.unfinished = Unfinished(self.namespace)
         self.fitted = Fitted(self.namespace, self.log.append)
-        self.known: dict[int, travel.Key] = {
+        self.known: dict[int, Key] = {
             id(obj): ("b", number)
             for number, obj in self.arrived.objects.items()
             if not travel.goes_by_name(obj, self.is_local)
@@ -511,7 +513,7 @@ class _Run:
                 own[key] = item[0]
         return element
 
-    def _travels(self, value: object, known: dict[int, travel.Key], objects: bool) -> bool:
+    def _travels(self, value: object, known: dict[int, Key], objects: bool) -> bool:
         try:
             self._pickled(value, known, objects)
         except Exception:
@@ -519,7 +521,7 @@ class _Run:
         return True
 
     def _without_large(
-        self, number: int, left: Left, known: dict[int, travel.Key], objects: bool
+        self, number: int, left: Left, known: dict[int, Key], objects: bool
     ) -> tuple[int, bytes, list[Any]] | None:
         """The record of an iteration whose large temporaries stay here; None if there are none that can."""
         entries, bindings, unbound, changes, value, _ = left
@@ -537,7 +539,7 @@ class _Run:
         return number, file.getvalue(), list(buffers)
 
     def _pickler(
-        self, known: dict[int, travel.Key], objects: bool
+        self, known: dict[int, Key], objects: bool
     ) -> tuple[travel.Returner, io.BytesIO, list[pickle.PickleBuffer]]:
         file = io.BytesIO()
         buffers: list[pickle.PickleBuffer] = []
@@ -547,7 +549,7 @@ class _Run:
         pickler.bases = self._bases
         return pickler, file, buffers
 
-    def _pickled(self, value: object, known: dict[int, travel.Key], objects: bool) -> tuple[bytes, list[Any]]:
+    def _pickled(self, value: object, known: dict[int, Key], objects: bool) -> tuple[bytes, list[Any]]:
         pickler, file, buffers = self._pickler(known, objects)
         pickler.dump(value)
         self._refers = self._refers or pickler.refers
@@ -638,7 +640,7 @@ def _inside_a_loop(in_loop: bool) -> Iterator[None]:
 def _differs(place: str, attribute: str, value: object) -> bool:
     """Whether a module or class has another value here than in the kernel."""
     try:
-        here = vars(travel.owner_of(place)).get(attribute)
+        here = vars(owner_of(place)).get(attribute)
     except (ImportError, AttributeError):
         return False
     if type(value) in ATOMS:
@@ -769,7 +771,7 @@ def _reduced(error: BaseException) -> BaseException:
             return repr(value)
         return value
 
-    made = travel.exception(type(error), tuple(map(part, error.args)), {})
+    made = arrivals.exception(type(error), tuple(map(part, error.args)), {})
     made.__dict__.update({name: part(value) for name, value in error.__dict__.items()})
     return made
 
@@ -777,6 +779,6 @@ def _reduced(error: BaseException) -> BaseException:
 def _nearest(error: BaseException) -> BaseException:
     """The nearest base class of an exception that is everywhere, with its text."""
     kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
-    made = travel.exception(kind, (str(error),), {})
+    made = arrivals.exception(kind, (str(error),), {})
     made.__dict__.update({k: v for k, v in error.__dict__.items() if type(v) in ATOMS or k == "__notes__"})
     return made

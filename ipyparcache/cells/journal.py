@@ -10,8 +10,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ipyparcache.cells.arrivals import Key
 from ipyparcache.cells.messages import Left, Plain
-from ipyparcache.cells.travel import ATOMS, Key
+from ipyparcache.cells.travel import ATOMS
 
 #: Before a record of plain iterations: a marshalled list of (entries, bindings in the order of the names, or
 #: as a dict where not all are bound, elements if the loop has them); pickled, of iterations that left more

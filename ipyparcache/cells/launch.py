@@ -20,6 +20,7 @@ from typing import Any
 from ipyparcache.analysis import refusals
 from ipyparcache.analysis.body import LOOKED_UP, Site
 from ipyparcache.analysis.changing import PROGRESS_METHODS, REPLAYED_METHODS, path_of
+from ipyparcache.analysis.codes import globals_of
 from ipyparcache.analysis.collected import DRAW
 from ipyparcache.analysis.parfor import Parfor
 from ipyparcache.cells import travel
@@ -280,7 +281,7 @@ class Launch:
         frame = getattr(source, "gi_frame", None)
         if not isinstance(code, types.CodeType) or frame is None or frame.f_globals is not self.namespace:
             return may_run
-        names = set(travel.globals_of(code))
+        names = set(globals_of(code))
         for name in list(names):
             helper = facts_of([name], self.namespace).helpers.get(name)
             names |= helper.reads if helper is not None else set()
@@ -429,7 +430,7 @@ def _globals_of(source: object, namespace: dict[str, Any]) -> Iterator[object]:
     """What the code of a generator names in the notebook."""
     code = getattr(source, "gi_code", None)
     if isinstance(code, types.CodeType):
-        yield from (namespace[name] for name in travel.globals_of(code) if name in namespace)
+        yield from (namespace[name] for name in globals_of(code) if name in namespace)
 
 
 _SIZED = frozenset({list, tuple, dict, set, frozenset, deque, str})

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ipyparcache.cells.travel import ATOMS, owner_of
+from ipyparcache.cells.additions import owner_of
+from ipyparcache.cells.travel import ATOMS
 
 #: Kinds of events that a chunk emits while it runs.
 RECORD, DISPLAY, WARNING, LOGGED, AGAIN, TEXT, SHOWN, FIGURE, ENDED, CLEAR, FILTERS = range(11)

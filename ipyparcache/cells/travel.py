@@ -20,21 +20,22 @@ import os
 import pickle
 import re
 import sys
-import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ipyparcache.cells import dictlike
+from ipyparcache.analysis.codes import attributes_of, globals_of, globals_written_by
+from ipyparcache.cells import arrivals, dictlike
+from ipyparcache.cells.additions import PATCH, code_added
+from ipyparcache.cells.arrivals import Key, arrival, space
 from ipyparcache.cells.shortforms import ATOMS as ATOMS
 from ipyparcache.cells.shortforms import short_form
-from ipyparcache.cells.tracebacks import Traceback, traceback_rows, with_traceback
+from ipyparcache.cells.tracebacks import traceback_rows
 from ipyparcache.digest import compiled, figures, spent
 
 MAIN = "__main__"
-PATCH = "!"  # before the name of a module of which an attribute is sent
 SMALL_BUFFER = 4096  # bytes up to which an array lies in the pickle itself
 #: Objects that are numbered but are no containers of the user's: they can be referred to, not looked into.
 DEFINITIONS = (types.FunctionType, type, types.ModuleType)
@@ -54,8 +55,6 @@ _NOT_NUMBERED = (
     pickle.PickleBuffer,
 )
 
-Key = tuple[str, int]
-
 
 class NotTravelling(Exception):
     """A name whose value cannot be pickled; the text says which part and why."""
@@ -66,82 +65,9 @@ class NotTravelling(Exception):
         self.why = why
 
 
-# ---- what the pickles name: rebuilt on arrival
-
-
 _OF_NAMEDTUPLES = frozenset(vars(collections.namedtuple("_OF_NAMEDTUPLES", "")))
-
-
-class _Arrival(threading.local):
-    """Where the objects of the pickle being loaded belong."""
-
-    spaces: dict[str, dict[str, Any]]
-    resolve: Callable[[Key], object]
-
-
 _RUN_ON_ARRIVAL = frozenset({"__init_subclass__", "__set_name__", "__prepare__"})
-_arrival = _Arrival()
 _numbers = itertools.count()
-
-
-def space(name: str) -> dict[str, Any]:
-    """The namespace of this name in the pickle being loaded."""
-    found = _arrival.spaces.get(name)
-    if found is None:
-        if name.startswith("="):
-            found = importlib.import_module(name[1:]).__dict__
-        elif name.startswith("#"):
-            found = {"__name__": name, "__builtins__": __builtins__}
-        else:
-            return module(name, None).__dict__
-        _arrival.spaces[name] = found
-    return found
-
-
-def module(name: str, file: str | None) -> types.ModuleType:
-    """The local module of this name, with the namespace of the pickle being loaded."""
-    found = _arrival.spaces.get("@" + name)
-    if found is None:
-        fresh = types.ModuleType(name)
-        _arrival.spaces[name] = fresh.__dict__
-        _arrival.spaces["@" + name] = found = {"module": fresh}
-        sys.modules[name] = fresh
-    made: types.ModuleType = found["module"]
-    if file is not None:
-        made.__file__ = file
-    return made
-
-
-def function(code: types.CodeType, spaces: dict[str, Any], name: str, closure: tuple[Any, ...] | None) -> Any:
-    """A function over a namespace; its state follows."""
-    return types.FunctionType(code, spaces, name, None, closure)
-
-
-def set_function(made: Any, state: tuple[Any, ...]) -> None:
-    """Give a function its attributes and its cells their contents."""
-    attributes, own, contents, around = state
-    made.__globals__.update(around)
-    for name, value in attributes.items():
-        setattr(made, name, value)
-    made.__dict__.update(own)
-    for number, content in contents:
-        made.__closure__[number].cell_contents = content
-
-
-def cell() -> types.CellType:
-    """An empty cell; the functions that hold it bring its content."""
-    return types.CellType()
-
-
-def live(side: str, number: int) -> object:
-    """The object that the other side knows by this number."""
-    return _arrival.resolve((side, number))
-
-
-@functools.lru_cache(maxsize=256)
-def namedtuple_class(name: str, fields: tuple[str, ...], module: str) -> type:
-    """The class of named tuples that a library makes while it runs, as for the rows of a frame."""
-    return collections.namedtuple(name, fields, module=module)
 
 
 def _is_plain_namedtuple(kind: Any) -> bool:
@@ -151,51 +77,6 @@ def _is_plain_namedtuple(kind: Any) -> bool:
     own = vars(kind)
     is_bare = own.get("__slots__") == () and own.get("_field_defaults") == {}
     return bool(is_bare and own.keys() <= _OF_NAMEDTUPLES | set(own["_fields"]))
-
-
-def named(where: str, name: str) -> object:
-    """The function or class that the kernel has under this name now."""
-    first, *rest = name.split(".")
-    found: object = space(where)[first]
-    for part in rest:
-        found = getattr(found, part)
-    return found
-
-
-def memory_map(file_name: str, dtype: Any, offset: int, shape: tuple[int, ...], by_columns: bool) -> object:
-    """The same file mapped again: what is written there is shared."""
-    import numpy as np
-
-    order: Any = "F" if by_columns and len(shape) > 1 else "C"
-    return np.memmap(file_name, dtype, "r+", offset, shape, order)
-
-
-def view(
-    owner: Any,
-    dtype: Any,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    offset: int,
-    layout: tuple[int, ...],
-) -> object:
-    """A view of a live array, from what it is over an array of other strides, `layout`."""
-    import numpy as np
-
-    if owner.strides == layout and owner.flags.c_contiguous:
-        return np.ndarray(shape, dtype, owner, offset, strides)
-    if owner.strides == layout and owner.flags.f_contiguous:
-        return np.ndarray(shape, dtype, owner.T, offset, strides)
-    # Each axis of the view runs along one of the owner's: that of the longest stride that divides its own.
-    axes = sorted(range(owner.ndim), key=lambda n: -layout[n])
-    begin = [0] * owner.ndim
-    for axis in axes:
-        begin[axis], offset = divmod(offset, layout[axis]) if layout[axis] else (0, offset)
-    here = owner[tuple(slice(at, None) for at in begin)]
-    steps = []
-    for step in strides:
-        axis = next(n for n in axes if layout[n] and step % layout[n] == 0)
-        steps.append(step // layout[axis] * owner.strides[axis])
-    return np.lib.stride_tricks.as_strided(here, shape, tuple(steps))
 
 
 def bases_of(objects: Iterable[object]) -> dict[int, Any]:
@@ -211,42 +92,6 @@ def bases_of(objects: Iterable[object]) -> dict[int, Any]:
                 holder = holder.base
             found.setdefault(id(holder), obj)
     return found
-
-
-def match(
-    pattern: re.Pattern[Any], string: Any, begin: int, end: int, regs: tuple[tuple[int, int], ...]
-) -> re.Match[Any] | None:
-    """The match that a pattern had there."""
-    for find in (pattern.match, pattern.fullmatch):
-        found = find(string, begin, end)
-        if found is not None and found.regs == regs:
-            return found
-    return next((found for found in pattern.finditer(string, begin, end) if found.regs == regs), None)
-
-
-def exception(kind: type[BaseException], arguments: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
-    """An exception made without its `__init__`."""
-    if issubclass(kind, BaseExceptionGroup):
-        made: BaseException = kind.__new__(kind, *arguments)
-    else:
-        made = kind.__new__(kind)
-        made.args = arguments
-    for name, value in fields.items():
-        try:
-            setattr(made, name, value)
-        except (AttributeError, TypeError):
-            continue
-    return made
-
-
-def set_exception(made: BaseException, state: tuple[dict[str, Any], Any, Any, bool, Traceback]) -> None:
-    """Give an exception its attributes, cause, context and traceback."""
-    attributes, cause, context, suppressed, rows = state
-    made.__dict__.update(attributes)
-    made.__traceback__ = with_traceback(made, rows).__traceback__
-    made.__cause__ = cause
-    made.__context__ = context
-    made.__suppress_context__ = suppressed
 
 
 #: Fields of exceptions that are neither in `args` nor in `__dict__`.
@@ -278,11 +123,6 @@ def _more_reducers() -> dict[type, Callable[[Any], Any]]:
     for kind in (io.TextIOWrapper, types.CellType, types.ModuleType):  # an open file would travel as its text
         table.pop(kind, None)
     return table
-
-
-def core_of(image: Any) -> Any:
-    """The pixels of an image of Pillow's, as it keeps them."""
-    return image.im
 
 
 def _is_importable(obj: Any, name: str | None, owner: object) -> bool:
@@ -346,7 +186,7 @@ class Traveller(pickle.Pickler):
         if kind is types.ModuleType:
             return self._module(obj)
         if kind is types.CellType:
-            return cell, ()
+            return arrivals.cell, ()
         if kind is functools._lru_cache_wrapper:
             from ipyparcache.pickling import cached_again
 
@@ -361,13 +201,13 @@ class Traveller(pickle.Pickler):
             return self._exception(obj)
         if kind is re.Match:
             facts = (obj.re, obj.string, obj.pos, obj.endpos, obj.regs)
-            return NotImplemented if match(*facts) is None else (match, facts)
+            return NotImplemented if arrivals.match(*facts) is None else (arrivals.match, facts)
         if isinstance(obj, dict) and (parts := dictlike.reduced(obj)) is not None:
             return parts
         if kind.__name__ == "_TemporaryFileWrapper" and kind.__module__ == "tempfile":
             raise TypeError("cannot pickle a temporary file")  # it would fail where it is unpickled
         if kind.__name__ == "ImagingCore" and "PIL.Image" in sys.modules:
-            return core_of, (sys.modules["PIL.Image"].Image()._new(obj),)
+            return arrivals.core_of, (sys.modules["PIL.Image"].Image()._new(obj),)
         handle = spent.facts_of(obj)
         if handle is not None:
             return spent.make, handle
@@ -376,7 +216,8 @@ class Traveller(pickle.Pickler):
         if compiled.is_compiled(obj) and (untold := compiled.outdated(obj)) is not None:
             raise TypeError(untold)
         if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):
-            return memory_map, (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
+            where = (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
+            return arrivals.memory_map, where
         more = _more_reducers().get(kind)
         return NotImplemented if more is None else more(obj)
 
@@ -420,7 +261,8 @@ class Traveller(pickle.Pickler):
         }
         stand_in = self._stand_ins.setdefault(name, _Space((name,)))
         arguments = (obj.__code__, stand_in, obj.__name__, obj.__closure__)
-        return function, arguments, (attributes, obj.__dict__, contents, around), None, None, set_function
+        state = (attributes, obj.__dict__, contents, around)
+        return arrivals.function, arguments, state, None, None, arrivals.set_function
 
     def _space_of(self, obj: types.FunctionType) -> str:
         """The name of the namespace of a function that is not the notebook's."""
@@ -443,7 +285,7 @@ class Traveller(pickle.Pickler):
         if _is_importable(obj, obj.__qualname__, obj.__module__) and not self.is_local(obj.__module__):
             return NotImplemented
         if _is_plain_namedtuple(obj) and not self.is_local(obj.__module__):
-            return namedtuple_class, (obj.__name__, vars(obj)["_fields"], obj.__module__)
+            return arrivals.namedtuple_class, (obj.__name__, vars(obj)["_fields"], obj.__module__)
         make, arguments, *rest = source._dynamic_class_reduce(obj)
         # Without an identity of cloudpickle's the class is made new: no attribute of an earlier version
         # lives on.
@@ -460,14 +302,14 @@ class Traveller(pickle.Pickler):
     def _module(self, obj: types.ModuleType) -> Any:
         name = obj.__name__
         if self.spaces.get(id(obj.__dict__)) == MAIN:
-            return module, (MAIN, None)
+            return arrivals.module, (MAIN, None)
         if not self.is_local(name):
             return importlib.import_module, (name,)
         self.spaces[id(obj.__dict__)] = name
         self.by_name[name] = obj.__dict__
         skipped = ("__builtins__", "__loader__", "__spec__", "__cached__", "__warningregistry__")
         self.wanted.extend((name, each, name) for each in list(obj.__dict__) if each not in skipped)
-        return module, (name, getattr(obj, "__file__", None))
+        return arrivals.module, (name, getattr(obj, "__file__", None))
 
     def _exception(self, obj: BaseException) -> Any:
         fields = {
@@ -487,7 +329,7 @@ class Traveller(pickle.Pickler):
                     fields[name] = getattr(obj, name)
         rows = traceback_rows(obj)
         state = (dict(obj.__dict__), obj.__cause__, obj.__context__, obj.__suppress_context__, rows)
-        return exception, (type(obj), arguments, fields), state, None, None, set_exception
+        return arrivals.exception, (type(obj), arguments, fields), state, None, None, arrivals.set_exception
 
 
 class _Imported(tuple[str, ...]):
@@ -509,48 +351,6 @@ class _Space(tuple[str]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return space, tuple(self)
-
-
-@functools.lru_cache(maxsize=4096)
-def globals_of(code: types.CodeType) -> frozenset[str]:
-    """Names that a code object, or code inside of it, reads or writes as globals."""
-    return frozenset(_global_names(code, ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")))
-
-
-@functools.lru_cache(maxsize=4096)
-def attributes_of(code: types.CodeType) -> frozenset[tuple[str, str]]:
-    """Pairs (global name, attribute) that a code object, or code inside of it, reads."""
-    return frozenset(_attribute_reads(code))
-
-
-def _attribute_reads(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    import dis
-
-    name: str | None = None
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and name is not None:
-            yield name, instruction.argval
-        name = instruction.argval if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _attribute_reads(constant)
-
-
-@functools.lru_cache(maxsize=4096)
-def globals_written_by(code: types.CodeType) -> frozenset[str]:
-    """Names that a code object, or code inside of it, assigns as globals."""
-    return frozenset(_global_names(code, ("STORE_GLOBAL", "DELETE_GLOBAL")))
-
-
-def _global_names(code: types.CodeType, operations: tuple[str, ...]) -> Iterator[str]:
-    import dis
-
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in operations:
-            yield instruction.argval
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _global_names(constant, operations)
 
 
 # ---- to the workers
@@ -665,7 +465,7 @@ def _pack(
                 pickler.dump(("", "", _Imported((value.__name__, *sorted(below)))))
         if not pickler.wanted:
             memo = pickler.memo.copy()
-            added = _code_added([obj for _, obj in memo.values()], patched, list(namespace.values()))
+            added = code_added([obj for _, obj in memo.values()], patched, list(namespace.values()))
             for row in added:
                 patched.add(row[:2])
                 pickler.dump(row)
@@ -694,53 +494,6 @@ def _pack(
                 written.setdefault(each, set()).add(obj.__qualname__)
     left_out = frozenset(name for where, name in skipped if where == MAIN)
     return Parcel(file.getvalue(), buffers, objects, readers, written, frozenset(sent), left_out)
-
-
-def _code_added(
-    sent: list[object], known: Set[tuple[str, str]], notebook: Iterable[object]
-) -> list[tuple[str, str, object]]:
-    """What others than their own distribution have put on classes that the loop may meet; rows of a parcel.
-
-    These are the classes of what is sent, and those of the libraries that are.
-    """
-    from ipyparcache.digest import patches
-
-    kinds = {type(obj) for obj in sent} | {obj for obj in sent if isinstance(obj, type)}
-    libraries = {obj for obj in sent if type(obj) is types.ModuleType}
-    if "pandas" in sys.modules and _may_meet_tables(sent, libraries, notebook):
-        libraries |= {sys.modules[name] for name in ("pandas", "pandas.api.typing") if name in sys.modules}
-    for library in libraries:
-        kinds |= {value for value in vars(library).values() if issubclass(type(value), type)}
-    owners = {base for kind in kinds for base in kind.__mro__}
-    rows: list[tuple[str, str, object]] = []
-    for owner in owners:
-        place = f"{PATCH}{owner.__module__}:{owner.__qualname__}"
-        rows += [(place, n, v) for n, v in patches.added_to(owner).items() if (place, n) not in known]
-    return rows
-
-
-def _may_meet_tables(
-    sent: list[object], libraries: Set[types.ModuleType], notebook: Iterable[object]
-) -> bool:
-    """Whether a loop may come to tables of pandas: the notebook has any, or a library that may make them."""
-    from ipyparcache.digest.modules import origin_of
-
-    kinds = {type(thing) for thing in itertools.chain(sent, notebook)}
-    modules = {thing for thing in notebook if type(thing) is types.ModuleType} | libraries
-    return (
-        any(kind.__module__.partition(".")[0] == "pandas" for kind in kinds)
-        or any(origin_of(one.__name__) != "standard" and one.__name__ != "numpy" for one in modules)
-        or any("pandas" in thing.__code__.co_names for thing in sent if type(thing) is types.FunctionType)
-    )
-
-
-def owner_of(place: str) -> Any:
-    """The module or class of a library that a patch is of."""
-    module, _, qualname = place.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in qualname.split(".") if qualname else ():
-        found = getattr(found, part)
-    return found
 
 
 def is_numbered(obj: object) -> bool:
@@ -785,7 +538,7 @@ def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
     """Load a parcel into a new `__main__`."""
     made = types.ModuleType(MAIN)
     made.__dict__["__builtins__"] = __builtins__
-    _arrival.spaces = {MAIN: made.__dict__, "@" + MAIN: {"module": made}}
+    arrival.spaces = {MAIN: made.__dict__, "@" + MAIN: {"module": made}}
     file = io.BytesIO(data)
     loader = pickle.Unpickler(file, buffers=buffers)
     ends = len(data)
@@ -802,13 +555,13 @@ def unpack(data: bytes, buffers: Iterable[Any]) -> Arrived:
     finally:
         if before is not None:
             sys.modules[MAIN] = before
-    spaces = {id(values) for values in _arrival.spaces.values()}
+    spaces = {id(values) for values in arrival.spaces.values()}
     objects: dict[int, object] = {
         number: obj
         for number, obj in loader.memo.copy().items()
         if is_numbered(obj) and id(obj) not in spaces
     }
-    return Arrived(made.__dict__, made, objects, _arrival.spaces, patches)
+    return Arrived(made.__dict__, made, objects, arrival.spaces, patches)
 
 
 # ---- elements: to a worker, each pickled for itself
@@ -859,7 +612,7 @@ def unpack_element(data: bytes, buffers: Iterable[Any], arrived: Arrived) -> tup
     file = io.BytesIO(data)
     loader = _Loader(file, buffers=buffers)
     loader.resolve = lambda key: arrived.objects[key[1]]
-    _arrival.spaces = arrived.spaces
+    arrival.spaces = arrived.spaces
     item = loader.load()
     while file.tell() < len(data):
         where, name, value = loader.load()
@@ -906,9 +659,9 @@ class Returner(Traveller):
         key = self.known.get(id(obj))
         if key is not None:
             if self.by_names and (where := self._name_of(obj)) is not None:
-                return named, where
+                return arrivals.named, where
             self.refers = True
-            return live, key
+            return arrivals.live, key
         kind = type(obj)
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.base is not None:
             found = self._view(obj)
@@ -941,7 +694,7 @@ class Returner(Traveller):
                     return None
                 offset = obj.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
                 if 0 <= offset <= owner.nbytes:
-                    return view, (owner, obj.dtype, obj.shape, obj.strides, offset, owner.strides)
+                    return arrivals.view, (owner, obj.dtype, obj.shape, obj.strides, offset, owner.strides)
                 return None
             owner = getattr(owner, "base", None)
         return None
@@ -965,8 +718,8 @@ def load_result(
     """Load, in the kernel, what an iteration left."""
     loader = _Loader(io.BytesIO(data), buffers=buffers)
     loader.resolve = resolve
-    _arrival.spaces = _Live({MAIN: namespace})
-    _arrival.resolve = resolve
+    arrival.spaces = _Live({MAIN: namespace})
+    arrival.resolve = resolve
     return loader.load()
 
 

@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.cells.travel import match
+from ipyparcache.cells.arrivals import match
 from ipyparcache.digest import compiled, figures, spent
 from ipyparcache.errors import ParcacheError
 

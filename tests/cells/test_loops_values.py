@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipyparcache.cells import travel
+from ipyparcache.cells.arrivals import Key
 from ipyparcache.cells.journal import MOST_PARTS, stands_alone
 from tests.cells.sessions import describe, new_namespace, parallel, serial
 
@@ -117,7 +117,7 @@ def test_a_row_is_the_object_that_its_name_stands_for():
 
 def test_what_stands_alone():
     shared, none = [1], {}
-    known: dict[int, travel.Key] = {id(shared): ("b", 0)}
+    known: dict[int, Key] = {id(shared): ("b", 0)}
     endless: list[object] = []
     endless.append(endless)
 
