@@ -470,6 +470,16 @@ class CannotTravel(Refusal):
 
 
 @dataclass(frozen=True)
+class CompiledBefore(CannotTravel):
+    """A function that numba compiled may do what a worker, which compiles it anew, would not."""
+
+    SAYS = "`{variable}` is not sent to a worker: {why}"
+    INSTEAD = (
+        "Run the cell that defines `{variable}` again, or give it as arguments what it reads from the notebook."
+    )
+
+
+@dataclass(frozen=True)
 class SharedWithResult(Refusal):
     """What the loop changes is reached through another name that it reads."""
 

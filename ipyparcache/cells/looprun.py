@@ -191,7 +191,8 @@ class LoopRun:
             )
         except travel.NotTravelling as error:
             if not self._is_threaded:
-                raise refused(refusals.CannotTravel(parfor.line, error.name, error.why)) from None
+                kind = refusals.CompiledBefore if error.outdated else refusals.CannotTravel
+                raise refused(kind(parfor.line, error.name, error.why)) from None
             self.parcel = travel.Parcel(b"", [], {}, {}, {})
         if self._is_threaded:
             self.launch.check_threads(self.parcel)

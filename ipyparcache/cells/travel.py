@@ -59,10 +59,15 @@ _NOT_NUMBERED = (
 class NotTravelling(Exception):
     """A name whose value cannot be pickled; the text says which part and why."""
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, outdated: bool = False) -> None:
         super().__init__(name, why)
         self.name = name
         self.why = why
+        self.outdated = outdated
+
+
+class Outdated(TypeError):
+    """A function of numba's would be compiled anew from other values."""
 
 
 _OF_NAMEDTUPLES = frozenset(vars(collections.namedtuple("_OF_NAMEDTUPLES", "")))
@@ -214,7 +219,7 @@ class Traveller(pickle.Pickler):
         if figures.is_figure(obj):
             return figures.make, figures.parts_of(obj)
         if compiled.is_compiled(obj) and (untold := compiled.outdated(obj)) is not None:
-            raise TypeError(untold)
+            raise Outdated(untold)
         if kind.__name__ == "memmap" and getattr(obj, "filename", None) and obj.mode in ("r+", "w+"):
             where = (str(obj.filename), obj.dtype, obj.offset, obj.shape, obj.flags.f_contiguous)
             return arrivals.memory_map, where
@@ -482,10 +487,11 @@ def _pack(
         try:
             pickler.dump((where, name, values[name]))
         except Exception as error:
-            why = f"{type(values[name]).__name__}: {error}"
+            outdated = isinstance(error, Outdated)
+            why = str(error) if outdated else f"{type(values[name]).__name__}: {error}"
             if where != MAIN:
                 raise _Skip((where, name), why) from None
-            raise NotTravelling(name, why) from None
+            raise NotTravelling(name, why, outdated) from None
     objects = {number: obj for number, obj in memo.values() if is_numbered(obj)}
     written: dict[str, set[str]] = {}
     for obj in objects.values():

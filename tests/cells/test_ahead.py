@@ -11,6 +11,7 @@ import pytest
 
 from ipyparcache import settings
 from ipyparcache.cells import ahead
+from ipyparcache.engine.cpus import cpu_count
 
 
 class Pool:
@@ -126,6 +127,7 @@ def test_only_the_notebooks_used_last_are_remembered(tmp_path, monkeypatch):
 
 
 @pytest.mark.kernel
+@pytest.mark.skipif(cpu_count() < 2, reason="on one core, one worker is made ready")
 def test_workers_have_imported_what_the_notebook_has_after_a_restart(kernel):
     ask = "import sys, ipyparcache as p\n"
     ask += "p.Parallel(2)(p.delayed(lambda: 'cycler' in sys.modules)() for _ in range(4))"
