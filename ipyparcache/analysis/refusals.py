@@ -475,7 +475,8 @@ class CompiledBefore(CannotTravel):
 
     SAYS = "`{variable}` is not sent to a worker: {why}"
     INSTEAD = (
-        "Run the cell that defines `{variable}` again, or give it as arguments what it reads from the notebook."
+        "Run the cell that defines `{variable}` again, or give it "
+        "what it reads from the notebook as arguments."
     )
 
 
