@@ -45,18 +45,26 @@ def run_with_fds(fds: Iterable[int], idle_seconds: float) -> None:
 
 
 def run_named(named: tuple[tuple[str, int], bytes, str], idle_seconds: float) -> None:
-    """Be a worker of the portable transport: connect to the caller, open the files of the folder, and run."""
+    """Be a worker of the portable transport: connect to the caller, open the files of the folder, and run.
+
+    It returns at once if the caller has ended meanwhile, and has removed the folder.
+    """
     from socket import create_connection  # it loads `enum`, which few workers need
 
     address, token, folder = named
-
-    end = create_connection(address, timeout=10)
-    end.settimeout(None)
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end.sendall(token)
-    channel = StreamChannel(end)
-    out, err = (os.open(f"{folder}/{name}", os.O_RDWR | os.O_APPEND) for name in ("stdout", "stderr"))
-    run_worker(channel, channel, Block.open(folder), out, err, idle_seconds)
+    try:
+        end = create_connection(address, timeout=10)
+        end.settimeout(None)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end.sendall(token)
+        channel = StreamChannel(end)
+        out, err = (os.open(f"{folder}/{name}", os.O_RDWR | os.O_APPEND) for name in ("stdout", "stderr"))
+        block = Block.open(folder)
+    except OSError:
+        if os.path.isdir(folder):
+            raise
+        return
+    run_worker(channel, channel, block, out, err, idle_seconds)
 
 
 def be_worker(message: Message, fds: list[int]) -> None:

@@ -160,6 +160,23 @@ def test_a_script_that_leaves_a_call_half_done_ends_at_once(kind):
     assert time.monotonic() - begun < 15
 
 
+NAMED = """
+import socket, sys
+from ipyparcache.engine.forkserver import run_named
+listener = socket.create_server(("127.0.0.1", 0))
+run_named((listener.getsockname()[:2], b"token", sys.argv[1]), 60)
+"""
+
+
+def test_a_worker_whose_caller_ended_before_it_was_ready_says_nothing(tmp_path):
+    def worker_in(folder):
+        command = [sys.executable, "-c", NAMED, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+
+    assert worker_in(tmp_path / "removed") == ""
+    assert "FileNotFoundError" in worker_in(tmp_path)
+
+
 def test_an_interrupted_script_ends_with_its_workers():
     script = SCRIPT.replace("sum(range(10**9)) if number else time.sleep(1)", "time.sleep(1)")
     caller = subprocess.Popen(

@@ -126,8 +126,9 @@ def _made(context: Any, count: int, arguments: dict[str, Any]) -> Any:
         if unwanted and not isinstance(made[0], BaseException):
             _end(made[0])
 
-    threading.Thread(target=make, name="ipyparcache-making-a-pool", daemon=True).start()
+    making = threading.Thread(target=make, name="ipyparcache-making-a-pool", daemon=True)
     try:
+        making.start()
         is_over.wait()
     except BaseException:
         unwanted = True
