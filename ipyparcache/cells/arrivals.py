@@ -17,6 +17,11 @@ from ipyparcache.cells.tracebacks import Traceback, with_traceback
 Key = tuple[str, int]
 
 
+#: Held, as a class that is collected while its parts are read has none.
+_PLAIN = collections.namedtuple("_PLAIN", "")
+OF_NAMEDTUPLES = frozenset(vars(_PLAIN))  # what each class has that `namedtuple` makes, beside its fields
+
+
 class Arrival(threading.local):
     """Where the objects of the pickle being loaded belong."""
 

@@ -11,7 +11,6 @@ never brings a copy of it.
 
 from __future__ import annotations
 
-import collections
 import functools
 import importlib
 import io
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 from ipyparcache.analysis.codes import attributes_of, globals_of, globals_written_by
 from ipyparcache.cells import arrivals, dictlike
 from ipyparcache.cells.additions import PATCH, code_added
-from ipyparcache.cells.arrivals import Key, arrival, space
+from ipyparcache.cells.arrivals import OF_NAMEDTUPLES, Key, arrival, space
 from ipyparcache.cells.shortforms import ATOMS as ATOMS
 from ipyparcache.cells.shortforms import short_form
 from ipyparcache.cells.tracebacks import traceback_rows
@@ -70,7 +69,6 @@ class Outdated(TypeError):
     """A function of numba's would be compiled anew from other values."""
 
 
-_OF_NAMEDTUPLES = frozenset(vars(collections.namedtuple("_OF_NAMEDTUPLES", "")))
 _RUN_ON_ARRIVAL = frozenset({"__init_subclass__", "__set_name__", "__prepare__"})
 _numbers = itertools.count()
 
@@ -81,7 +79,7 @@ def _is_plain_namedtuple(kind: Any) -> bool:
         return False
     own = vars(kind)
     is_bare = own.get("__slots__") == () and own.get("_field_defaults") == {}
-    return bool(is_bare and own.keys() <= _OF_NAMEDTUPLES | set(own["_fields"]))
+    return bool(is_bare and own.keys() <= OF_NAMEDTUPLES | set(own["_fields"]))
 
 
 def bases_of(objects: Iterable[object]) -> dict[int, Any]:

@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ipyparcache.cells.arrivals import match
+from ipyparcache.cells.arrivals import OF_NAMEDTUPLES, match
 from ipyparcache.digest import compiled, figures, spent
 from ipyparcache.errors import ParcacheError
 
@@ -352,7 +352,7 @@ def _is_importable(function: types.FunctionType) -> bool:
     return module is not None and lookup(vars(module), function.__qualname__) is function
 
 
-_TUPLE_CLASS_PARTS = frozenset(vars(collections.namedtuple("_Plain", ()))) | {"__slotnames__"}
+_TUPLE_CLASS_PARTS = OF_NAMEDTUPLES | {"__slotnames__"}
 
 
 def _reduce_tuple_class(cls: type) -> Reduction | None:

@@ -1,5 +1,7 @@
 """What a hit leaves is what the run left: objects, sharing, changes in place, definitions, settings."""
 
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -320,6 +322,23 @@ def test_the_row_that_a_loop_over_a_frame_leaves_comes_back(cell, cached, names)
     assert names["row"]._fields == row._fields
     assert type(names["row"]).__name__ == "Rec"
     assert type(names["rows"][0]) is type(names["rows"][1])
+
+
+COLLECTED = """
+import gc, importlib
+from ipyparcache.cells import arrivals
+for allocations in range(1, 700):
+    gc.collect()
+    gc.set_threshold(allocations, 1, 1)
+    importlib.reload(arrivals)
+    assert "_fields" in arrivals.OF_NAMEDTUPLES, allocations
+"""
+
+
+def test_what_named_tuples_have_is_known_whenever_garbage_is_collected():
+    ran = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, timeout=60)
+
+    assert ran.stderr == ""
 
 
 def test_a_named_nan_is_found_in_a_restored_list(cell, cached, names):
